@@ -1,0 +1,89 @@
+"""Lists datasets and tasks, built-in and from entry points, without importing them.
+
+A plug-in is a module: its name is what users write, line 1 of its docstring says what it is, and the class that derives
+from the contract is what is built. Listing reads the source with `ast`; only `load` imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from inflate3d.errors import InputError, unknown_name
+
+Group = Literal["datasets", "tasks"]
+_BASES = {"datasets": "AbstractDataset", "tasks": "AbstractTask"}
+
+
+@dataclass(frozen=True)
+class PlugIn:
+    """One dataset or task that can be built: `name` as users write it, and where its class is."""
+
+    name: str
+    module: str
+    class_name: str
+    summary: str
+
+    @property
+    def class_path(self) -> str:
+        """What a config's class_path says in full."""
+        return f"{self.module}.{self.class_name}"
+
+    def load(self) -> type[Any]:
+        """Import the module and return the class."""
+        return getattr(importlib.import_module(self.module), self.class_name)
+
+
+@cache
+def plug_ins(group: Group) -> dict[str, PlugIn]:
+    """Return every plug-in of a group by name; built-in ones first, then those of the entry points."""
+    folder = Path(_package_folder(f"inflate3d.{group}"))
+    found: dict[str, PlugIn] = {}
+    for file in sorted(folder.glob("*.py")):
+        if not file.stem.startswith("_"):
+            found[file.stem] = _read(file.stem, f"inflate3d.{group}.{file.stem}", file, _BASES[group], None)
+    for point in entry_points(group=f"inflate3d.{group}"):
+        module, _, attribute = point.value.partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise InputError(f"entry point {point.name!r} of inflate3d.{group}: no module {module!r}; reinstall its package")
+        if point.name in found:
+            raise InputError(f"entry point {point.name!r} of inflate3d.{group} names what exists already; rename it")
+        found[point.name] = _read(point.name, module, Path(spec.origin), _BASES[group], attribute or None)
+    return found
+
+
+def find(group: Group, name: str) -> PlugIn:
+    """Return one plug-in by its name, class name or class path; InputError with close names if there is none."""
+    known = plug_ins(group)
+    for plug_in in known.values():
+        if name in (plug_in.name, plug_in.class_name, plug_in.class_path):
+            return plug_in
+    raise unknown_name(group[:-1], name, known, see=f"platform {group} list")
+
+
+def _package_folder(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    return spec.submodule_search_locations[0]
+
+
+def _read(name: str, module: str, file: Path, base: str, class_name: str | None) -> PlugIn:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+    if class_name is None:
+        classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(_base_name(b) == base for b in n.bases)]
+        if len(classes) != 1:
+            raise InputError(f"{file}: expected exactly one class that derives from {base}, found {len(classes)}")
+        class_name = classes[0].name
+    return PlugIn(name, module, class_name, summary)
+
+
+def _base_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

@@ -1,0 +1,60 @@
+# make quickstart   set-up, then the main job on toy data: shards, three tasks, published weights (under 3 minutes)
+# make test         set-up, then the fast tests (under 3 minutes on 2 cores)
+# make test-all     the slow tests too, and those on real data where ../shared/data exists
+# make lint         ruff;   make typecheck   mypy on the installed wheel;   make lock   pin what is installed now
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two one-thread processes beat one two-thread process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+# The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
+LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
+
+.PHONY: install quickstart test test-all lint typecheck lock clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
+	  || { echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
+	@echo "installing into $(VENV)/ (about 5 GB, torch included; one to three minutes)"
+ifneq ($(LOCKED),)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+else
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]'
+endif
+	@touch $(STAMP)
+	@echo "installed: $(BIN)/platform --help"
+
+quickstart: install
+	@$(BIN)/platform fit --config quickstart.yaml
+
+test: install
+	$(PYTEST) -m "not slow and not data and not gpu and not slurm"
+
+test-all: install
+	$(PYTEST) -m "not gpu and not slurm"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A plain install, since type checkers cannot follow the editable finder.
+typecheck: install
+	@rm -rf build/typecheck
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p inflate3d
+
+lock: install
+	{ echo "# What was tested: Linux x86-64, $$($(BIN)/python --version). Written by make lock."; \
+	  $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

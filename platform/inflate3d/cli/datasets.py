@@ -1,0 +1,73 @@
+"""`platform datasets list|show|preview`: what can be read, under which licence, and how it looks."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import textwrap
+from typing import Any
+
+from inflate3d.cli.table import print_table
+from inflate3d.contracts import DatasetCard
+from inflate3d.discover import PlugIn, find, plug_ins
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `platform datasets`."""
+    parser = subparsers.add_parser("datasets", help="list, show and preview the datasets that shards are built from")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_parser("list", help="every dataset, built-in and from plug-ins").set_defaults(run=_list)
+    show = commands.add_parser("show", help="layout, arguments and licence of one dataset")
+    show.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
+    show.set_defaults(run=_show)
+
+
+def _list(args: argparse.Namespace) -> None:
+    rows = [(dataset.name, dataset.class_name, dataset.summary) for dataset in plug_ins("datasets").values()]
+    print_table(("name", "class_path", "what it is"), rows)
+
+
+def _show(args: argparse.Namespace) -> None:
+    plug_in = find("datasets", args.name)
+    dataset = plug_in.load()
+    print(f"{plug_in.name}: {plug_in.summary}\n")
+    _print_card(dataset.base_card)
+    if doc := inspect.getdoc(dataset):
+        print(f"\n{doc}")
+    print("\narguments of `platform shards build` and of a config's build.init_args:")
+    for parameter in inspect.signature(dataset.__init__).parameters.values():
+        if parameter.name != "self":
+            print(f"  --{_describe(parameter)}")
+    print(f"\nbuild its shards:\n  {_build_command(plug_in, dataset)}")
+
+
+def _print_card(card: DatasetCard) -> None:
+    commercial = {True: "yes", False: "no", None: "not stated"}[card.commercial_use]
+    rows = {
+        "title": card.title,
+        "kind": card.kind,
+        "modality": card.modality,
+        "classes": ", ".join(card.classes) or "read from the files",
+        "channels": ", ".join(card.input.channels),
+        "url": card.url,
+        "licence": card.licence,
+        "commercial use": commercial,
+        "publish weights": "yes" if card.weights_may_be_published else "no: only to a directory marked private",
+        "cite": card.citation,
+    }
+    for name, value in rows.items():
+        print(textwrap.fill(str(value), 110, initial_indent=f"{name:<17}", subsequent_indent=" " * 17))
+
+
+def _describe(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return f"{parameter.name} (required): {parameter.annotation}"
+    return f"{parameter.name} (default {parameter.default!r}): {parameter.annotation}"
+
+
+def _build_command(plug_in: PlugIn, dataset: type[Any]) -> str:
+    parameters = inspect.signature(dataset.__init__).parameters.values()
+    required = [p.name for p in parameters if p.name not in ("self", "root") and p.default is inspect.Parameter.empty]
+    options = "".join(f" --{name} {name.upper()}" for name in required)
+    root = " --root RAW" if any(p.name == "root" for p in parameters) else ""
+    return f"platform shards build {plug_in.name}{root}{options} --output SHARDS/{plug_in.name}"

@@ -1,0 +1,131 @@
+"""Constructor arguments read from source files, without importing them: checks answer at once, and no list goes stale.
+
+A class is given by its full path ("torch.optim.AdamW"). Re-exports (`from .adamw import AdamW as AdamW`) are followed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+
+@dataclass
+class Signature:
+    """The arguments of a constructor: all names, and those without a default. `is_open`: further ones are taken."""
+
+    names: list[str] = field(default_factory=list)
+    required: list[str] = field(default_factory=list)
+    is_open: bool = False
+
+
+@cache
+def signature(class_path: str) -> Signature | None:
+    """Return what the class takes (dataclass fields or __init__, with the base's where it passes **kwargs on), or None."""
+    found = _find_class(*class_path.rpartition(".")[::2])
+    if found is None:
+        return None
+    module, node = found
+    if _is_dataclass(node):
+        return _of_fields(node)
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    above = _of_base(module, node)
+    if init is None:
+        return above
+    own = _of_function(init)
+    if not own.is_open or above is None:
+        return own
+    names = [*own.names, *(n for n in above.names if n not in own.names)]
+    required = [*own.required, *(n for n in above.required if n not in own.names)]
+    return Signature(names, required, above.is_open)
+
+
+@cache
+def constant(class_path: str, name: str) -> object | None:
+    """Return the value of a class attribute that is written as a plain constant, or None."""
+    found = _find_class(*class_path.rpartition(".")[::2])
+    for statement in found[1].body if found else []:
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        value = getattr(statement, "value", None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Constant):
+            return value.value
+    return None
+
+
+def module_file(module: str) -> Path | None:
+    """Return the file of a module without importing it or the packages above it."""
+    top, *below = module.split(".")
+    if (spec := importlib.util.find_spec(top)) is None:
+        return None
+    if top == "inflate3d" and below and below[0] in ("datasets", "tasks", "configs"):
+        # Sub-packages whose folder lies elsewhere in an editable install.
+        spec = importlib.util.find_spec(f"{top}.{below.pop(0)}")
+    if spec is None:
+        return None
+    if not below:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or []:
+        path = Path(folder, *below)
+        for file in (path.with_name(path.name + ".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    file = module_file(module)
+    return ast.parse(file.read_text(encoding="utf-8")) if file else None
+
+
+def _find_class(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassDef] | None:
+    tree = _tree(module) if module else None
+    if tree is None or depth > 5:
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
+            original = next(a.name for a in node.names if (a.asname or a.name) == name)
+            return _find_class(_absolute(module, node), original, depth + 1)
+    return None
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    if not node.level:
+        return node.module or ""
+    file = module_file(module)
+    parts = module.split(".")
+    keep = len(parts) - node.level + (1 if file and file.name == "__init__.py" else 0)
+    return ".".join([*parts[:keep], *([node.module] if node.module else [])])
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+
+
+def _of_fields(node: ast.ClassDef) -> Signature:
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    fields = [n for n in fields if "ClassVar" not in ast.unparse(n.annotation)]
+    names = [n.target.id for n in fields if isinstance(n.target, ast.Name)]
+    return Signature(names, [name for name, n in zip(names, fields, strict=True) if n.value is None])
+
+
+def _of_function(init: ast.FunctionDef) -> Signature:
+    positional = [*init.args.posonlyargs, *init.args.args][1:]
+    defaults = len(init.args.defaults)
+    required = [a.arg for a in (positional[:-defaults] if defaults else positional)]
+    required += [a.arg for a, d in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if d is None]
+    names = [a.arg for a in [*positional, *init.args.kwonlyargs]]
+    return Signature(names, required, init.args.kwarg is not None)
+
+
+def _of_base(module: str, node: ast.ClassDef) -> Signature | None:
+    for base in node.bases:
+        name = ast.unparse(base)
+        found = _find_class(module, name) if "." not in name else None
+        if found is not None:
+            return signature(f"{found[0]}.{found[1].name}")
+    return None

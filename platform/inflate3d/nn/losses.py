@@ -1,0 +1,31 @@
+"""Losses of the tasks, in float32 whatever the precision of the logits."""
+
+# B batch, K classes, D H W voxels.
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy of (B, K, ...) logits against (B, ...) class indices."""
+    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-5) -> Tensor:
+    """Return 1 - soft Dice, the mean over the foreground classes (index 0 is the background).
+
+    Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s) with sums over the batch and all voxels, so that a class which one
+    patch lacks does not weigh as a whole error (nnU-Net's "batch dice", arXiv:1809.10486).
+    Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 -> scalar.
+    """
+    num_classes = logits.shape[1]
+    probabilities = logits.float().softmax(dim=1)[:, 1:]
+    classes = torch.arange(1, num_classes, device=target.device).view(1, -1, *[1] * (target.ndim - 1))
+    truth = target[:, None] == classes
+    over = [0, *range(2, logits.ndim)]
+    overlap = (probabilities * truth).sum(over)
+    total = probabilities.sum(over) + truth.sum(over)
+    return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()

@@ -1,0 +1,50 @@
+"""Dice over whole volumes, as a torchmetrics metric."""
+
+# B batch, K classes, D H W voxels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class VolumeDice(Metric):
+    """Dice of each foreground class, computed volume by volume and averaged over the volumes.
+
+    A class that neither truth nor prediction of a volume holds says nothing of that volume and is left out of its
+    average; one that only the prediction holds counts as 0. `compute` returns {"dice": mean of the foreground classes,
+    "dice_<class>": ...}, NaN where no volume spoke.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    volumes: Tensor
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        """`classes`: names in index order, the background first."""
+        super().__init__()
+        self.classes = tuple(classes)
+        zeros = torch.zeros(len(self.classes) - 1, dtype=torch.float64)
+        self.add_state("total", default=zeros, dist_reduce_fx="sum")
+        self.add_state("volumes", default=zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Count volumes: probabilities (B, K, D, H, W), target (B, D, H, W)."""
+        num_classes = len(self.classes)
+        for predicted, truth in zip(probabilities.argmax(dim=1).flatten(1), target.flatten(1), strict=True):
+            counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
+            confusion = counts.view(num_classes, num_classes).double()
+            sizes = confusion.sum(0) + confusion.sum(1)
+            dice = 2 * confusion.diagonal() / sizes.clamp_min(1)
+            self.total += dice[1:]
+            self.volumes += (sizes[1:] > 0).double()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the averages by name."""
+        dice = (self.total / self.volumes).float()
+        names = [f"dice_{name.strip().replace(' ', '_')}" for name in self.classes[1:]]
+        return {"dice": dice.nanmean(), **dict(zip(names, dice, strict=True))}

@@ -1,0 +1,69 @@
+"""Prediction of a whole volume from overlapping windows, blended by a Gaussian."""
+
+# B batch, C channels, K classes, D H W voxels.
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inflate3d.sample import Triple
+
+
+def sliding_window(
+    image: Tensor, predict: Callable[[Tensor], Tensor], *, window: Triple, overlap: float = 0.5, batch_size: int = 4
+) -> Tensor:
+    """Return the blended probabilities (B, K, D, H, W) of `predict`, which maps (b, C, *window) to (b, K, *window).
+
+    Windows lie evenly from border to border and overlap by at least `overlap` of their size; near its centre a window
+    counts more (a Gaussian with a standard deviation of 1/8 of the window, as nnU-Net, arXiv:1809.10486). An image
+    smaller than the window is padded at the far ends with its minimum. `batch_size` windows go through at a time.
+    """
+    size = image.shape[2:]
+    missing = [max(w - s, 0) for w, s in zip(window, size, strict=True)]
+    if any(missing):
+        pad = [n for m in reversed(missing) for n in (0, m)]
+        image = F.pad(image, pad, value=float(image.amin()))
+    weight = gaussian_weight(window).to(image.device)
+    places = [(b, *corner) for b in range(len(image)) for corner in window_corners(image.shape[2:], window, overlap)]
+    total: Tensor | None = None
+    norm = image.new_zeros((1, 1, *image.shape[2:]), dtype=torch.float32)
+    for first in range(0, len(places), batch_size):
+        part = places[first : first + batch_size]
+        slices = [(b, *(slice(c, c + w) for c, w in zip(corner, window, strict=True))) for b, *corner in part]
+        answers = predict(torch.stack([image[b, :, d, h, w] for b, d, h, w in slices])).float()
+        if total is None:
+            total = answers.new_zeros((len(image), answers.shape[1], *image.shape[2:]))
+        for (b, d, h, w), answer in zip(slices, answers, strict=True):
+            total[b, :, d, h, w] += answer * weight
+            if b == 0:
+                norm[0, 0, d, h, w] += weight
+    assert total is not None
+    depth, height, width = size
+    return (total / norm)[:, :, :depth, :height, :width]
+
+
+def window_corners(size: tuple[int, ...], window: Triple, overlap: float) -> list[Triple]:
+    """Return the first corner of each window: evenly spread, the outer ones touching the borders."""
+    return list(itertools.product(*(_starts(s, w, overlap) for s, w in zip(size, window, strict=True))))  # type: ignore[arg-type]
+
+
+def gaussian_weight(window: Triple) -> Tensor:
+    """Return the weight of each voxel of a window, 1 at its centre and nowhere 0: (D, H, W) float32."""
+    axes = []
+    for n in window:
+        x = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
+        axes.append(torch.exp(-0.5 * (x / (n / 8)) ** 2))
+    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+    return (weight / weight.max()).clamp_min(1e-4)
+
+
+def _starts(size: int, window: int, overlap: float) -> list[int]:
+    step = max(window * (1 - overlap), 1)
+    count = max(math.ceil((size - window) / step), 0) + 1
+    return [round(i * (size - window) / max(count - 1, 1)) for i in range(count)]

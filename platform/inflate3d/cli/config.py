@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inflate3d.errors import InputError, close_names, unknown_name
+from inflate3d.errors import InputError, unknown_name
 
 KeyPath = tuple[str, ...]
 # Below these the keys are names that the user makes up; a null there always means that the entry is not wanted.
@@ -64,7 +64,8 @@ def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
 def packaged_configs() -> dict[str, Path]:
     """Return the packaged configs by bare name ('quickstart.yaml', 'debug/overfit.yaml')."""
     spec = importlib.util.find_spec("inflate3d.configs")
-    assert spec is not None and spec.submodule_search_locations, "inflate3d.configs is not installed"
+    assert spec is not None, "inflate3d.configs is not installed"
+    assert spec.submodule_search_locations, "inflate3d.configs is a package"
     folder = Path(next(iter(spec.submodule_search_locations)))
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
@@ -141,11 +142,7 @@ def _descend(at: KeyPath, base: dict[str, Any], key: str, option: str) -> tuple[
     if below is None:
         below = base[key] = {}
     if not isinstance(below, dict):
-        close = close_names(key, [k for k, v in base.items() if isinstance(v, dict)])
-        raise InputError(
-            f"--{option}: {'.'.join((*at, key))} is {below!r}, which has no keys"
-            + (f"; close: {close}" if close else "")
-        )
+        raise InputError(f"--{option}: {'.'.join((*at, key))} is {below!r}, which has no keys below it")
     return (*at, key), below
 
 

@@ -23,7 +23,7 @@ class Signature:
 
 @cache
 def signature(class_path: str) -> Signature | None:
-    """Return what the class takes (dataclass fields or __init__, with the base's where it passes **kwargs on), or None."""
+    """Return what the class takes: its dataclass fields, or __init__ with the base's where it passes **kwargs on."""
     found = _find_class(*class_path.rpartition(".")[::2])
     if found is None:
         return None
@@ -87,6 +87,7 @@ def _find_class(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassD
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
+    for node in ast.walk(tree):  # a lazy package imports its face under TYPE_CHECKING
         if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
             return _find_class(_absolute(module, node), original, depth + 1)

@@ -1,0 +1,206 @@
+"""Checks a merged config before torch is imported: keys, classes, cross-references, shards. Errors come in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inflate3d.cli.config import Config
+from inflate3d.cli.signatures import constant, signature
+from inflate3d.cli.timm_names import check_model_name
+from inflate3d.contracts import DatasetCard
+from inflate3d.data.manifest import Manifest
+from inflate3d.data.sample_options import sample_options
+from inflate3d.discover import Group, PlugIn, find
+from inflate3d.errors import InputError, close_names, unknown_name
+
+# Key paths whose keys are the arguments of a class.
+_CLASSES = {
+    ("trainer",): "lightning.pytorch.Trainer",
+    ("model",): "inflate3d.training.MultiTaskModule",
+    ("model", "backbone"): "inflate3d.models.BackboneConfig",
+    ("data",): "inflate3d.training.DataModule",
+}
+_DATASET = "inflate3d.training.DatasetConfig"
+_TOP = ("seed_everything", "ckpt_path", "trainer", "model", "data", "publish", "pictures")
+
+
+def check_config(config: Config) -> None:
+    """Raise InputError, naming file, line and key, for the first thing that is wrong; needs neither torch nor weights."""
+    _check_keys(config, (), _TOP)
+    for path, class_path in _CLASSES.items():
+        if (found := signature(class_path)) and not found.is_open:
+            _check_keys(config, path, found.names)
+    _check_class(config, ("model", "optimizer"))
+    _check_backbone(config)
+    datasets = _named(config, ("data", "datasets"), "dataset")
+    tasks = _named(config, ("model", "tasks"), "task")
+    plug_ins = {name: _check_plug_in(config, "tasks", ("model", "tasks", name)) for name in tasks}
+    _check_cross_references(config, datasets, tasks)
+    for name in datasets:
+        _check_dataset(config, name)
+    cards = {name: _card(config, name) for name in datasets}
+    for task, plug_in in plug_ins.items():
+        _check_kinds(config, task, plug_in, cards)
+    for name, card in cards.items():
+        _check_sample(config, name, card)
+
+
+def shard_folder(config: Config, dataset: str) -> Path:
+    """Return where the shards of a dataset of this config lie."""
+    return Path(str(config.get("data", "root", default="."))).expanduser() / dataset
+
+
+def _check_keys(config: Config, path: tuple[str, ...], allowed: Iterable[str]) -> None:
+    mapping = config.get(*path) if path else config.values
+    if mapping is None:
+        return
+    if not isinstance(mapping, dict):
+        raise InputError(f"{config.where(*path)} is {mapping!r}; expected keys: {', '.join(allowed)}")
+    for key in mapping:
+        if key not in allowed:
+            raise unknown_name("key", key, allowed, where=config.where(*path, key))
+
+
+def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
+    mapping = config.get(*path)
+    if not isinstance(mapping, dict) or not mapping:
+        raise InputError(
+            f"{config.where(*path)}: names no {what}; add one, as in: platform configs show quickstart.yaml"
+        )
+    for name, value in mapping.items():
+        if not isinstance(value, dict):
+            raise InputError(f"{config.where(*path, name)} is {value!r}; expected keys below it")
+    return mapping
+
+
+def _check_class(config: Config, path: tuple[str, ...]) -> None:
+    """Check the arguments of a class given by its full path, where its source tells them."""
+    value = config.get(*path)
+    if not isinstance(value, dict):
+        return
+    _check_keys(config, path, ("class_path", "init_args", "dict_kwargs"))
+    class_path = str(value.get("class_path", ""))
+    found = signature(class_path if "." in class_path else f"torch.optim.{class_path}")
+    if found and not found.is_open:
+        _check_keys(config, (*path, "init_args"), found.names)
+
+
+def _check_backbone(config: Config) -> None:
+    name = config.get("model", "backbone", "name")
+    where = config.where("model", "backbone", "name")
+    if not isinstance(name, str):
+        raise InputError(f"{where} is {name!r}; expected a model's name. All names: platform models list")
+    scheme, colon, path = name.partition(":")
+    if colon and scheme == "local-dir" and not Path(path).expanduser().is_dir():
+        raise InputError(f"{where}: no directory {path!r}; local-dir: wants one that `platform publish` wrote")
+    check_model_name(name, where=where)
+
+
+def _check_plug_in(config: Config, group: Group, path: tuple[str, ...]) -> PlugIn:
+    """Check a {class_path, init_args} of a built-in or third-party class; write its full class_path into the config."""
+    _check_keys(config, path, ("class_path", "init_args"))
+    name = config.get(*path, "class_path")
+    if not isinstance(name, str):
+        raise InputError(f"{config.where(*path)}: class_path is missing. All names: platform {group} list")
+    try:
+        plug_in = find(group, name)
+    except InputError as error:
+        raise InputError(f"{config.where(*path, 'class_path')}: {error}") from None
+    found = signature(plug_in.class_path)
+    if found:
+        arguments = config.get(*path, "init_args", default={})
+        if not found.is_open:
+            _check_keys(config, (*path, "init_args"), found.names)
+        if missing := [n for n in found.required if n not in arguments]:
+            raise InputError(f"{config.where(*path)}: {plug_in.class_name} needs {', '.join(missing)} under init_args")
+    config.get(*path)["class_path"] = plug_in.class_path
+    return plug_in
+
+
+def _check_cross_references(config: Config, datasets: dict[str, Any], tasks: dict[str, Any]) -> None:
+    owner: dict[str, str] = {}
+    for task in tasks:
+        path = ("model", "tasks", task, "init_args", "datasets")
+        wanted = config.get(*path)
+        if not isinstance(wanted, list) or not wanted:
+            raise InputError(f"{config.where(*path)} is {wanted!r}; expected a list of names: [{', '.join(datasets)}]")
+        for name in wanted:
+            if name not in datasets:
+                raise unknown_name(
+                    "dataset", str(name), datasets, where=config.where(*path), see="the keys of data.datasets"
+                )
+            if name in owner:
+                raise InputError(
+                    f"{config.where(*path)}: {name!r} belongs to task {owner[name]!r} already; give it to one"
+                )
+            owner[name] = task
+    for name in datasets:
+        if name not in owner:
+            raise InputError(
+                f"{config.where('data', 'datasets', name)}: no task uses this dataset; "
+                f"name it in a task's datasets, or drop it: --data.datasets.{name} null"
+            )
+
+
+def _check_dataset(config: Config, name: str) -> None:
+    path = ("data", "datasets", name)
+    if found := signature(_DATASET):
+        _check_keys(config, path, found.names)
+        for key in (k for k in found.required if k not in config.get(*path)):
+            close = close_names(name, [n for n in config.get("data", "datasets") if n != name])
+            hint = f"; is {close[0]!r} meant?" if close else ""
+            raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
+    _check_number(config, (*path, "batch_size"), integer=True)
+    _check_number(config, (*path, "weight"))
+
+
+def _check_number(config: Config, path: tuple[str, ...], *, integer: bool = False) -> None:
+    value = config.get(*path)
+    allowed = (int,) if integer else (int, float)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, allowed) or value <= 0):
+        what = "a whole number" if integer else "a number"
+        raise InputError(f"{config.where(*path)} is {value!r}; expected {what} above 0")
+
+
+def _card(config: Config, name: str) -> DatasetCard:
+    """Return what the shards say of themselves, or what the class says whose `build` will make them."""
+    path = ("data", "datasets", name)
+    folder = shard_folder(config, name)
+    build = config.get(*path, "build")
+    plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"))
+    try:
+        if plug_in is None or (folder / "manifest.json").is_file():
+            return Manifest.load(folder).card
+        return plug_in.load()(**build.get("init_args", {})).card
+    except InputError as error:
+        raise InputError(f"{config.where(*path)}: {error}") from None
+
+
+def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
+    """Check the options of a dataset's samples, and that the plan leaves something of them along D."""
+    path = ("data", "datasets", name, "sample")
+    options = sample_options(card.kind, config.get(*path, default={}), where=config.where(*path))
+    plan = config.get("model", "backbone", "plan", default="auto")
+    if plan == "auto" or options.input_size is None:
+        return
+    from inflate3d.inflation import resolve_plan
+
+    shortest, depth = resolve_plan(plan).min_depth, options.input_size[0]
+    if depth < shortest:
+        shown = plan if isinstance(plan, str) else "of this config"
+        raise InputError(
+            f"{config.where(*path)}: {depth} frames or slices; the plan {shown} needs at least {shortest}. "
+            "Give longer samples, or another plan: --model.backbone.plan auto"
+        )
+
+
+def _check_kinds(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:
+    kind = constant(plug_in.class_path, "kind")
+    for name in config.get("model", "tasks", task, "init_args", "datasets"):
+        if kind and cards[name].kind != kind:
+            raise InputError(
+                f"{config.where('model', 'tasks', task)}: {plug_in.class_name} takes datasets of kind {kind!r}; "
+                f"{name!r} is {cards[name].kind!r}. All tasks: platform tasks list"
+            )

@@ -1,0 +1,33 @@
+"""The architectures that timm and torchvision register, read from their source: importing timm takes five seconds."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from inflate3d.cli.signatures import module_file
+from inflate3d.errors import unknown_name
+
+_REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
+
+
+def check_model_name(name: str, *, where: str) -> None:
+    """Raise InputError with close names for an architecture that neither library registers.
+
+    Names with a scheme ("hf-hub:org/name", "https://...") are somebody else's; the tag after the dot is timm's to judge.
+    """
+    package, slash, rest = name.partition("/")
+    if ":" in name or (slash and package != "torchvision"):
+        return
+    known = architectures("torchvision" if slash else "timm")
+    architecture = rest if slash else name.partition(".")[0]
+    if known and architecture not in known:
+        raise unknown_name("model", architecture, known, where=where, see="platform models list")
+
+
+@cache
+def architectures(package: str) -> frozenset[str]:
+    """Return the names registered in `package`.models ("timm" or "torchvision"); empty if it cannot be read."""
+    init = module_file(f"{package}.models")
+    files = init.parent.rglob("*.py") if init else []
+    return frozenset(name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8")))

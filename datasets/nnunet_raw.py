@@ -1,0 +1,184 @@
+"""nnU-Net raw folder (Dataset123_Name or v1's Task123_Name): your own segmentation cases, one file a channel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
+from inflate3d.data.raw_files import case_keys, label_names, read_json, require_file, require_folder
+from inflate3d.data.raw_volumes import as_spacing, as_window, measure_window, read_volume_case
+from inflate3d.data.split_rule import SplitRule
+from inflate3d.errors import InputError
+
+_MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
+
+
+class NnunetRaw(AbstractDataset):
+    """imagesTr/CASE_0000.nii.gz (one file a channel), labelsTr/CASE.nii.gz and dataset.json; v1 and v2 of the format.
+
+    Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
+    window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
+    group_pattern: a regular expression whose first group names the patient in a case's name, so that no patient
+    straddles. Licence and the like are the user's to state; until then the card says unknown and weights stay private.
+    """
+
+    base_card = DatasetCard(
+        name="nnunet_raw",
+        kind="volume_segmentation",
+        title="nnU-Net raw dataset",
+        modality="ct or mri",
+        classes=(),
+        url="https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md",
+        licence="unknown",
+        commercial_use=None,
+        weights_may_be_published=False,
+        citation="Isensee et al., nnU-Net, Nature Methods 18, 2021, doi:10.1038/s41592-020-01008-z (the layout)",
+        input=InputSpec(orientation="RAS"),
+    )
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        modality: str | None = None,
+        spacing_mm: Sequence[float] | None = None,
+        window: Sequence[float] | None = None,
+        group_pattern: str | None = None,
+        val_fraction: float = 0.2,
+        val_count: int | None = None,
+        split_file: str | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        url: str = "",
+        licence: str | None = None,
+        citation: str = "",
+        commercial_use: bool | None = None,
+        weights_may_be_published: bool = False,
+    ) -> None:
+        self.root = require_folder(root, where="nnunet_raw", holds="dataset.json, imagesTr and labelsTr")
+        self.where = f"nnunet_raw {self.root.name}"
+        file = require_file(self.root / "dataset.json", where=self.where, holds="nnU-Net's dataset.json")
+        self._json = read_json(file, where=self.where)
+        if not (self._json.get("channel_names") or self._json.get("modality")) or "labels" not in self._json:
+            raise InputError(f"{file}: expected 'labels' and 'channel_names' (v2) or 'modality' (v1)")
+        self._ending = str(self._json.get("file_ending", ".nii.gz"))
+        self._modality = modality
+        self._group_pattern = re.compile(group_pattern) if group_pattern else None
+        self._rule = SplitRule(val_fraction, val_count, split_file, seed)
+        self._spacing_mm = as_spacing(spacing_mm, where=self.where)
+        self._window = as_window(window, where=self.where)
+        self._said: dict[str, Any] = {
+            "name": name or self.root.name.partition("_")[2].lower() or self.root.name.lower(),
+            "url": url or str(self._json.get("reference", "")),
+            "licence": licence or str(self._json.get("licence") or self._json.get("license") or "unknown"),
+            "citation": citation or str(self._json.get("reference", "")),
+            "commercial_use": commercial_use,
+            "weights_may_be_published": weights_may_be_published,
+        }
+
+    @property
+    def card(self) -> DatasetCard:
+        """The card; reads up to 20 training cases, once, if it must measure a CT window."""
+        return self._card
+
+    @cached_property
+    def _card(self) -> DatasetCard:
+        window = self._window
+        if self._is_ct and window is None:
+            window = measure_window(self)
+        card = self._card_without_window
+        return replace(card, input=replace(card.input, intensity=Intensity("window", window))) if window else card
+
+    def cases(self) -> list[Case]:
+        """Cases of imagesTr (train, val) and the labelled ones of imagesTs (test), each sorted by name."""
+        names = self._names("imagesTr")
+        if not names:
+            raise InputError(f"{self.where}: imagesTr holds no *_0000{self._ending}; see file_ending in dataset.json")
+        tests = [n for n in self._names("imagesTs") if (self.root / "labelsTs" / f"{n}{self._ending}").is_file()]
+        keys = case_keys(names + tests, where=self.where)
+        groups = [self._group(n) for n in names]
+        splits = self._rule.assign(keys[: len(names)], groups=[g or k for g, k in zip(groups, keys, strict=False)])
+        train = [Case(k, splits[k], ("Tr", n), g) for k, n, g in zip(keys, names, groups, strict=False)]
+        return train + [Case(k, "test", ("Ts", n)) for k, n in zip(keys[len(names) :], tests, strict=True)]
+
+    def read(self, case: Case) -> RawSample:
+        """Read the channels and the mask, brought to RAS and, if stated, to the spacing."""
+        part, name = case.source
+        card = self._card_without_window
+        images = [
+            self.root / f"images{part}" / f"{name}_{i:04d}{self._ending}" for i in range(len(card.input.channels))
+        ]
+        return read_volume_case(images, self.root / f"labels{part}" / f"{name}{self._ending}", card, where=case.key)
+
+    @cached_property
+    def _card_without_window(self) -> DatasetCard:
+        spec = InputSpec(self._channels, self._spacing_mm, "RAS", Intensity("zscore"))
+        classes = label_names(self._json["labels"], where=str(self.root / "dataset.json"))
+        modality = self._modality or ("ct" if self._is_ct else "mri")
+        title = f"nnU-Net raw dataset {self.root.name}"
+        return replace(self.base_card, title=title, modality=modality, classes=classes, input=spec, **self._said)
+
+    @cached_property
+    def _channels(self) -> tuple[str, ...]:
+        table = self._json.get("channel_names") or self._json["modality"]
+        return tuple(str(table[k]).strip().lower() for k in sorted(table, key=int))
+
+    @cached_property
+    def _is_ct(self) -> bool:
+        if self._modality is not None:
+            return self._modality == "ct"
+        if all(c == "ct" for c in self._channels):
+            return True
+        if all(_MRI_NAMES.fullmatch(c) for c in self._channels):
+            return False
+        raise InputError(
+            f"{self.where}: channels {list(self._channels)} don't tell the modality; give modality: ct, mri, ..."
+        )
+
+    def _names(self, folder: str) -> list[str]:
+        ending = f"_0000{self._ending}"
+        return sorted(p.name.removesuffix(ending) for p in (self.root / folder).glob(f"*{ending}") if p.name[0] != ".")
+
+    def _group(self, name: str) -> str | None:
+        if self._group_pattern is None:
+            return None
+        if not (match := self._group_pattern.search(name)) or not match.groups():
+            raise InputError(
+                f"{self.where}: group_pattern {self._group_pattern.pattern!r} finds no (group) in {name!r}"
+            )
+        return match[1]
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        """Write Dataset999_Toy: six two-channel cases of 10x12x14, two a patient, and one labelled test case."""
+        import numpy as np
+        from inflate3d.data.readers import write_nifti
+
+        folder = root / "Dataset999_Toy"
+        generator = np.random.default_rng(0)
+        affine = np.diag([1.0, 1.0, 3.0, 1.0])
+        for part, names in (("Tr", [f"p{i // 2}_scan{i % 2}" for i in range(6)]), ("Ts", ["p9_scan0"])):
+            for sub in (f"images{part}", f"labels{part}"):
+                (folder / sub).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                mask = np.zeros((10, 12, 14), np.uint8)
+                mask[2:5, 3:8, 3:8], mask[6:9, 3:8, 3:8] = 1, 2
+                write_nifti(folder / f"labels{part}" / f"{name}.nii.gz", mask, affine)
+                for channel, sign in enumerate((1, -1)):
+                    image = (generator.normal(0, 1, mask.shape) + sign * 4.0 * mask).astype(np.float32)
+                    write_nifti(folder / f"images{part}" / f"{name}_{channel:04d}.nii.gz", image, affine)
+        labels = {"background": 0, "left": 1, "right": 2}
+        content = {
+            "channel_names": {"0": "T1", "1": "T2"},
+            "labels": labels,
+            "numTraining": 6,
+            "file_ending": ".nii.gz",
+        }
+        (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+        return {"root": str(folder), "group_pattern": r"^(p\d+)_", "val_fraction": 0.3}

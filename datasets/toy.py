@@ -1,0 +1,175 @@
+"""Toy data of all three kinds, made on the fly and learnable in a minute: blobs, shapes, a moving square."""
+
+# T time, C channel, D H W voxels along z y x
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inflate3d.contracts import KINDS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, Kind, RawSample, Split
+from inflate3d.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+_RGB = InputSpec(
+    ("red", "green", "blue"), intensity=Intensity("window", (0.0, 255.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+)
+
+
+class Toy(AbstractDataset):
+    """Cases drawn from (seed, split, index), so that case 7 is the same whatever else is made. Nothing is read from
+    disk.
+
+    volume_segmentation: a bright ball and a dimmer cube in noise, (1, size, size, size) with a mask.
+    volume_classification: one of a ball, a cube and a cross, of random size and place.
+    video_classification: a square moving left, right, up or down over `num_frames` frames; no single frame tells which.
+    """
+
+    base_card = DatasetCard(
+        name="toy",
+        kind="volume_segmentation",
+        title="Toy data made on the fly (any of the three kinds)",
+        modality="ct, mask or rgb",
+        classes=(),
+        url="",
+        licence="Apache-2.0",
+        commercial_use=True,
+        weights_may_be_published=True,
+        citation="",
+    )
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        kind: str = "volume_segmentation",
+        num_train: int = 64,
+        num_val: int = 16,
+        size: int = 24,
+        num_frames: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if kind not in KINDS:
+            raise unknown_name("kind", kind, KINDS, where="toy")
+        if min(num_train, num_val) < 1:
+            raise InputError(f"toy: num_train is {num_train}, num_val {num_val}; both must be at least 1")
+        if size < 16 or size % 2 or num_frames < 4:
+            raise InputError(
+                f"toy: size is {size}, num_frames {num_frames}; size must be even and >= 16, num_frames >= 4"
+            )
+        self.kind = kind
+        self.counts: dict[Split, int] = {"train": num_train, "val": num_val}
+        self.size = size
+        self.num_frames = num_frames
+        self.seed = seed
+
+    @property
+    def card(self) -> DatasetCard:
+        """The card of the chosen kind."""
+        made = _MAKERS[self.kind]
+        name = f"toy_{self.kind.removeprefix('volume_').partition('_')[0]}"
+        facts: dict[str, Any] = {"modality": made.modality, "classes": made.classes, "input": made.input}
+        return replace(self.base_card, name=name, kind=made.kind, title=f"Toy: {made.title}", **facts)
+
+    def cases(self) -> list[Case]:
+        """num_train and num_val cases: train_0000, ..., val_0000, ..."""
+        return [Case(f"{split}_{i:04d}", split, i) for split, count in self.counts.items() for i in range(count)]
+
+    def read(self, case: Case) -> RawSample:
+        """Draw the case."""
+        import numpy as np
+
+        generator = np.random.default_rng([self.seed, list(self.counts).index(case.split), case.source])
+        made = _MAKERS[self.kind]
+        # Classes in turn: every split holds them in equal shares.
+        return made.draw(self, case.source % len(made.classes), generator)
+
+    def _draw_blobs(self, label: int, generator: np.random.Generator) -> RawSample:
+        import numpy as np
+
+        mask = np.zeros((self.size,) * 3, np.uint8)
+        mask[self._shape("cube", generator)] = 2
+        mask[self._shape("ball", generator)] = 1
+        image = generator.normal(0, 60, mask.shape) + np.array([0.0, 400.0, 200.0])[mask]
+        affine = np.eye(4).tolist()
+        return RawSample(image=image.astype(np.int16)[None], mask=mask, spacing_mm=(1.0, 1.0, 1.0), affine=affine)
+
+    def _draw_shape(self, label: int, generator: np.random.Generator) -> RawSample:
+        shape = self._shape(_MAKERS[self.kind].classes[label], generator)
+        return RawSample(image=shape[None].astype("uint8"), label=label)
+
+    def _draw_motion(self, label: int, generator: np.random.Generator) -> RawSample:
+        import numpy as np
+        from inflate3d.data.raw_videos import encode_video
+
+        step = np.array(list(_STEPS.values())[label])
+        side, path = self.size // 4, self.size - self.size // 4
+        start = generator.integers(0, path, 2)
+        background = generator.integers(20, 80, (self.size, self.size, 3))
+        colour = generator.integers(160, 255, 3)
+        frames = np.empty((self.num_frames, self.size, self.size, 3), np.uint8)
+        for t, frame in enumerate(frames):
+            frame[:] = background
+            y, x = (start + 2 * t * step) % path
+            frame[y : y + side, x : x + side] = colour
+        return RawSample(
+            video=encode_video(frames, fps=8), label=label, extra={"num_frames": self.num_frames, "fps": 8.0}
+        )
+
+    def _shape(self, name: str, generator: np.random.Generator) -> np.ndarray:
+        """Return where one shape stands, (size, size, size) bool, wholly inside the volume."""
+        import numpy as np
+
+        radius = int(generator.integers(self.size // 6, self.size // 4 + 1))
+        middle = generator.integers(radius, self.size - radius, 3)
+        away = np.abs(np.indices((self.size,) * 3) - middle[:, None, None, None])
+        if name == "ball":
+            return (away**2).sum(0) <= radius**2
+        if name == "cube":
+            return away.max(0) <= radius * 0.8
+        # A cross: three bars along the axes, each a third of the radius thick.
+        return ((away <= radius / 3).sum(0) >= 2) & (away.max(0) <= radius)
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        """Write nothing: the cases are made on the fly."""
+        return {"kind": "volume_segmentation", "num_train": 6, "num_val": 3}
+
+
+@dataclass(frozen=True)
+class _Made:
+    kind: Kind
+    title: str
+    modality: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    draw: Callable[[Toy, int, np.random.Generator], RawSample]
+
+
+_MAKERS: Mapping[str, _Made] = {
+    made.kind: made
+    for made in (
+        _Made(
+            "volume_segmentation",
+            "a bright ball and a dimmer cube",
+            "ct",
+            ("background", "ball", "cube"),
+            InputSpec(("ct",), (1.0, 1.0, 1.0), "RAS", Intensity("window", (-200.0, 600.0))),
+            Toy._draw_blobs,
+        ),
+        _Made(
+            "volume_classification",
+            "ball, cube or cross",
+            "mask",
+            ("ball", "cube", "cross"),
+            InputSpec(("occupancy",), None, None, Intensity("window", (0.0, 1.0))),
+            Toy._draw_shape,
+        ),
+        _Made("video_classification", "a square that moves", "rgb", tuple(_STEPS), _RGB, Toy._draw_motion),
+    )
+}

@@ -1,0 +1,183 @@
+"""Your own volumes, listed in a CSV: a label a volume (classification) or a mask a volume (segmentation)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
+from inflate3d.data.raw_files import as_names, case_keys, read_table, require_file, require_folder, stem
+from inflate3d.data.raw_volumes import as_spacing, as_window, measure_window, read_volume_case
+from inflate3d.data.split_rule import SplitRule
+from inflate3d.errors import InputError, unknown_name
+
+_COLUMNS = ("image", "label", "mask", "split", "group", "key")
+
+
+class VolumeCSV(AbstractDataset):
+    """A CSV with a header: `image`, then `label` or `mask`, and perhaps `split` (train, val, test), `group`, `key`.
+
+    image: a path relative to root (.nii.gz, .nrrd, .mha, .npy, or a folder with a DICOM series); several channels are
+    separated by ';'. label: a class name. mask: a path to a label map; then `classes` names its labels, background
+    first. A column of groups (patients) keeps each in one split. modality chooses the stem: ct, mri, mask, ...
+    Intensities: `window` where given; else ct takes 0.5 to 99.5 % of the values of up to 20 training volumes, mask 0 to
+    1, all others a z-score.
+    """
+
+    base_card = DatasetCard(
+        name="volume_csv",
+        kind="volume_classification",
+        title="Volumes listed in a CSV",
+        modality="as you state",
+        classes=(),
+        url="",
+        licence="unknown",
+        commercial_use=None,
+        weights_may_be_published=False,
+        citation="",
+        input=InputSpec(orientation="RAS"),
+    )
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        modality: str,
+        csv: str = "cases.csv",
+        classes: str | Sequence[str] | None = None,
+        channels: str | Sequence[str] | None = None,
+        orientation: str | None = "RAS",
+        spacing_mm: Sequence[float] | None = None,
+        window: Sequence[float] | None = None,
+        val_fraction: float = 0.2,
+        val_count: int | None = None,
+        split_file: str | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        url: str = "",
+        licence: str = "unknown",
+        citation: str = "",
+        commercial_use: bool | None = None,
+        weights_may_be_published: bool = False,
+    ) -> None:
+        self.root = require_folder(root, where="volume_csv", holds=csv)
+        self.file = require_file(
+            self.root / csv, where="volume_csv", holds="a CSV with the columns image and label or mask"
+        )
+        self._rows = read_table(self.file, required=("image",), allowed=_COLUMNS)
+        self._target = self._one_target()
+        self._classes = as_names(classes) or self._classes_of_labels()
+        self._channels = as_names(channels)
+        self._modality = modality
+        self._orientation = orientation
+        self._spacing_mm = as_spacing(spacing_mm, where="volume_csv")
+        self._window = as_window(window, where="volume_csv")
+        self._rule = SplitRule(val_fraction, val_count, split_file, seed)
+        self._said: dict[str, Any] = {
+            "name": name or self.root.name,
+            "url": url,
+            "licence": licence,
+            "citation": citation,
+            "commercial_use": commercial_use,
+            "weights_may_be_published": weights_may_be_published,
+        }
+
+    @property
+    def card(self) -> DatasetCard:
+        """The card; reads up to 20 training cases, once, if it must measure a CT window."""
+        return self._card
+
+    @cached_property
+    def _card(self) -> DatasetCard:
+        window = self._window
+        if self._modality == "ct" and window is None:
+            window = measure_window(self)
+        elif self._modality == "mask" and window is None:
+            window = (0.0, 1.0)
+        card = self._card_without_window
+        return replace(card, input=replace(card.input, intensity=Intensity("window", window))) if window else card
+
+    def cases(self) -> list[Case]:
+        """Every row, in the CSV's order; the `split` column where there is one, else SplitRule."""
+        names = [r.get("key") or stem(r["image"].split(";")[0]) for r in self._rows]
+        keys = case_keys(names, where=self.file.name)
+        groups = [r.get("group") or None for r in self._rows]
+        labels = [self._label(r) or 0 for r in self._rows]
+        if any(r.get("split") for r in self._rows):
+            splits = {key: self._stated_split(row) for key, row in zip(keys, self._rows, strict=True)}
+        else:
+            splits = self._rule.assign(keys, groups=[g or k for g, k in zip(groups, keys, strict=True)], labels=labels)
+        rows = zip(keys, self._rows, groups, strict=True)
+        return [Case(k, splits[k], (r["image"], r.get("mask"), self._label(r)), g) for k, r, g in rows]
+
+    def read(self, case: Case) -> RawSample:
+        """Read the channels, and the mask or the label."""
+        image, mask, label = case.source
+        images = [self.root / p.strip() for p in image.split(";")]
+        mask_path = self.root / mask if self._target == "mask" else None
+        return read_volume_case(images, mask_path, self._card_without_window, where=case.key, label=label)
+
+    @cached_property
+    def _card_without_window(self) -> DatasetCard:
+        paths = self._rows[0]["image"].split(";")
+        channels = self._channels or tuple(
+            f"{self._modality}_{i}" if len(paths) > 1 else self._modality for i in range(len(paths))
+        )
+        # A .npy states no anatomy.
+        orientation = None if all(r["image"].endswith(".npy") for r in self._rows) else self._orientation
+        return replace(
+            self.base_card,
+            kind="volume_segmentation" if self._target == "mask" else "volume_classification",
+            title=f"Volumes of {self.file.name}",
+            modality=self._modality,
+            classes=self._classes,
+            input=InputSpec(channels, self._spacing_mm, orientation, Intensity("zscore")),
+            **self._said,
+        )
+
+    def _one_target(self) -> str:
+        found = [c for c in ("label", "mask") if all(r.get(c) for r in self._rows)]
+        if len(found) != 1:
+            raise InputError(
+                f"{self.file}: found {found or 'neither'}; fill one column in every row: 'label' or 'mask'"
+            )
+        return found[0]
+
+    def _classes_of_labels(self) -> tuple[str, ...]:
+        if self._target == "mask":
+            raise InputError(f"{self.file}: masks need names for their labels; give classes: background,liver,...")
+        names = {r["label"] for r in self._rows}
+        return tuple(sorted(names, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n)))
+
+    def _label(self, row: dict[str, str]) -> int | None:
+        if self._target == "mask":
+            return None
+        if row["label"] not in self._classes:
+            raise unknown_name("class", row["label"], self._classes, where=f"{self.file.name} {row['image']}")
+        return self._classes.index(row["label"])
+
+    def _stated_split(self, row: dict[str, str]) -> Any:
+        if (split := row.get("split", "")) not in SPLITS:
+            raise unknown_name("split", split, SPLITS, where=f"{self.file.name} {row['image']}")
+        return split
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        """Write eight CT-like volumes of 10x12x14, dark or bright in the middle, of four patients, and cases.csv."""
+        import numpy as np
+        from inflate3d.data.readers import write_nifti
+
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(0)
+        lines = ["image,label,group"]
+        for i in range(8):
+            image = generator.normal(0, 20, (10, 12, 14))
+            image[3:7, 4:8, 4:10] += 300 if i % 2 else -300
+            affine = np.diag([1.5, 1.5, 2.5, 1.0])
+            write_nifti(root / "images" / f"scan_{i}.nii.gz", image.astype(np.int16), affine)
+            lines.append(f"images/scan_{i}.nii.gz,{'bright' if i % 2 else 'dark'},patient_{i // 2}")
+        (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return {"root": str(root), "modality": "ct", "val_fraction": 0.25}

@@ -1,0 +1,75 @@
+"""Which dataset gives each micro-batch: a deterministic weighted schedule with random access.
+
+The weights are turned into whole counts that repeat in a cycle, and a dataset's turns are spread evenly over the cycle:
+2 k400 + 1 liver + 1 organ is k400, liver, organ, k400, over and over. Nothing is drawn at random, so that K accumulated
+micro-batches hold each dataset's share exactly whenever K is a multiple of the cycle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+
+from inflate3d.errors import InputError
+
+MAX_CYCLE = 10_000
+"""Weights whose exact cycle is longer are rounded to multiples of 1 / MAX_CYCLE of the whole (and to at least one)."""
+
+
+class Mixture:
+    """The endless schedule of micro-batches over the datasets."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        """Take a weight for each dataset; only their ratios count. Raises InputError unless they are finite and > 0."""
+        if not weights:
+            raise InputError("data.datasets is empty; name at least one dataset")
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise InputError(
+                    f"data.datasets.{name}.weight is {weight}; it must be a finite number above 0. "
+                    f"To leave a dataset out, set it to null"
+                )
+        self.names = list(weights)
+        self.counts = _whole_counts(list(weights.values()))
+        self._turns = _spread(self.counts)
+        is_turn = self._turns[:, None] == np.arange(len(self.names))
+        self._before = np.cumsum(is_turn, axis=0) - is_turn
+
+    @property
+    def cycle(self) -> int:
+        """Number of micro-batches after which the schedule repeats."""
+        return len(self._turns)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the micro-batches that each dataset gets; they add up to 1."""
+        return {name: count / self.cycle for name, count in zip(self.names, self.counts, strict=True)}
+
+    def at(self, micro_batch: int) -> tuple[str, int]:
+        """Return the dataset of a micro-batch and how many micro-batches of that dataset came before it."""
+        cycles, turn = divmod(micro_batch, self.cycle)
+        which = int(self._turns[turn])
+        return self.names[which], cycles * self.counts[which] + int(self._before[turn, which])
+
+
+def _whole_counts(weights: list[float]) -> list[int]:
+    exact = [Fraction(str(weight)) for weight in weights]  # str: 0.1 means a tenth, not the nearest binary fraction
+    scale = math.lcm(*(f.denominator for f in exact))
+    counts = [int(f * scale) for f in exact]
+    counts = [count // math.gcd(*counts) for count in counts]
+    if sum(counts) <= MAX_CYCLE:
+        return counts
+    return [max(1, round(f / sum(exact) * MAX_CYCLE)) for f in exact]
+
+
+def _spread(counts: list[int]) -> np.ndarray:
+    """Return the dataset number of each turn: turn j of a dataset with n turns is due at (2j + 1) / n; ties by order.
+
+    The quotient is rounded correctly, so equal fractions compare equal and the order is exact.
+    """
+    due = np.concatenate([(2 * np.arange(n) + 1) / n for n in counts])
+    which = np.repeat(np.arange(len(counts)), counts)
+    return which[np.argsort(due, kind="stable")]

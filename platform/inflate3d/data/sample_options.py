@@ -1,0 +1,148 @@
+"""What a config may say of one sample of each kind: sizes, how it is cut, how a clip is taken.
+
+These are the keys of `data.datasets.<name>.sample`. No torch here: the command checks them before it imports any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from inflate3d.contracts import Kind
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.sample import Triple
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """Training cuts patches; evaluation gives whole volumes, padded to at least one patch.
+
+    patch_size: (D, H, W) in voxels. foreground: share of the patches that hold a voxel of a class drawn among the
+    foreground classes; the others lie anywhere.
+    """
+
+    patch_size: Triple
+    foreground: float = 0.33
+
+    def __post_init__(self) -> None:
+        _set(self, "patch_size", _triple("patch_size", self.patch_size))
+        _number("foreground", self.foreground, low=0, high=1)
+
+    @property
+    def input_size(self) -> Triple | None:
+        """(D, H, W) that the net sees in training."""
+        return self.patch_size
+
+
+@dataclass(frozen=True)
+class VolumeSample:
+    """A whole volume with one label.
+
+    size: crop or pad to (D, H, W) (training: random crop; evaluation: centre); None keeps the stored shape, which must
+    then be one for all. resize: after that, interpolate to (D, H, W).
+    """
+
+    size: Triple | None = None
+    resize: Triple | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize"):
+            if getattr(self, name) is not None:
+                _set(self, name, _triple(name, getattr(self, name)))
+
+    @property
+    def input_size(self) -> Triple | None:
+        """(D, H, W) that the net sees; None where only the shards know."""
+        return self.resize or self.size
+
+
+@dataclass(frozen=True)
+class VideoSample:
+    """A clip of `num_frames` frames, `frame_interval` apart (training: anywhere; evaluation: from the middle).
+
+    Frames are scaled so that the shorter side is `short_side` (default: 8/7 of crop_size, the 256 for 224 of the
+    literature) and a square of `crop_size` is cut (training: anywhere; evaluation: centre). A clip that is too short
+    repeats its last frame. gamma below 1 brightens dark videos. mean, std override the card's (three values or one).
+    """
+
+    num_frames: int
+    crop_size: int
+    frame_interval: int = 1
+    short_side: int | None = None
+    gamma: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "crop_size", "frame_interval"):
+            _whole(name, getattr(self, name))
+        if self.short_side is None:
+            _set(self, "short_side", round(self.crop_size * 8 / 7))
+        if _whole("short_side", self.short_side) < self.crop_size:
+            raise InputError(f"short_side is {self.short_side}; it must be at least crop_size, {self.crop_size}")
+        if self.gamma is not None:
+            _number("gamma", self.gamma, low=0.01, high=100)
+        for name in ("mean", "std"):
+            if getattr(self, name) is not None:
+                _set(self, name, _floats(name, getattr(self, name)))
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f"std is {self.std}; every value must be above 0")
+
+    @property
+    def input_size(self) -> Triple | None:
+        """(D, H, W) that the net sees."""
+        return (self.num_frames, self.crop_size, self.crop_size)
+
+
+SampleOptions = SegmentationSample | VolumeSample | VideoSample
+OPTIONS: dict[Kind, type[SampleOptions]] = {
+    "video_classification": VideoSample,
+    "volume_segmentation": SegmentationSample,
+    "volume_classification": VolumeSample,
+}
+
+
+def sample_options(kind: Kind, options: Mapping[str, Any], *, where: str = "sample") -> SampleOptions:
+    """Return the checked options for a kind of dataset; InputError begins with `where` and names the key."""
+    cls = OPTIONS[kind]
+    known = {f.name: f for f in fields(cls)}
+    for name in options:
+        if name not in known:
+            raise unknown_name("key", name, known, where=f"{where}.{name}")
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in options]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing; {kind} needs it. Keys: {', '.join(known)}")
+    try:
+        return cls(**options)
+    except InputError as fault:
+        raise InputError(f"{where}: {fault}") from None
+
+
+def _set(options: SampleOptions, name: str, value: Any) -> None:
+    object.__setattr__(options, name, value)  # the dataclass is frozen; this is its construction
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} is {value!r}; expected a whole number above 0")
+    return value
+
+
+def _number(name: str, value: Any, *, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; expected a number from {low} to {high}")
+
+
+def _triple(name: str, value: Any) -> Triple:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise InputError(f"{name} is {value!r}; expected [D, H, W]")
+    d, h, w = (_whole(name, v) for v in value)
+    return (d, h, w)
+
+
+def _floats(name: str, value: Any) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise InputError(f"{name} is {value!r}; expected one number, or one for each channel")
+    return tuple(float(v) for v in values)

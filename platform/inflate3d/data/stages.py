@@ -1,0 +1,213 @@
+"""From a shard's members to a Sample: crop, pad, decode, augment and normalise; one stage a kind of dataset.
+
+A stage is a pure function of (key, members, seed): training draws crops and augmentation from the seed alone, and
+evaluation draws nothing. C channel, D H W voxels along z y x, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from inflate3d.contracts import DatasetCard
+from inflate3d.data.augment import AugmentSpec, VideoAugment, VolumeAugment
+from inflate3d.data.intensity import Normalise
+from inflate3d.data.sample_options import SegmentationSample as SegmentationSample
+from inflate3d.data.sample_options import VideoSample as VideoSample
+from inflate3d.data.sample_options import VolumeSample as VolumeSample
+from inflate3d.data.sample_options import sample_options
+from inflate3d.data.seeds import generator, mix
+from inflate3d.sample import Sample, Spacing, Triple
+
+
+class Stage(Protocol):
+    """What turns a sample's decoded members ({"image", "mask", "video", "json"}) into a Sample."""
+
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+        """Return the sample. Raises InputError for members that cannot be used."""
+
+
+def make_stage(
+    card: DatasetCard,
+    options: Mapping[str, Any],
+    *,
+    training: bool,
+    augment: AugmentSpec | None = None,
+    where: str = "data",
+) -> Stage:
+    """Return the stage for a dataset; augmentation is built in training only. InputError begins with `where`."""
+    checked = sample_options(card.kind, options, where=f"{where}.sample")
+    if isinstance(checked, VideoSample):
+        frames = VideoAugment(augment, where=f"{where}.augment") if augment and training else None
+        return VideoStage(checked, card, training=training, augment=frames)
+    volumes = VolumeAugment(augment, where=f"{where}.augment") if augment and training else None
+    if isinstance(checked, SegmentationSample):
+        return SegmentationStage(checked, card, training=training, augment=volumes)
+    return VolumeStage(checked, card, training=training, augment=volumes)
+
+
+class SegmentationStage:
+    """An image with a label map: patches in training, whole volumes (padded to a patch) in evaluation."""
+
+    def __init__(
+        self, options: SegmentationSample, card: DatasetCard, *, training: bool, augment: VolumeAugment | None
+    ) -> None:
+        self.options, self.training, self.augment = options, training, augment
+        self.num_classes = len(card.classes)
+        self.normalise = Normalise(card.input.intensity, len(card.input.channels), where=f"card of {card.name}")
+
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+        """Return image (C, D, H, W) and target int64 (D, H, W); beyond the volume: its minimum, and label 0."""
+        image, mask = members["image"], members["mask"]
+        if self.training:
+            size, start = self.options.patch_size, self._draw_start(mask, seed)
+        else:
+            size = _at_least(mask.shape, self.options.patch_size)
+            start = _centre(mask.shape, size)
+        patch = self.normalise(cut(image, start, size, fill=None), whole_CDHW=image)
+        image_CDHW, mask_DHW = torch.from_numpy(patch), torch.from_numpy(cut(mask, start, size, fill=0))
+        if self.augment is not None:
+            affine = _affine(members["json"])
+            image_CDHW, mask_DHW = self.augment(image_CDHW, mask_DHW, affine=affine, seed=mix(seed, "augment"))  # type: ignore[assignment]
+        return Sample(key, image_CDHW, mask_DHW.long(), _spacing(members["json"]))
+
+    def _draw_start(self, mask_DHW: np.ndarray, seed: int) -> Triple:
+        draw = generator(seed, "crop")
+        shape, size = mask_DHW.shape, self.options.patch_size
+        if draw.random() < self.options.foreground:
+            for label in draw.permutation(np.arange(1, self.num_classes)):
+                voxels = np.flatnonzero(mask_DHW == label)
+                if len(voxels):
+                    voxel = np.unravel_index(voxels[draw.integers(len(voxels))], shape)
+                    return _random_start(shape, size, draw, holds=voxel)
+        return _random_start(shape, size, draw)
+
+
+class VolumeStage:
+    """A whole volume with one label: cropped or padded to `size`, then interpolated to `resize`."""
+
+    def __init__(
+        self, options: VolumeSample, card: DatasetCard, *, training: bool, augment: VolumeAugment | None
+    ) -> None:
+        self.options, self.training, self.augment = options, training, augment
+        self.normalise = Normalise(card.input.intensity, len(card.input.channels), where=f"card of {card.name}")
+
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+        """Return image (C, D, H, W) and the label."""
+        image = members["image"]
+        shape = image.shape[1:]
+        size = self.options.size or shape
+        start = _random_start(shape, size, generator(seed, "crop")) if self.training else _centre(shape, size)
+        image_CDHW = torch.from_numpy(self.normalise(cut(image, start, size, fill=None), whole_CDHW=image))
+        if self.augment is not None:
+            affine = _affine(members["json"])
+            image_CDHW, _ = self.augment(image_CDHW, None, affine=affine, seed=mix(seed, "augment"))
+        spacing = _spacing(members["json"])
+        if self.options.resize is not None:
+            spacing = tuple(
+                s * n / m for s, n, m in zip(spacing, image_CDHW.shape[1:], self.options.resize, strict=True)
+            )  # type: ignore[assignment]
+            image_CDHW = interpolate(image_CDHW[None], self.options.resize, mode="trilinear")[0]
+        return Sample(key, image_CDHW, int(members["json"]["label"]), spacing)
+
+
+class VideoStage:
+    """A clip with one label; only the frames of the clip are decoded."""
+
+    def __init__(
+        self, options: VideoSample, card: DatasetCard, *, training: bool, augment: VideoAugment | None
+    ) -> None:
+        self.options, self.training, self.augment = options, training, augment
+        intensity = card.input.intensity
+        intensity = replace(intensity, mean=options.mean or intensity.mean, std=options.std or intensity.std)
+        self.normalise = Normalise(intensity, 3, where=f"card of {card.name}")
+        levels = np.arange(256) / 255
+        self.brighter = None if options.gamma is None else np.rint(levels**options.gamma * 255).astype(np.uint8)
+
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+        """Return image (3, T, H, W) and the label; spacing_mm[0] is the seconds between two frames."""
+        from inflate3d.data.video import decode_frames  # FFmpeg, which volumes do without
+
+        record, options = members["json"], self.options
+        draw = generator(seed, "crop") if self.training else None
+        frames = frame_indices(record["num_frames"], options.num_frames, options.frame_interval, draw)
+        clip_THWC = decode_frames(members["video"], frames, short_side=options.short_side)
+        shape, size = clip_THWC.shape[1:3], (options.crop_size, options.crop_size)
+        y, x = _random_start(shape, size, draw) if draw is not None else _centre(shape, size)
+        clip_THWC = clip_THWC[:, y : y + size[0], x : x + size[1]]
+        if self.brighter is not None:
+            clip_THWC = self.brighter[clip_THWC]
+        clip_CTHW = clip_THWC.transpose(3, 0, 1, 2)
+        if self.augment is not None:
+            clip_TCHW = torch.from_numpy(np.ascontiguousarray(clip_CTHW.swapaxes(0, 1)))
+            clip_CTHW = self.augment(clip_TCHW, seed=mix(seed, "augment")).numpy().swapaxes(0, 1)
+        seconds = options.frame_interval / record["fps"]
+        image = torch.from_numpy(self.normalise(clip_CTHW))
+        return Sample(key, image, int(record["label"]), (seconds, 1.0, 1.0))
+
+
+def frame_indices(total: int, num_frames: int, interval: int, draw: np.random.Generator | None) -> list[int]:
+    """Return the frames of a clip: it starts anywhere (`draw`) or is centred; past the end the last frame repeats."""
+    room = max(0, total - ((num_frames - 1) * interval + 1))
+    first = room // 2 if draw is None else int(draw.integers(room + 1))
+    return [min(first + i * interval, total - 1) for i in range(num_frames)]
+
+
+def cut(array: np.ndarray, start: Triple, size: Triple, *, fill: float | None) -> np.ndarray:
+    """Return the box of `size` voxels at `start` of (D, H, W) or (C, D, H, W); it may reach beyond on every side.
+
+    What lies beyond is `fill`, or each channel's own minimum where that is None. A view where nothing lies beyond.
+    """
+    shape = array.shape[-3:]
+    inside = tuple(slice(max(s, 0), min(s + n, end)) for s, n, end in zip(start, size, shape, strict=True))
+    part = array[(..., *inside)]
+    if part.shape[-3:] == tuple(size):
+        return part
+    box = np.empty((*array.shape[:-3], *size), array.dtype)
+    box[...] = array.min(axis=(-3, -2, -1), keepdims=True) if fill is None else fill
+    box[(..., *(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True)))] = part
+    return box
+
+
+def _at_least(shape: tuple[int, ...], size: Triple) -> Triple:
+    d, h, w = (max(n, least) for n, least in zip(shape, size, strict=True))
+    return (d, h, w)
+
+
+def _centre(shape: tuple[int, ...], size: tuple[int, ...]) -> Any:
+    """Return where a box begins that is centred; negative where the box is larger."""
+    return tuple((n - want) // 2 for n, want in zip(shape, size, strict=True))
+
+
+def _random_start(
+    shape: tuple[int, ...], size: tuple[int, ...], draw: np.random.Generator, *, holds: Any = None
+) -> Any:
+    """Return where a box begins that lies anywhere inside (and holds a voxel); centred where the box is larger."""
+    start = []
+    for axis, (n, want) in enumerate(zip(shape, size, strict=True)):
+        low, high = 0, n - want
+        if high < 0:
+            start.append(high // 2)
+            continue
+        if holds is not None:
+            low, high = max(low, int(holds[axis]) - want + 1), min(high, int(holds[axis]))
+        start.append(int(draw.integers(low, high + 1)))
+    return tuple(start)
+
+
+def _affine(record: Mapping[str, Any]) -> np.ndarray:
+    """Return (W, H, D) index -> RAS+ millimetres; the axes themselves where there is no anatomy."""
+    if record.get("affine") is not None:
+        return np.asarray(record["affine"], np.float64)
+    z, y, x = _spacing(record)
+    return np.diag([x, y, z, 1.0])
+
+
+def _spacing(record: Mapping[str, Any]) -> Spacing:
+    z, y, x = record.get("spacing_mm") or (1.0, 1.0, 1.0)
+    return (float(z), float(y), float(x))

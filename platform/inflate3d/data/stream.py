@@ -1,0 +1,183 @@
+"""Streams of batches: an endless mixture for training, each sample of a split once for evaluation.
+
+A training batch is a pure function of its number: `TrainStream.batch(m)` is micro-batch m of the run on this rank,
+whatever came before, in any process. Workers share the numbers out among themselves; each builds whole batches in one
+allocation, which is the shared memory that carries them to the trainer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from inflate3d.data.mixture import Mixture
+from inflate3d.data.order import SampleOrder
+from inflate3d.data.seeds import mix
+from inflate3d.data.shard_reader import ShardReader
+from inflate3d.data.stages import Stage
+from inflate3d.errors import InputError
+from inflate3d.sample import Batch, Sample
+
+log = logging.getLogger(__name__)
+
+
+class StreamError(InputError):
+    """A stream that cannot go on. Of the traceback in which a DataLoader wraps it, only the message is kept."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
+
+
+@dataclass
+class Source:
+    """One split of one dataset as a stream sees it: where its samples are and what is made of them.
+
+    max_broken: how many different broken samples a process may meet before it stops.
+    """
+
+    name: str
+    task: str
+    reader: ShardReader
+    order: SampleOrder
+    stage: Stage
+    batch_size: int
+    max_broken: int
+    broken: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def sample(self, epoch: int, position: int, shard: int, index: int) -> Sample:
+        """Return the sample of one place of the order, or the substitute for it if it is broken.
+
+        The substitute is a function of (seed, epoch, position, attempt). Raises StreamError past the budget.
+        """
+        for attempt in itertools.count(1):
+            if (shard, index) not in self.broken:
+                try:
+                    return self._make(epoch, shard, index)
+                except InputError as fault:
+                    self._count(shard, index, fault)
+            shard, index = self.order.substitute(epoch, position, attempt)
+        raise AssertionError("unreachable")
+
+    def _make(self, epoch: int, shard: int, index: int) -> Sample:
+        raw = self.reader.sample(shard, index)
+        return self.stage(raw.key, raw.decode(), mix(self.order.seed, "sample", epoch, raw.key))
+
+    def _count(self, shard: int, index: int, fault: InputError) -> None:
+        self.broken[shard, index] = str(fault)
+        reason = " ".join(str(fault).split())
+        if len(self.broken) > self.max_broken:
+            raise StreamError(
+                f"dataset {self.name!r}: {len(self.broken)} broken samples of {self.order.num_samples}, more than the "
+                f"{self.max_broken} allowed. The last: {reason}. See: platform shards check {self.reader.folder}"
+            )
+        log.warning("dataset %r: a substitute stands in for a broken sample: %s", self.name, reason)
+
+
+class TrainStream(IterableDataset[Batch]):
+    """Micro-batches `start`, `start` + 1, ... without end; for a DataLoader with batch_size=None."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], mixture: Mixture, *, start: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Take this rank's place among the ranks. Raises InputError if a global batch cannot be shared out evenly."""
+        for source in sources.values():
+            if source.batch_size % world_size:
+                raise InputError(
+                    f"data.datasets.{source.name}.batch_size is {source.batch_size}, the global micro-batch; "
+                    f"{world_size} ranks cannot share it evenly. Make it a multiple of {world_size}"
+                )
+        self.sources, self.mixture = dict(sources), mixture
+        self.start, self.rank, self.world_size = start, rank, world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for micro_batch in itertools.count(self.start + first, step):
+            yield self.batch(micro_batch)
+
+    def batch(self, micro_batch: int) -> Batch:
+        """Return this rank's even share of a global micro-batch; the shares of the ranks follow each other."""
+        name, number = self.mixture.at(micro_batch)
+        source = self.sources[name]
+        share = source.batch_size // self.world_size
+        slots = source.order.slots(number * source.batch_size + self.rank * share, share)
+        samples = (source.sample(*(int(n) for n in slot)) for slot in zip(*slots, strict=True))
+        return collate(samples, share, source, micro_batch=micro_batch)
+
+
+class EvalStream(Dataset[Batch]):
+    """Each sample of each source once, over all ranks; batch i of this rank by its number, one dataset a batch.
+
+    Samples come in the order in which they are stored. A rank may have one batch more than another.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        *,
+        max_samples: Mapping[str, int | None] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Take at most `max_samples` of a dataset, evenly spaced over its split."""
+        self.sources = dict(sources)
+        batches: list[tuple[str, np.ndarray]] = []
+        for name, source in sources.items():
+            total = source.order.num_samples
+            numbers = np.arange(total)
+            if (most := (max_samples or {}).get(name)) is not None and most < total:
+                numbers = np.arange(most) * total // most
+            batches += [(name, part) for part in _parts(numbers, source.batch_size)]
+        self._batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, i: int) -> Batch:
+        name, numbers = self._batches[i]
+        source = self.sources[name]
+        samples = (source.sample(0, int(n), *source.order.stored(int(n))) for n in numbers)
+        return collate(samples, len(numbers), source, micro_batch=-1)
+
+
+def collate(samples: Iterator[Sample], count: int, source: Source, *, micro_batch: int) -> Batch:
+    """Build a batch of `count` samples in one allocation. Raises StreamError if their shapes differ."""
+    first = next(samples)
+    image = _allocate((count, *first.image.shape), torch.float32)
+    target = _allocate((count, *getattr(first.target, "shape", ())), torch.int64)
+    spacing_mm = torch.empty(count, 3)
+    keys: list[str] = []
+    for i, sample in enumerate(itertools.chain([first], samples)):
+        if sample.image.shape != image.shape[1:]:
+            raise StreamError(
+                f"dataset {source.name!r}: sample {sample.key!r} is {tuple(sample.image.shape)} along (C, D, H, W), "
+                f"others of its batch {tuple(image.shape[1:])}. "
+                f"Set data.datasets.{source.name}.sample.size, or batch_size 1"
+            )
+        image[i] = sample.image
+        target[i] = sample.target
+        spacing_mm[i] = torch.tensor(sample.spacing_mm)
+        keys.append(sample.key)
+    return Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch)
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return memory for a batch; in a worker it is shared, so that the batch is not copied again on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    element = torch.empty((), dtype=dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    storage: Any = element.untyped_storage()._new_shared(size)  # as torch's own default_collate does
+    return element.new_empty(0).set_(storage, 0, shape)
+
+
+def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]

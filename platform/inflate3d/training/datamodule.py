@@ -1,0 +1,276 @@
+"""Shards become the loaders of a run; the whole state of the training stream is one integer.
+
+`consumed` counts the global micro-batches that the trainer has finished, never what workers prefetched. A checkpoint
+holds it, and train_dataloader() starts there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from inflate3d.contracts import Split
+from inflate3d.data.manifest import MANIFEST_FILE, Manifest
+from inflate3d.data.mixture import Mixture
+from inflate3d.data.order import SampleOrder
+from inflate3d.data.sample_options import SegmentationSample, sample_options
+from inflate3d.data.seeds import mix
+from inflate3d.data.shard_reader import ShardReader
+from inflate3d.data.stages import make_stage
+from inflate3d.data.stream import EvalStream, Source, TrainStream
+from inflate3d.discover import find
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.sample import Batch, Triple
+
+_LEAST_BROKEN = 3
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset of a run; its shards are in <root>/<name>.
+
+    batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is, see
+    inflate3d.data.sample_options. augment: list of transforms, or the YAML file that holds one. build: {class_path,
+    init_args} of the dataset class that makes the shards where there are none. eval_batch_size: default batch_size, and 1
+    for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the split.
+    """
+
+    batch_size: int
+    weight: float = 1.0
+    sample: dict[str, Any] = field(default_factory=dict)
+    augment: str | list[dict[str, Any]] | None = None
+    build: dict[str, Any] | None = None
+    eval_batch_size: int | None = None
+    max_eval_samples: int | None = None
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> DatasetConfig:
+        """Read one from plain values; InputError names an unknown or missing key."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown_name("key", key, known, where=f"data.datasets.{name}.{key}")
+        if "batch_size" not in values:
+            raise InputError(f"data.datasets.{name}: batch_size is missing")
+        return cls(**values)
+
+
+class DataModule(pl.LightningDataModule):
+    """The loaders of a run over one or more datasets; works without a Trainer too."""
+
+    def __init__(
+        self,
+        root: str,
+        datasets: dict[str, DatasetConfig],
+        num_workers: int = 0,
+        seed: int | None = None,
+        window_shards: int = 64,
+        max_broken: float = 0.01,
+    ) -> None:
+        """root: the folder of shard folders. num_workers: loading processes a rank.
+
+        seed: of order, crops and augmentation; default: seed_everything. window_shards: samples are shuffled among that
+        many shards, shuffled themselves. max_broken: share of a split's samples that may be broken, each replaced by
+        another, before a process stops; at least 3 are let pass, unless it is 0.
+        """
+        super().__init__()
+        self.root = Path(root).expanduser()
+        self.datasets = {
+            name: d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(name, d)
+            for name, d in datasets.items()
+        }
+        for name, config in self.datasets.items():
+            for key in ("batch_size", "eval_batch_size", "max_eval_samples"):
+                if (value := getattr(config, key)) is not None and value < 1:
+                    raise InputError(f"data.datasets.{name}.{key} is {value}; it must be at least 1")
+        self.mixture = Mixture({name: config.weight for name, config in self.datasets.items()})
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.window_shards = window_shards
+        self.max_broken = max_broken
+        self.task_of: dict[str, str] = {}
+        self.consumed = 0
+
+    # ------------------------------------------------------------------------------------------------- before loading
+
+    def prepare_data(self) -> None:
+        """Build the shards that are missing and have a `build:`; Lightning calls it in one process a machine."""
+        for name, config in self.datasets.items():
+            folder = self.root / name
+            if config.build is not None and not (folder / MANIFEST_FILE).is_file():
+                from inflate3d.data.shard_writer import build_shards
+
+                dataset = find("datasets", config.build["class_path"]).load()
+                build_shards(dataset(**config.build.get("init_args", {})), folder)
+
+    def prepare(self) -> DataModule:
+        """Build what is missing, read the manifests and return self: for use without a Trainer."""
+        self.prepare_data()
+        self.setup("fit")
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Read the manifests and check every dataset's `sample` against them, before any weight is loaded."""
+        for name, manifest in self.manifests.items():
+            sample_options(manifest.card.kind, self.datasets[name].sample, where=f"data.datasets.{name}.sample")
+
+    @cached_property
+    def manifests(self) -> dict[str, Manifest]:
+        """The manifest of each dataset. Raises InputError that names the build command where there is none."""
+        return {name: Manifest.load(self.root / name) for name in self.datasets}
+
+    @cached_property
+    def windows(self) -> dict[str, Triple]:
+        """The training patch (D, H, W) of each segmentation dataset: the window that slides over whole volumes."""
+        checked = {n: sample_options(m.card.kind, self.datasets[n].sample) for n, m in self.manifests.items()}
+        return {
+            name: options.patch_size for name, options in checked.items() if isinstance(options, SegmentationSample)
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row a dataset, for the table before the first step: kind, task, share, samples, shapes."""
+        rows = []
+        for name, manifest in self.manifests.items():
+            config = self.datasets[name]
+            size = sample_options(manifest.card.kind, config.sample).input_size
+            rows.append(
+                {
+                    "dataset": name,
+                    "task": self.task_of.get(name, ""),
+                    "kind": manifest.kind,
+                    "share": self.mixture.shares[name],
+                    "batch_size": config.batch_size,
+                    "sample": "as stored" if size is None else "x".join(map(str, size)),
+                    **{split: manifest.num_samples(split) for split in ("train", "val", "test")},
+                }
+            )
+        return rows
+
+    # --------------------------------------------------------------------------------------------------------- state
+
+    def advance(self, micro_batch: int) -> None:
+        """Note that the trainer has finished this micro-batch, by the batch's own index."""
+        self.consumed = micro_batch + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on: the integer, and all that gives it its meaning."""
+        return {"consumed": self.consumed, "digests": self._digests(), "schedule": self._schedule()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a saved state. Raises InputError that says what changed if the order is no longer the same."""
+        changes = _changes(state_dict["digests"], self._digests(), "shards of {}")
+        changes += _changes(state_dict["schedule"], self._schedule(), "{}")
+        if changes:
+            raise InputError(
+                "this run cannot go on in the same order, its data changed: "
+                + "; ".join(changes)
+                + ". Restore them, or start a run in another trainer.default_root_dir"
+            )
+        self.consumed = int(state_dict["consumed"])
+
+    def _digests(self) -> dict[str, str]:
+        return {name: manifest.digest for name, manifest in self.manifests.items()}
+
+    def _schedule(self) -> dict[str, Any]:
+        schedule: dict[str, Any] = {"data.seed": self.seed, "data.window_shards": self.window_shards}
+        for name, config in self.datasets.items():
+            schedule[f"data.datasets.{name}.batch_size"] = config.batch_size
+            schedule[f"data.datasets.{name}.weight"] = float(config.weight)
+        return schedule
+
+    # ------------------------------------------------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the endless loader of this rank, from micro-batch `consumed` on."""
+        sources = {name: self._source(name, "train") for name in self.datasets}
+        rank, world_size = self._place()
+        stream = TrainStream(sources, self.mixture, start=self.consumed, rank=rank, world_size=world_size)
+        return self._loader(stream)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Return one loader over the validation splits of all datasets, one after the other; [] if there are none."""
+        return self._eval_loader("val") or []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return one loader over the test splits of all datasets that have one."""
+        if (loader := self._eval_loader("test")) is None:
+            raise InputError(f"no dataset has a test split: {', '.join(self.datasets)}. Use: platform validate")
+        return loader
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the loader of the test splits."""
+        return self.test_dataloader()
+
+    def _eval_loader(self, split: Split) -> DataLoader[Batch] | None:
+        sources = {n: self._source(n, split) for n, m in self.manifests.items() if m.num_samples(split)}
+        if not sources:
+            return None
+        rank, world_size = self._place()
+        most = {name: self.datasets[name].max_eval_samples for name in sources}
+        return self._loader(EvalStream(sources, max_samples=most, rank=rank, world_size=world_size))
+
+    def _source(self, name: str, split: Split) -> Source:
+        manifest, config = self.manifests[name], self.datasets[name]
+        where, training = f"data.datasets.{name}", split == "train"
+        total = manifest.num_samples(split)
+        if not total:
+            raise InputError(f"{where}: no sample in split {split!r} of {self.root / name}; drop it: --{where} null")
+        one = manifest.kind == "volume_segmentation"
+        return Source(
+            name=name,
+            task=self.task_of.get(name, ""),
+            reader=ShardReader(self.root / name, manifest, split),
+            order=SampleOrder(
+                [entry.samples for entry in manifest.entries(split)],
+                mix(self.seed, "order", name),
+                window_shards=self.window_shards,
+            ),
+            stage=make_stage(manifest.card, config.sample, training=training, augment=config.augment, where=where),
+            batch_size=config.batch_size if training else config.eval_batch_size or (1 if one else config.batch_size),
+            max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
+        )
+
+    def _loader(self, stream: Any) -> DataLoader[Batch]:
+        return DataLoader(
+            stream,
+            batch_size=None,  # the stream yields batches
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own: a loader must not draw from the generator that training uses
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Return (rank, world size): 1. the trainer's  2. torch.distributed's  3. alone."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker: torch sees to itself; SimpleITK, which TorchIO resamples with, takes every core."""
+    import sys
+
+    if "SimpleITK" in sys.modules:
+        sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], label: str) -> list[str]:
+    names = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{label.format(name)}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]

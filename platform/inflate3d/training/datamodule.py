@@ -38,10 +38,10 @@ _LEAST_BROKEN = 3
 class DatasetConfig:
     """One dataset of a run; its shards are in <root>/<name>.
 
-    batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is, see
-    inflate3d.data.sample_options. augment: list of transforms, or the YAML file that holds one. build: {class_path,
-    init_args} of the dataset class that makes the shards where there are none. eval_batch_size: default batch_size, and 1
-    for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the split.
+    batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is
+    (inflate3d.data.sample_options). augment: list of transforms, or the YAML file that holds one. build: {class_path,
+    init_args} of the dataset class that makes the shards where there are none. eval_batch_size: default batch_size, but
+    1 for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the split.
     """
 
     batch_size: int
@@ -131,10 +131,8 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def windows(self) -> dict[str, Triple]:
         """The training patch (D, H, W) of each segmentation dataset: the window that slides over whole volumes."""
-        checked = {n: sample_options(m.card.kind, self.datasets[n].sample) for n, m in self.manifests.items()}
-        return {
-            name: options.patch_size for name, options in checked.items() if isinstance(options, SegmentationSample)
-        }
+        options = {n: sample_options(m.card.kind, self.datasets[n].sample) for n, m in self.manifests.items()}
+        return {name: o.patch_size for name, o in options.items() if isinstance(o, SegmentationSample)}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a dataset, for the table before the first step: kind, task, share, samples, shapes."""

@@ -1,1 +1,6 @@
-"""TODO."""
+"""Nets by name: create_model, sources of weights, and the training backbone."""
+
+from inflate3d.models.create import build_net as build_net
+from inflate3d.models.create import create_model as create_model
+from inflate3d.models.names import list_models as list_models
+from inflate3d.models.names import list_pretrained as list_pretrained

@@ -1,0 +1,220 @@
+"""Folded layers: 2D layers on frames folded into the batch, (B, C, D, H, W) -> (B*D, C, H, W), that look across frames.
+
+Legend: B clips, D frames, n what else is folded into the batch (heads, windows), N = B*D*n, C channels, H W space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inflate3d.inflation.mixing import Mixin, mix
+from inflate3d.inflation.taps import center_of
+
+
+class Clip:
+    """What every folded layer of one net shares: how many clips the batch holds just now."""
+
+    __slots__ = ("batch_size",)
+
+    def __init__(self) -> None:
+        self.batch_size = 1
+
+    def __getstate__(self) -> int:
+        return self.batch_size
+
+    def __setstate__(self, state: int) -> None:
+        self.batch_size = state
+
+
+class FoldedLayer(Mixin):
+    """A 2D layer that knows the frames of its clip."""
+
+    prefix = "Folded"
+    clip: Clip
+    depth_kernel: int
+    depth_stride: int
+    fold_factor: int
+
+    def frames_of(self, x: Tensor) -> int:
+        """Return D, the frames a clip has at this layer: N / (B * n)."""
+        return x.shape[0] // (self.clip.batch_size * self.fold_factor)
+
+    def extra_repr(self) -> str:
+        """Return the 2D layer's own line with what was added along D."""
+        return f"{super().extra_repr()}, depth_kernel={self.depth_kernel}, depth_stride={self.depth_stride}"  # type: ignore[misc]
+
+
+class FoldedConv(FoldedLayer):
+    """A Conv2d whose weight is (O, I/groups, kD, kH, kW); D is padded by replication, H and W as the 2D layer does."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N', O, H', W'), where D' = ceil(D / depth_stride)."""
+        x_NCHW, padding = self._pad_space(x_NCHW)
+        weight = self._standardised_weight()
+        if self.tube:  # type: ignore[attr-defined]
+            # The net's input came as tubes: the frames of one tube stand in the channels, so this is a 2D convolution.
+            weight = weight.transpose(1, 2).flatten(1, 2)
+            return F.conv2d(x_NCHW, weight, self.bias, self.stride, padding, self.dilation)  # type: ignore[attr-defined]
+        return self._convolve(x_NCHW, weight, padding)
+
+    def _pad_space(self, x: Tensor) -> tuple[Tensor, Any]:
+        if self.same_pad:  # type: ignore[attr-defined]
+            from timm.layers import pad_same
+
+            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)  # type: ignore[attr-defined]
+        return x, self.padding  # type: ignore[attr-defined]
+
+    def _standardised_weight(self) -> Tensor:
+        weight: Tensor = self.weight  # type: ignore[attr-defined, assignment]
+        if not self.standardises:  # type: ignore[attr-defined]
+            return weight
+        # The 2D statistics are those of the temporal SUM; what is subtracted is spread evenly over the slices.
+        summed = weight.sum(2).flatten(1)
+        variance, mean = torch.var_mean(summed, dim=1, correction=0)
+        gain = (variance + self.eps).rsqrt()  # type: ignore[attr-defined]
+        if hasattr(self, "gain"):
+            gain = gain * (self.gain * self.scale).flatten()  # type: ignore[attr-defined]
+        shape = (-1, 1, 1, 1, 1)
+        return (weight - (mean / self.depth_kernel).view(shape)) * gain.view(shape)
+
+    def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
+        frames = self.frames_of(x)
+        options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
+        if self.depth_kernel == 1:
+            x = pick_frames(x, frames, self.fold_factor, self.depth_stride)
+            return F.conv2d(x, weight[:, :, 0], self.bias, *options)  # type: ignore[attr-defined]
+        if self.groups > 1 or self.fold_factor > 1 or isinstance(padding, str):  # type: ignore[attr-defined]
+            return self._sum_of_2d(x, weight, frames, options)
+        return self._conv3d(x, weight, frames, padding)
+
+    def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
+        """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
+        total: Tensor | None = None
+        for tap in range(self.depth_kernel):
+            index = _frame_index(frames, self.depth_kernel, self.depth_stride, tap, x.device)
+            bias = self.bias if tap == 0 else None  # type: ignore[attr-defined]
+            if self.depth_stride == 1:
+                part = _select(F.conv2d(x, weight[:, :, tap], bias, *options), frames, self.fold_factor, index)
+            else:
+                part = F.conv2d(_select(x, frames, self.fold_factor, index), weight[:, :, tap], bias, *options)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
+        x_BDCHW = x.unflatten(0, (-1, frames))
+        before, after = depth_padding(frames, self.depth_kernel, self.depth_stride)
+        parts = [x_BDCHW[:, :1].expand(-1, before, -1, -1, -1), x_BDCHW]
+        if after > 0:
+            parts.append(x_BDCHW[:, -1:].expand(-1, after, -1, -1, -1))
+        x_BCDHW = torch.cat(parts, dim=1).transpose(1, 2)
+        y_BODHW = F.conv3d(
+            x_BCDHW,
+            weight,
+            self.bias,  # type: ignore[attr-defined]
+            (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
+            (0, *padding),
+            (1, *self.dilation),  # type: ignore[attr-defined]
+        )
+        return y_BODHW.transpose(1, 2).flatten(0, 1)
+
+
+class FoldedPool(FoldedLayer):
+    """A spatial pool that also pools over frames: max and average windows are separable, so one follows the other.
+
+    Any other layer that shrinks H and W is treated as an average over `depth_kernel` frames.
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N', C, H', W'), where D' = ceil(D / depth_stride)."""
+        frames = self.frames_of(x_NCHW)
+        y = super().forward(x_NCHW)  # type: ignore[misc]
+        if self.depth_kernel == 1:
+            return pick_frames(y, frames, self.fold_factor, self.depth_stride)
+        is_max = isinstance(self, nn.MaxPool2d)
+        total: Tensor | None = None
+        for tap in range(self.depth_kernel):
+            index = _frame_index(frames, self.depth_kernel, self.depth_stride, tap, y.device)
+            part = _select(y, frames, self.fold_factor, index)
+            total = part if total is None else torch.maximum(total, part) if is_max else total + part
+        assert total is not None
+        return total if is_max else total / self.depth_kernel
+
+
+class FoldedDropPath(FoldedLayer):
+    """Stochastic depth that drops whole clips, not single frames (the clip is the sample)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape with N first; the same draw for every frame of a clip."""
+        drop_prob: float = self.drop_prob or 0.0  # type: ignore[attr-defined]
+        if drop_prob == 0.0 or not self.training:  # type: ignore[attr-defined]
+            return x
+        clips = self.clip.batch_size
+        keep = x.new_empty(clips, *(1,) * x.ndim).bernoulli_(1 - drop_prob)
+        if getattr(self, "scale_by_keep", True) and drop_prob < 1:
+            keep.div_(1 - drop_prob)
+        return (x.unflatten(0, (clips, -1)) * keep).flatten(0, 1)
+
+
+def depth_padding(frames: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return how many frames are replicated before and after, so that the output has ceil(frames / stride)."""
+    before = center_of(kernel)
+    out = -(-frames // stride)
+    return before, max((out - 1) * stride + kernel - frames - before, 0)
+
+
+def pick_frames(x: Tensor, frames: int, fold_factor: int, stride: int) -> Tensor:
+    """Return every `stride`-th frame of every clip; x itself if the stride is 1."""
+    if stride == 1:
+        return x
+    return x.unflatten(0, (-1, frames, fold_factor))[:, ::stride].flatten(0, 2)
+
+
+def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
+    """Fold clips into frames: (B, C, D, H, W) -> (B*D', tube*C, H, W), D' = ceil(D / tube); the last frame is replicated.
+
+    A view for one-frame tubes of channels-last clips, one copy otherwise.
+    """
+    missing = -x_BCDHW.shape[2] % tube
+    if missing:
+        x_BCDHW = torch.cat([x_BCDHW, x_BCDHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+    x_BDCHW = x_BCDHW.transpose(1, 2)
+    return x_BDCHW.flatten(0, 1) if tube == 1 else x_BDCHW.unflatten(1, (-1, tube)).flatten(0, 1).flatten(1, 2)
+
+
+def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int, stride: int, factor: int) -> None:
+    """Turn a 2D layer into its folded form in place."""
+    if mixin is FoldedConv:
+        layer.same_pad = _pads_same(layer)  # type: ignore[assignment]
+        layer.tube = False  # type: ignore[assignment]
+        layer.standardises = _STANDARDISED in type(layer).__name__  # type: ignore[assignment]
+    layer.clip, layer.depth_kernel, layer.depth_stride, layer.fold_factor = clip, kernel, stride, factor  # type: ignore[assignment]
+    mix(layer, mixin)
+
+
+_STANDARDISED = "StdConv2d"  # timm's StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame
+
+
+def _pads_same(layer: nn.Module) -> bool:
+    """Whether timm's layer pads dynamically as TensorFlow's SAME does."""
+    return bool(getattr(layer, "same_pad", type(layer).__name__.startswith("Conv2dSame")))
+
+
+def has_known_forward(conv: nn.Conv2d) -> bool:
+    """Whether a Conv2d's arithmetic is one that FoldedConv knows: torch's own, or timm's SAME and standardised ones."""
+    own = type(conv).forward is nn.Conv2d.forward
+    return own or type(conv).__name__.startswith("Conv2dSame") or _STANDARDISED in type(conv).__name__
+
+
+def _frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
+    """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
+    start = tap - center_of(kernel)
+    return (torch.arange(0, frames, stride, device=device) + start).clamp_(0, frames - 1)
+
+
+def _select(x: Tensor, frames: int, fold_factor: int, index: Tensor) -> Tensor:
+    return x.unflatten(0, (-1, frames, fold_factor)).index_select(1, index).flatten(0, 2)

@@ -1,0 +1,149 @@
+"""InflationPlan: kernel and stride along D at every level of spatial reduction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.sample import Spacing, Triple
+
+NUM_LEVELS = 6  # reductions 1, 2, 4, 8, 16, 32
+
+
+@dataclass(frozen=True)
+class InflationPlan:
+    """How a 2D net is laid along D. Level l is where the map is 2**l times smaller than the image.
+
+    kernels: kernel size along D of the spatial convolutions at each level; None means the op's own spatial size
+    (3x3 -> 3x3x3). 1x1 convolutions stay 1x1x1. strides: stride along D of the step INTO each level; the first is 1.
+    Levels past the end repeat the last kernel and take no stride. Pooling windows follow: symmetric where the step strides
+    along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None averages all.
+    """
+
+    name: str
+    kernels: tuple[int | None, ...] = (None,) * NUM_LEVELS
+    strides: tuple[int, ...] = (1,) * NUM_LEVELS
+    head_pool: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernels", tuple(self.kernels))
+        object.__setattr__(self, "strides", tuple(self.strides))
+        if not self.kernels or any(k is not None and (not isinstance(k, int) or k < 1) for k in self.kernels):
+            raise InputError(
+                f"plan {self.name!r}: kernels {self.kernels}; each must be null or an integer of at least 1"
+            )
+        if not self.strides or any(not isinstance(s, int) or s < 1 for s in self.strides):
+            raise InputError(f"plan {self.name!r}: strides {self.strides}; each must be an integer of at least 1")
+        if self.strides[0] != 1:
+            raise InputError(
+                f"plan {self.name!r}: strides[0] is {self.strides[0]}; level 0 is the input itself, so it is 1"
+            )
+        if self.head_pool is not None and self.head_pool < 1:
+            raise InputError(f"plan {self.name!r}: head_pool is {self.head_pool}; it must be null or at least 1")
+
+    def kernel(self, level: int, spatial: int) -> int:
+        """Return kD for an op of kernel size `spatial` whose output lies at `level`."""
+        kernel = self.kernels[min(level, len(self.kernels) - 1)]
+        return spatial if kernel is None else min(kernel, spatial) if spatial > 1 else 1
+
+    def stride(self, from_level: int, to_level: int) -> int:
+        """Return the stride along D of an op that goes from one level to a deeper one."""
+        return math.prod(self.strides[from_level + 1 : to_level + 1])
+
+    @property
+    def total_stride(self) -> int:
+        """How many times D shrinks from the input to the deepest level."""
+        return math.prod(self.strides)
+
+    @property
+    def min_depth(self) -> int:
+        """The fewest frames or slices that leave one whole `head_pool` window at the deepest level."""
+        return ((self.head_pool or 1) - 1) * self.total_stride + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        return {
+            "name": self.name,
+            "kernels": list(self.kernels),
+            "strides": list(self.strides),
+            "head_pool": self.head_pool,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InflationPlan:
+        """Read a plan from plain values; a missing entry takes the default, an unknown one is refused."""
+        allowed = ("name", "kernels", "strides", "head_pool")
+        for key in data:
+            if key not in allowed:
+                raise unknown_name("key", key, allowed, where="plan")
+        return cls(**{"name": "custom", **data})
+
+
+_OWN = (None,) * NUM_LEVELS
+PRESETS: dict[str, InflationPlan] = {
+    plan.name: plan
+    for plan in (
+        # Fig. 3 of arXiv:1705.07750: symmetric kernels; D is kept by the first two max-pools, then halved as H and W are.
+        InflationPlan("i3d", _OWN, (1, 2, 1, 1, 2, 2), head_pool=2),
+        InflationPlan("isotropic", _OWN, (1, 2, 2, 2, 2, 2)),
+        # The slow path of SlowFast (arXiv:1812.03982): kernels along time in the last two stages, time is never strided.
+        InflationPlan("slow", (1, 1, 1, 1, None, None), (1,) * NUM_LEVELS),
+        InflationPlan("2d", (1,) * NUM_LEVELS, (1,) * NUM_LEVELS),
+    )
+}
+PLAN_NAMES = ("auto", *PRESETS)
+
+
+def resolve_plan(
+    plan: str | InflationPlan | Mapping[str, Any],
+    *,
+    input_size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+) -> InflationPlan:
+    """Return the plan meant by a preset's name, a mapping or a plan; `auto` looks at input_size and spacing_mm."""
+    if isinstance(plan, InflationPlan):
+        return plan
+    if isinstance(plan, Mapping):
+        return InflationPlan.from_dict(plan)
+    if plan == "auto":
+        if input_size is None and spacing_mm is None:
+            return PRESETS["isotropic"]
+        return auto_plan(as_triple(input_size, "input_size"), as_triple(spacing_mm, "spacing_mm"))
+    if plan not in PRESETS:
+        raise unknown_name("plan", plan, PLAN_NAMES)
+    return PRESETS[plan]
+
+
+def auto_plan(input_size: Triple | None = None, spacing_mm: Spacing | None = None) -> InflationPlan:
+    """Return a plan for a volume's size (D, H, W) and spacing (z, y, x).
+
+    D is strided where its spacing is no coarser than that of H and W there, and two slices are left (or the input's own
+    count, if that is one). Kernels reach along D once its spacing is at most twice that of H and W: nnU-Net's rule.
+    """
+    depth = input_size[0] if input_size else math.inf
+    z, y, x = spacing_mm or (1.0, 1.0, 1.0)
+    in_plane = min(y, x)
+    kernels: list[int | None] = []
+    strides = []
+    for level in range(NUM_LEVELS + 2):
+        stride = 2 if level > 0 and z <= 1.5 * in_plane and math.ceil(depth / 2 if depth < math.inf else 2) >= 2 else 1
+        if level > 0:
+            in_plane *= 2
+        if stride == 2:
+            z *= 2
+            depth = math.ceil(depth / 2) if depth < math.inf else depth
+        strides.append(stride)
+        kernels.append(None if z <= 2 * in_plane and depth > 1 else 1)
+    return InflationPlan("auto", tuple(kernels), tuple(strides))
+
+
+def as_triple(value: Sequence[Any] | None, name: str) -> Any:
+    """Check that a size or spacing has three positive entries (D, H, W); None stays None."""
+    if value is None:
+        return None
+    if len(value) != 3 or any(v <= 0 for v in value):
+        raise InputError(f"{name} is {tuple(value)}; expected three positive numbers (D, H, W)")
+    return tuple(value)

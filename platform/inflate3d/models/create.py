@@ -1,0 +1,95 @@
+"""create_model: one call from any name to an inflated net."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from inflate3d.errors import InputError
+from inflate3d.inflation import InflationPlan, Taps, inflate_in_place, resolve_plan
+from inflate3d.inflation.plan import as_triple
+from inflate3d.models.published import load_published, published_folder
+from inflate3d.models.spec import NetSpec
+from inflate3d.models.timm_source import build_timm, trace_size
+from inflate3d.models.torchvision_source import build_torchvision
+
+_log = logging.getLogger("inflate3d")
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    inflation: str = "center",
+    overshoot: float = 0.25,
+    plan: str | InflationPlan | dict[str, Any] = "auto",
+    input_size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    in_chans: int | None = None,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | int | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float = 0.0,
+    cache_dir: str | None = None,
+    norm_domain: str | None = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Return a net over clips and volumes (B, C, D, H, W), with timm's contract and timm's state_dict keys.
+
+    name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", or "local-dir:path" of a published directory.
+    pretrained: for a 2D name its 2D weights, inflated; for a published one its 3D weights.
+    inflation: mean | center | overshoot | random (see Taps); overshoot: its a.
+    plan: auto | i3d | isotropic | slow | 2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm
+    (z, y, x). in_chans: 3 unless given, or the published net's own; the stem is adapted from RGB as timm does.
+    num_classes: the 2D net's own unless given; 0 gives pooled features (B, num_features).
+    features_only: a list of (B, C_l, D_l, H_l, W_l), one a level. norm_domain: for a published net, whose running
+    statistics (and stem) to take. Everything else is handed to timm.create_model as it is.
+
+    Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming the
+    layer, where a net cannot be inflated exactly.
+    """
+    if in_chans is not None and in_chans < 1:
+        raise InputError(f"in_chans is {in_chans}; a net takes at least 1 channel")
+    if num_classes is not None and num_classes < 0:
+        raise InputError(f"num_classes is {num_classes}; give 0 for pooled features or the number of classes")
+    options = dict(
+        in_chans=in_chans,
+        num_classes=num_classes,
+        features_only=features_only,
+        out_indices=out_indices,
+        global_pool=global_pool,
+        drop_path_rate=drop_path_rate,
+    )
+    folder = published_folder(name, cache_dir)
+    if folder is not None:
+        return load_published(
+            folder, pretrained=pretrained, norm_domain=norm_domain, plan=plan, **options, **timm_kwargs
+        )
+    if norm_domain is not None:
+        raise InputError(f"norm_domain={norm_domain!r} is for published weights; {name!r} is a 2D net's name")
+    size = as_triple(input_size, "input_size")
+    resolved = resolve_plan(plan, input_size=size, spacing_mm=spacing_mm)
+    _log.info("plan %s", resolved)
+    spec = NetSpec(name, Taps(inflation, overshoot), resolved, timm_kwargs=timm_kwargs, **_given(options))  # type: ignore[arg-type]
+    return build_net(spec, pretrained=pretrained, cache_dir=cache_dir)
+
+
+def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None, verify: bool = True) -> nn.Module:
+    """Build the 2D net of a spec and inflate it."""
+    if spec.name.startswith("torchvision/"):
+        net = build_torchvision(spec, pretrained=pretrained)
+    else:
+        net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
+    net = inflate_in_place(
+        net, trace_size=trace_size(net), taps=spec.taps, plan=spec.plan, in_chans=spec.in_chans, verify=verify
+    )
+    net.net_spec = spec  # type: ignore[assignment]
+    return net
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if v is not None}

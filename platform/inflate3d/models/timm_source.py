@@ -1,0 +1,66 @@
+"""2D nets and weights from timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import is_model, split_model_name_tag
+from torch import nn
+
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.models.spec import NetSpec
+
+TRACE_SIZE = 128  # enough for a /32 net to keep a 4x4 map
+
+
+def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) -> nn.Module:
+    """Return timm's 2D net for a spec. Raises InputError for an unknown name or weights that cannot be had."""
+    check_timm_name(spec.name, pretrained=pretrained)
+    kwargs: dict[str, Any] = dict(spec.timm_kwargs, in_chans=spec.in_chans)
+    if spec.features_only:
+        kwargs.update(features_only=True, out_indices=spec.out_indices)
+    else:
+        kwargs.update(num_classes=spec.num_classes, global_pool=spec.global_pool)
+    if spec.drop_path_rate:
+        kwargs["drop_path_rate"] = spec.drop_path_rate
+    try:
+        return timm.create_model(spec.name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
+    except (OSError, RuntimeError) as error:
+        if pretrained and _is_about_fetching(error):
+            raise InputError(
+                f"the 2D weights of {spec.name!r} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
+                "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors'), or pretrained=False"
+            ) from error
+        raise
+
+
+def check_timm_name(name: str, *, pretrained: bool = False) -> None:
+    """Raise InputError with close names unless timm has the architecture (and the tag, where one is given)."""
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        raise unknown_name("model", name, timm.list_models(), see="platform models list")
+    if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True):
+        tags = timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True)
+        raise unknown_name("weights", name, tags, see=f"platform models list '{architecture}*'")
+    if pretrained and not tag and not timm.models.is_model_pretrained(architecture):
+        return  # an overlay may bring the file; timm says so itself if none does
+
+
+def trace_size(net: nn.Module) -> tuple[int, int]:
+    """Return the (H, W) on which a net is traced: its own where that is fixed, else a smaller one that suits it."""
+    cfg = getattr(net, "pretrained_cfg", None) or {}
+    own = tuple((cfg.get("input_size") or (3, 224, 224))[1:])
+    embed = getattr(net, "patch_embed", None)
+    if getattr(embed, "img_size", None):
+        own = tuple(embed.img_size)  # img_size= was given
+    if cfg.get("fixed_input_size", False):
+        return own  # type: ignore[return-value]
+    smallest = max((cfg.get("min_input_size") or (3, 0, 0))[1:])
+    size = max(TRACE_SIZE, -(-smallest // 32) * 32)
+    return (min(size, own[0]), min(size, own[1]))
+
+
+def _is_about_fetching(error: Exception) -> bool:
+    module = type(error).__module__
+    return module.startswith(("huggingface_hub", "httpx", "requests", "urllib")) or isinstance(error, OSError)

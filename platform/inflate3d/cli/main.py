@@ -21,6 +21,7 @@ SUBCOMMANDS = (
     "configs",
     "datasets",
     "tasks",
+    "shards",
     "fit",
 )
 MOST_LINES = 8

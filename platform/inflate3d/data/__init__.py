@@ -33,8 +33,6 @@ _NAMES = {
 }
 _HOME = {name: f"inflate3d.data.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
-
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:

@@ -22,10 +22,10 @@ class BuildProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._shown:
+        elif self._shown and kind is None:
             print(f"shards: {self._cases}/{self._total} cases, {self._rate()}", file=sys.stderr, flush=True)
 
     def advance(self, cases: int, size: int) -> None:

@@ -43,8 +43,8 @@ Outcome = Encoded | Rejected
 class ReadAhead:
     """Encodes cases in order, up to two a worker ahead of who takes them; 0 workers: in this process, none ahead."""
 
-    def __init__(self, dataset: AbstractDataset, num_workers: int) -> None:
-        self._dataset, self._card, self._window = dataset, dataset.card, 2 * num_workers
+    def __init__(self, dataset: AbstractDataset, card: DatasetCard, num_workers: int) -> None:
+        self._dataset, self._card, self._window = dataset, card, 2 * num_workers
         self._cases: Sequence[Case] = ()
         self._position = 0
         self._ahead: deque[Future[Outcome]] = deque()
@@ -52,7 +52,7 @@ class ReadAhead:
         if num_workers:
             # Not fork: ITK and FFmpeg may have threads here, which a forked child would lack and wait for.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(num_workers, context, _start_worker, (dataset, self._card))
+            self._pool = ProcessPoolExecutor(num_workers, context, _start_worker, (dataset, card))
 
     def __enter__(self) -> ReadAhead:
         return self

@@ -16,11 +16,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from inflate3d.contracts import SPLITS, AbstractDataset, Case
+from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard
 from inflate3d.data.build_progress import BuildProgress
 from inflate3d.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry, file_sha256
 from inflate3d.data.members import KEY_PATTERN
@@ -61,21 +61,26 @@ def build_shards(
     """
     if min(max_samples_per_shard, max_bytes_per_shard) < 1 or min(num_workers, max_rejects) < 0:
         raise InputError("max_samples_per_shard and max_bytes_per_shard begin at 1, num_workers and max_rejects at 0")
-    cases = _checked_cases(list(dataset.cases() if cases is None else cases), dataset)
+    card = dataset.card
+    cases = _checked_cases(list(dataset.cases() if cases is None else cases), card.name)
     limits = ShardLimits(max_samples_per_shard, max_bytes_per_shard)
     output = Path(output)
-    with _locked(output), ReadAhead(dataset, num_workers) as ahead, BuildProgress(len(cases), progress) as bar:
-        builder = _Builder(output, _build_digest(dataset, cases, limits), limits, ahead, bar)
+    with (
+        _locked(output),
+        ReadAhead(dataset, card, min(num_workers, len(cases) // 8)) as ahead,
+        BuildProgress(len(cases), progress) as bar,
+    ):
+        builder = _Builder(output, _build_digest(dataset, card, cases, limits), limits, ahead, bar)
         builder.check_folder()
         for split in SPLITS:
             builder.build_split(split, [c for c in cases if c.split == split])
     if len(builder.rejects) > max_rejects:
-        raise InputError(_reject_message(dataset, builder.rejects, max_rejects))
+        raise InputError(_reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries:
-        raise InputError(f"{dataset.card.name}: no case could be written; is the raw folder empty?")
+        raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
     builder.remove_leftovers()
-    manifest = Manifest(dataset.card, tuple(builder.entries), tuple(builder.rejects))
-    manifest = Manifest(manifest.card, manifest.shards, manifest.rejects, measure_shards(output, manifest))
+    manifest = Manifest(card, tuple(builder.entries), tuple(builder.rejects))
+    manifest = replace(manifest, statistics=measure_shards(output, manifest))
     manifest.save(output)
     return manifest
 
@@ -212,8 +217,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _checked_cases(cases: list[Case], dataset: AbstractDataset) -> list[Case]:
-    name = dataset.card.name
+def _checked_cases(cases: list[Case], name: str) -> list[Case]:
     splits: dict[str, str] = {}
     for case in cases:
         if not KEY_PATTERN.fullmatch(case.key):
@@ -230,11 +234,15 @@ def _checked_cases(cases: list[Case], dataset: AbstractDataset) -> list[Case]:
     return cases
 
 
-def _build_digest(dataset: AbstractDataset, cases: list[Case], limits: ShardLimits) -> str:
-    """Return what tells one build from another: card, cases, limits and format."""
-    digest = hashlib.sha256(
-        json.dumps([MANIFEST_FORMAT, dataset.card.to_dict(), limits.samples, limits.bytes]).encode()
-    )
+def _build_digest(dataset: AbstractDataset, card: DatasetCard, cases: list[Case], limits: ShardLimits) -> str:
+    """Return what tells one build from another: card, the dataset's plain settings, cases and limits.
+
+    Paths are no settings: a raw folder that has moved is the same.
+    """
+    plain = (str, int, float, bool, tuple, list, type(None))
+    settings = {k: v for k, v in sorted(vars(dataset).items()) if not k.startswith("_") and isinstance(v, plain)}
+    what = [MANIFEST_FORMAT, type(dataset).__qualname__, card.to_dict(), settings, limits.samples, limits.bytes]
+    digest = hashlib.sha256(json.dumps(what, default=str).encode())
     for case in cases:
         digest.update(json.dumps([case.key, case.split, case.group]).encode())
     return digest.hexdigest()[:16]
@@ -252,9 +260,9 @@ def _entry(file: str, split: str, index: ShardIndex) -> ShardEntry:
     return ShardEntry(file, split, len(index.samples), index.bytes, index.sha256, index_file(file), index_hash)
 
 
-def _reject_message(dataset: AbstractDataset, rejects: list[dict[str, str]], most: int) -> str:
+def _reject_message(name: str, rejects: list[dict[str, str]], most: int) -> str:
     shown = [f"  {r['key']}: {r['reason'].splitlines()[0][:300]}" for r in rejects[:4]]
     if len(rejects) > 4:
         shown.append(f"  ... and {len(rejects) - 4} more")
-    head = f"{dataset.card.name}: {len(rejects)} cases rejected, allowed: {most} (max_rejects)"
+    head = f"{name}: {len(rejects)} cases rejected, allowed: {most} (max_rejects)"
     return "\n".join([head, *shown, "Mend them and run again (finished shards are kept), or allow more rejects"])

@@ -1,0 +1,161 @@
+"""`platform shards build|check|info`: raw files to shards, whether they are whole, and what is in them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from inflate3d.cli.table import print_table
+from inflate3d.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from inflate3d.contracts import AbstractDataset
+    from inflate3d.data import Manifest
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `platform shards`."""
+    parser = subparsers.add_parser("shards", help="build, check and describe shards")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(commands)
+    check = commands.add_parser("check", help="read everything once and verify every hash, array, mask and video")
+    check.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
+    check.set_defaults(run=_check)
+    info = commands.add_parser("info", help="splits, samples, shapes, spacing, classes and licence")
+    info.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
+    info.set_defaults(run=_info)
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser(
+        "build",
+        help="raw files -> shards; the same command again goes on where it stopped",
+        usage="platform shards build NAME --output DIR [--root RAW] [the dataset's own arguments] [options]",
+        epilog="The dataset's own arguments, such as --root: platform datasets show NAME",
+        allow_abbrev=False,  # a dataset's argument may begin like one of these
+    )
+    build.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
+    build.add_argument("--output", metavar="DIR", required=True, help="new or empty folder for the shards")
+    build.add_argument(
+        "--num_workers", type=int, default=None, help="processes that read; default: one a core, up to 8"
+    )
+    build.add_argument("--max_rejects", type=int, default=0, help="cases that may be left out as broken (default 0)")
+    build.add_argument("--max_samples_per_shard", type=int, default=2048, help="default 2048")
+    build.add_argument("--max_bytes_per_shard", type=int, default=2**29, help="default 512 MiB")
+    build.set_defaults(run=_build, takes_overrides=True)
+
+
+def _build(args: argparse.Namespace) -> None:
+    from inflate3d.data import build_shards
+
+    dataset = _dataset(args.name, args.overrides)
+    workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
+    manifest = build_shards(
+        dataset,
+        args.output,
+        num_workers=workers,
+        max_rejects=args.max_rejects,
+        max_samples_per_shard=args.max_samples_per_shard,
+        max_bytes_per_shard=args.max_bytes_per_shard,
+    )
+    for reject in manifest.rejects:
+        print(f"rejected {reject['key']}: {reject['reason']}")
+    _print_splits(manifest)
+    print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from inflate3d.data import Manifest, check_shards
+
+    faults = check_shards(args.folder)
+    if not faults:
+        manifest = Manifest.load(args.folder)
+        size = _size(sum(e.bytes for e in manifest.shards))
+        print(f"{args.folder}: {manifest.num_samples()} samples in {len(manifest.shards)} shards ({size}) are whole")
+        return 0
+    for fault in faults:
+        print(fault)
+    raise InputError(f"{args.folder}: {len(faults)} faults (listed above). The build command mends damaged shards")
+
+
+def _info(args: argparse.Namespace) -> None:
+    from inflate3d.data import Manifest
+
+    manifest = Manifest.load(args.folder)
+    card = manifest.card
+    commercial = {True: "yes", False: "no", None: "unknown"}[card.commercial_use]
+    print(f"{manifest.name}: {card.title}  ({manifest.kind}, digest {manifest.digest})\n")
+    _print_splits(manifest)
+    rows = {
+        **_measured(manifest),
+        "channels": f"{', '.join(card.input.channels)} ({card.modality})",
+        "orientation": card.input.orientation or "none (no anatomy)",
+        "intensity": str(card.input.intensity),
+        "classes": ", ".join(f"{name} ({n})" for name, n in manifest.statistics["class_samples"].items()),
+        "licence": f"{card.licence}; commercial use: {commercial}; "
+        f"weights may be published: {'yes' if card.weights_may_be_published else 'no'}",
+        "url": card.url,
+        "cite": card.citation,
+        "rejects": ", ".join(r["key"] for r in manifest.rejects) or "none",
+    }
+    print()
+    for name, value in rows.items():
+        print(textwrap.fill(value, 120, initial_indent=f"{name:<13}", subsequent_indent=" " * 13))
+
+
+def _print_splits(manifest: Manifest) -> None:
+    splits = dict.fromkeys(e.split for e in manifest.shards)
+    rows = [
+        (s, len(manifest.entries(s)), manifest.num_samples(s), _size(sum(e.bytes for e in manifest.entries(s))))
+        for s in splits
+    ]
+    print_table(("split", "shards", "samples", "size"), rows)
+
+
+def _measured(manifest: Manifest) -> dict[str, str]:
+    """Return the measured shapes and spacings as text: one value, or smallest, median and largest along each axis."""
+    rows = {}
+    for name, title in (("shape", "(C, D, H, W)"), ("spacing_mm", "(z, y, x)")):
+        numbers = manifest.statistics[name]
+        texts = [f"({', '.join(f'{v:g}' for v in numbers[row])})" for row in ("min", "median", "max")]
+        same = texts[0] == texts[2]
+        rows[name] = f"{title} {texts[0] if same else f'{texts[0]} to {texts[2]}, median {texts[1]}'}"
+    return rows
+
+
+def _dataset(name: str, arguments: list[str]) -> AbstractDataset:
+    """Construct the dataset from command-line arguments, which are those of its constructor."""
+    import inspect
+
+    from jsonargparse import ArgumentParser
+
+    from inflate3d.discover import find
+
+    plug_in = find("datasets", name)
+    dataset_class = plug_in.load()
+    known = [p for p in inspect.signature(dataset_class.__init__).parameters if p != "self"]
+    given = [a[2:].partition("=")[0] for a in arguments if a.startswith("--")]
+    where, see = f"shards build {plug_in.name}", f"platform datasets show {plug_in.name}"
+    for argument in given:
+        if argument.partition(".")[0].rstrip("+") not in known:
+            raise unknown_name("argument", argument, [*known, *_OWN], where=where, see=see)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(dataset_class)
+    try:
+        values = parser.parse_args(arguments)
+    except Exception as fault:  # jsonargparse raises argparse's, its own and plain ones
+        raise InputError(f"{where}: {' '.join(str(fault).split())[:400]}. Its arguments: {see}") from fault
+    return dataset_class(**{name: values[name] for name in known})
+
+
+_OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -1,0 +1,86 @@
+"""Verifies shards against their manifest: every hash, every place in the tar, every array, mask and video."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from inflate3d.contracts import DatasetCard, RawSample
+from inflate3d.data.manifest import MANIFEST_FILE, Manifest, ShardEntry, file_sha256
+from inflate3d.data.members import VIDEO_SUFFIXES, encode_sample
+from inflate3d.data.shard_index import ShardIndex
+from inflate3d.data.shard_reader import RawMembers, ShardReader, read_index
+from inflate3d.errors import InputError
+
+
+def check_shards(folder: str | Path) -> list[str]:
+    """Read everything once and return the faults found, each naming its file; [] if all is as it was written.
+
+    InputError only if there is no manifest to check against.
+    """
+    folder = Path(folder)
+    manifest = Manifest.load(folder)
+    reader = ShardReader(folder, manifest)
+    faults = list(_check_names(folder, manifest))
+    seen: dict[str, str] = {}
+    for shard, entry in enumerate(manifest.shards):
+        try:
+            index = read_index(folder, entry)
+            faults += _check_tar(folder / entry.file, entry, index)
+        except (InputError, OSError) as fault:
+            faults.append(str(fault))
+            continue
+        faults += _check_samples(reader, shard, manifest.card)
+        for key, _ in index.samples:
+            if (other := seen.setdefault(key, entry.file)) != entry.file:
+                faults.append(f"{entry.file}: key {key!r} is also in {other}")
+    return faults
+
+
+def _check_names(folder: Path, manifest: Manifest) -> Iterator[str]:
+    listed = {MANIFEST_FILE} | {e.file for e in manifest.shards} | {e.index for e in manifest.shards}
+    for path in sorted(folder.iterdir()):
+        if path.name not in listed:
+            yield f"{path}: is not in the manifest; remove it, or finish the build that left it"
+
+
+def _check_tar(path: Path, entry: ShardEntry, index: ShardIndex) -> Iterator[str]:
+    """Compare the tar, walked without the index, with the index."""
+    if path.stat().st_size != entry.bytes or file_sha256(path) != entry.sha256:
+        yield f"{path}: differs from what was written (sha256)"
+    if len(index.samples) != entry.samples:
+        yield f"{path}: {len(index.samples)} samples in the index, {entry.samples} in the manifest"
+    indexed = [(f"{key}.{m.suffix}", m.offset, m.size) for key, members in index.samples for m in members]
+    try:
+        with tarfile.open(path, "r:") as tar:
+            found = [(info.name, info.offset_data, info.size) for info in tar]
+    except tarfile.TarError as fault:
+        yield f"{path}: not a readable tar ({fault})"
+        return
+    if found != indexed:
+        first = next((f for f, i in zip(found, indexed, strict=False) if f != i), "the number of members")
+        yield f"{path}: tar and index differ, first at {first}"
+
+
+def _check_samples(reader: ShardReader, shard: int, card: DatasetCard) -> Iterator[str]:
+    entry = reader.entries[shard]
+    for i in range(entry.samples):
+        try:
+            _check_sample(reader.sample(shard, i), card)
+        except InputError as fault:
+            yield f"{entry.file}: {fault}"
+
+
+def _check_sample(raw: RawMembers, card: DatasetCard) -> None:
+    """Put the decoded sample through the checks that it passed when it was built."""
+    sample = raw.decode()
+    record = sample.get("json", {})
+    built_from = RawSample(
+        image=sample.get("image"),
+        mask=sample.get("mask"),
+        video=sample.get("video"),
+        video_suffix=next((s for s in raw.members if s in VIDEO_SUFFIXES), "none"),
+        **{name: record.get(name) for name in ("label", "spacing_mm", "affine")},
+    )
+    encode_sample(built_from, card, key=raw.key)

@@ -117,9 +117,7 @@ class Toy(AbstractDataset):
             frame[:] = background
             y, x = (start + 2 * t * step) % path
             frame[y : y + side, x : x + side] = colour
-        return RawSample(
-            video=encode_video(frames, fps=8), label=label, extra={"num_frames": self.num_frames, "fps": 8.0}
-        )
+        return RawSample(video=encode_video(frames, fps=8), label=label)
 
     def _shape(self, name: str, generator: np.random.Generator) -> np.ndarray:
         """Return where one shape stands, (size, size, size) bool, wholly inside the volume."""

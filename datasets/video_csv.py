@@ -123,7 +123,7 @@ class VideoCSV(AbstractDataset):
         return [Case(key, splits[key], (c.path, label), group) for key, c, label, group in rows]
 
     def read(self, case: Case) -> RawSample:
-        """Read the file as it is; InputError if it is absent or its first, middle or last frame does not decode."""
+        """Read the file as it is; InputError if it is absent or no video."""
         path, label = case.source
         return read_video_case(self.videos / path, label=label, where=case.key)
 
@@ -196,7 +196,8 @@ class VideoCSV(AbstractDataset):
         return _Clip(split, match[1].strip('"'), match[2], None)
 
     def _key_name(self, clip: _Clip) -> str:
-        return str(Path(clip.path).with_name(stem(clip.path, VIDEO_SUFFIXES)))
+        path = Path(os.path.relpath(self.videos / clip.path, self.videos))
+        return "-".join([*(p for p in path.parts[:-1] if p != ".."), stem(path, VIDEO_SUFFIXES)])
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class VideoFolder(AbstractDataset):
         return [Case(k, splits[k], (str(f.relative_to(self.root)), label), g) for k, f, label, g in rows]
 
     def read(self, case: Case) -> RawSample:
-        """Read the file as it is; InputError if its first, middle or last frame does not decode."""
+        """Read the file as it is; InputError if it is no video."""
         path, label = case.source
         return read_video_case(self.root / path, label=label, where=case.key)
 

@@ -1,4 +1,4 @@
-"""One video case as raw layouts hold it: a file that must decode to its last frame; and how to make one."""
+"""One video case as raw layouts hold it, a file kept as it is; and how to make one from frames."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from inflate3d.errors import InputError
 
 
 def read_video_case(path: Path, *, label: int, where: str) -> RawSample:
-    """Return the file's bytes, its suffix and, as `extra`, num_frames, fps, height and width.
+    """Return the file's bytes as they are, and its suffix; InputError names a file that is absent or no video.
 
-    The first, middle and last frames are decoded, so that a file cut short is refused here and not in training.
-    InputError names the file.
+    The shard writer decodes the last frame of every clip, so that one cut short is refused there.
     """
-    from inflate3d.data.video import decode_frames, probe_video
+    from inflate3d.data.video import probe_video
 
     if not path.is_file():
         raise InputError(f"{where}: no file {str(path)!r}; the clip is listed, its file is missing")
     content = path.read_bytes()
     try:
-        info = probe_video(content)
-        if info.num_frames < 1:
-            raise InputError("it holds no frames")
-        decode_frames(content, sorted({0, info.num_frames // 2, info.num_frames - 1}))
+        probe_video(content)
     except InputError as error:
-        raise InputError(f"{where}: unreadable video {path.name} ({len(content)} bytes): {error}") from error
-    extra = {"num_frames": info.num_frames, "fps": float(info.fps), "height": info.height, "width": info.width}
-    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), label=label, extra=extra)
+        raise InputError(f"{where}: {path.name}: {error}") from error
+    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), label=label)
 
 
 def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:

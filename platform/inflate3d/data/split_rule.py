@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from inflate3d.contracts import Split
+from inflate3d.data.splits import read_split_file
 from inflate3d.errors import InputError
 
 
@@ -35,21 +36,28 @@ class SplitRule:
     def assign(
         self, keys: Sequence[str], *, groups: Sequence[str] | None = None, labels: Sequence[int] | None = None
     ) -> dict[str, Split]:
-        """Return the split of every key; the same for every order of the keys. InputError if val would take all."""
+        """Return the split of every key; the same for every order of the keys.
+
+        InputError if val would take every case, or if no group can be held out without taking a class from train.
+        """
         if self.split_file is not None:
             return self._from_file(keys)
-        order = sorted(range(len(keys)), key=lambda i: keys[i])
-        group_of = {keys[i]: groups[i] if groups is not None else keys[i] for i in order}
-        label_of = {keys[i]: labels[i] if labels is not None else 0 for i in order}
-        want = self.val_count if self.val_count is not None else round(len(keys) * self.val_fraction)
-        if want and want >= len(keys):
+        want = self.val_count if self.val_count is not None else _share(len(keys), self.val_fraction)
+        if want == 0:
+            return dict.fromkeys(keys, "train")
+        if want >= len(keys):
             raise InputError(f"val_count is {want} of {len(keys)} cases; leave at least one for training")
+        group_of = dict(zip(keys, groups if groups is not None else keys, strict=True))
+        label_of = dict(zip(keys, labels if labels is not None else [0] * len(keys), strict=True))
         in_val = _choose_groups(group_of, label_of, want, np.random.default_rng(self.seed))
+        if not in_val:
+            raise InputError(
+                f"no group of {len(keys)} cases can be held out without taking a class from training; "
+                "give a split_file, finer groups, or val_fraction 0"
+            )
         return {key: "val" if group_of[key] in in_val else "train" for key in keys}
 
     def _from_file(self, keys: Sequence[str]) -> dict[str, Split]:
-        from inflate3d.data.splits import read_split_file
-
         assert self.split_file is not None
         listed: dict[str, Split] = {k: s for s, ks in read_split_file(self.split_file).items() for k in ks}
         if missing := [k for k in keys if k not in listed]:
@@ -61,45 +69,58 @@ class SplitRule:
         return {key: listed[key] for key in keys}
 
 
+def _share(count: int, fraction: float) -> int:
+    """Return the nearest whole share, at least one case of two or more unless the fraction is 0."""
+    return max(1, round(count * fraction)) if fraction > 0 and count > 1 else 0
+
+
 def _choose_groups(
-    group_of: dict[str, str], label_of: dict[str, int], want: int, generator: np.random.Generator
+    group_of: Mapping[str, str], label_of: Mapping[str, int], want: int, generator: np.random.Generator
 ) -> set[str]:
-    """Return the groups of val: a seeded shuffle's prefix nearest to `want` cases, mended until no class is missing."""
+    """Return the groups of val: about `want` cases, every class in both splits where its groups allow it."""
     members: dict[str, Counter[int]] = {}
-    for key, group in group_of.items():
-        members.setdefault(group, Counter())[label_of[key]] += 1
+    for key in sorted(group_of):
+        members.setdefault(group_of[key], Counter())[label_of[key]] += 1
     names = sorted(members)
-    shuffled = [names[i] for i in generator.permutation(len(names))]
-    sizes = np.cumsum([members[g].total() for g in shuffled])
-    # The first prefix wins a tie: val is not larger than it must be.
-    count = int(np.argmin(np.abs(np.concatenate([[0], sizes]) - want)))
-    chosen = set(shuffled[:count])
-    return _mend(chosen, shuffled, members, want) if want else chosen
-
-
-def _mend(chosen: set[str], shuffled: list[str], members: dict[str, Counter[int]], want: int) -> set[str]:
-    """Move or swap groups, best first, while that puts more classes into both splits or brings val nearer to `want`."""
-    totals = sum(members.values(), Counter[int]())
-    val = sum((members[g] for g in chosen), Counter[int]())
-
-    def cost(counts: Counter[int]) -> tuple[int, int, int]:
-        missing_in_train = sum(counts[c] >= n for c, n in totals.items())
-        return missing_in_train, sum(counts[c] <= 0 for c in totals), abs(counts.total() - want)
-
-    def moved(groups: tuple[str, ...]) -> Counter[int]:
-        counts = Counter(val)
-        for g in groups:
-            counts.update({c: -n if g in chosen else n for c, n in members[g].items()})
-        return counts
-
-    while len(members) > 1 and sum(cost(val)[:2]):
-        singles: list[tuple[str, ...]] = [(g,) for g in shuffled]
-        swaps = (
-            [(a, b) for a in shuffled if a in chosen for b in shuffled if b not in chosen] if len(shuffled) < 99 else []
-        )
-        best = min(singles + swaps, key=lambda groups: cost(moved(groups)))
-        if cost(moved(best)) >= cost(val):
-            break
-        val = moved(best)
-        chosen = chosen ^ set(best)
+    shuffled = {names[i]: members[names[i]] for i in generator.permutation(len(names))}
+    if any(len(counts) > 1 for counts in members.values()):
+        return _mend(_prefix(shuffled, want), shuffled, want)
+    # Groups of one class each: every class gives its own share.
+    chosen: set[str] = set()
+    for label in sorted({label for counts in members.values() for label in counts}):
+        of_label = {g: counts for g, counts in shuffled.items() if label in counts}
+        total = sum(counts.total() for counts in of_label.values())
+        chosen |= _prefix(of_label, want * total / len(group_of))
     return chosen
+
+
+def _prefix(groups: Mapping[str, Counter[int]], want: float) -> set[str]:
+    """Return the first groups whose cases come nearest to `want`: at least one group, never all."""
+    sizes = np.cumsum([counts.total() for counts in groups.values()])[:-1]
+    # The first of two equals wins: val is not larger than it must be.
+    return set(list(groups)[: int(np.argmin(np.abs(sizes - want))) + 1]) if len(sizes) else set()
+
+
+def _mend(chosen: set[str], groups: Mapping[str, Counter[int]], want: int) -> set[str]:
+    """Move or swap groups, best first, until no step brings more classes into both splits, or val nearer to `want`.
+
+    Nothing moves if no class is missing to begin with. Swaps are tried among up to 100 groups.
+    """
+    totals = sum(groups.values(), Counter[int]())
+
+    def cost(val: set[str]) -> tuple[int, int, int]:
+        counts = sum((groups[g] for g in val), Counter[int]())
+        from_train, from_val = sum(counts[c] >= n for c, n in totals.items()), sum(counts[c] == 0 for c in totals)
+        # A class that one group alone holds belongs to train.
+        return from_train + from_val, from_train, abs(counts.total() - want)
+
+    if cost(chosen)[0] == 0:
+        return chosen
+    while True:
+        steps = [{g} for g in groups]
+        if len(groups) <= 100:
+            steps += [{a, b} for a in groups if a in chosen for b in groups if b not in chosen]
+        step = min(steps, key=lambda step: cost(chosen ^ step))
+        if cost(chosen ^ step) >= cost(chosen):
+            return chosen
+        chosen = chosen ^ step

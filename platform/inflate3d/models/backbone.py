@@ -1,0 +1,154 @@
+"""The training backbone: one inflated net that serves unlike datasets, by stems and norms of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inflate3d.contracts import DatasetCard, Features
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import InflatedFeatureInfo
+from inflate3d.models.create import create_model
+from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
+from inflate3d.nn.stems import StemSwitch
+
+
+@dataclass
+class BackboneConfig:
+    """What `model.backbone` says in a config; see create_model for the fields that it shares.
+
+    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for all,
+    grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine), shared,
+    frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
+    """
+
+    name: str
+    pretrained: bool = False
+    inflation: str = "center"
+    overshoot: float = 0.25
+    plan: str | dict[str, Any] = "auto"
+    input_size: Sequence[int] | None = None
+    spacing_mm: Sequence[float] | None = None
+    stems: dict[str, int] | None = None
+    norm: NormName = "per_domain"
+    drop_path_rate: float = 0.0
+    timm_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Backbone(nn.Module):
+    """An inflated net over named domains (datasets): forward(image, domain=...) -> Features.
+
+    `setup_domains` comes once, before training and before loading a checkpoint; it makes the stems and the statistics.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        if config.norm not in NORMS:
+            raise unknown_name("norm", str(config.norm), NORMS, where="model.backbone.norm")
+        if config.stems is not None and not config.stems:
+            raise InputError("model.backbone.stems is empty; give a kind of input ({rgb: 3}) or null for one stem")
+        self.config = config
+        self.net = create_model(
+            config.name,
+            config.pretrained,
+            inflation=config.inflation,
+            overshoot=config.overshoot,
+            plan=config.plan,
+            input_size=config.input_size,
+            spacing_mm=config.spacing_mm,
+            num_classes=0,
+            drop_path_rate=config.drop_path_rate,
+            **config.timm_kwargs,
+        )
+        if not hasattr(self.net, "forward_intermediates"):
+            raise InputError(
+                f"model.backbone.name: {config.name!r} gives no intermediate maps (timm's forward_intermediates), which "
+                "the heads need; take a timm name: platform models list"
+            )
+        self.domain = Domain()
+        self.map_indices, self.feature_info = _distinct_levels(self.net)
+
+    def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
+        """Make a stem for each kind of input and statistics for each dataset. Raises InputError where channels do not fit."""
+        assert not self.domain.names, "setup_domains comes once"
+        stem_of = {name: self._stem_name(name, card) for name, card in cards.items()}
+        if self.config.stems is not None:
+            StemSwitch.install(self.net, self.config.stems, stem_of, self.domain)
+        convert_norms(self.net, self.config.norm, self.domain)
+        self.domain.names = list(cards)
+        for module in self.net.modules():
+            if hasattr(module, "make_domains"):
+                module.make_domains(len(cards))
+
+    def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
+        """Return the feature maps and the pooled vector of a batch from one dataset."""
+        self.domain.activate(domain)
+        if self.config.stems is None and image_BCDHW.shape[1] == 1 and self.in_chans > 1:
+            image_BCDHW = image_BCDHW.expand(-1, self.in_chans, -1, -1, -1)
+        final, maps = self.net.forward_intermediates(image_BCDHW, indices=self.map_indices)  # type: ignore[operator]
+        pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        return Features(maps, pooled, tuple(image_BCDHW.shape[2:]))  # type: ignore[arg-type]
+
+    @property
+    def stem_switch(self) -> StemSwitch | None:
+        """The switch over stems, where the config names stems."""
+        return next((m for m in self.net.modules() if isinstance(m, StemSwitch)), None)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the net's own stem."""
+        return int(self.net.net_spec.in_chans)  # type: ignore[union-attr, arg-type]
+
+    def minimal_features(self, batch_size: int = 1) -> Features:
+        """Return the smallest constant features that a head can run on: what idle heads are given."""
+        like = next(self.parameters())
+        maps = [like.new_zeros(batch_size, c, 2, 2, 2) for c in self.feature_info.channels()]
+        return Features(maps, like.new_zeros(batch_size, self.feature_info.num_pooled), (2, 2, 2))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode; `norm: frozen` keeps every BatchNorm in evaluation."""
+        super().train(mode)
+        if self.config.norm == "frozen":
+            for module in self.net.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _stem_name(self, dataset: str, card: DatasetCard) -> str:
+        channels = len(card.input.channels)
+        where = f"data.datasets.{dataset}"
+        if self.config.stems is None:
+            if channels not in (1, self.in_chans):
+                raise InputError(
+                    f"{where}: {channels} channels {list(card.input.channels)}, but the backbone's stem takes "
+                    f"{self.in_chans} (or 1, repeated). Give it a stem: model.backbone.stems: {{{card.modality}: {channels}}}"
+                )
+            return ""
+        stems = self.config.stems
+        if card.modality not in stems:
+            raise unknown_name("stem", card.modality, stems, where=f"{where}: modality; model.backbone.stems")
+        if stems[card.modality] != channels:
+            raise InputError(
+                f"model.backbone.stems.{card.modality} is {stems[card.modality]}, but {where} has {channels} channels "
+                f"{list(card.input.channels)}. Set it to {channels}, or leave the dataset out"
+            )
+        return card.modality
+
+
+class _Levels(InflatedFeatureInfo):
+    """The levels that heads see: one a reduction."""
+
+
+def _distinct_levels(net: nn.Module) -> tuple[list[int], InflatedFeatureInfo]:
+    """Return the indices of the last map at each reduction, and their feature info; plain ViTs have one."""
+    info: InflatedFeatureInfo = net.feature_info  # type: ignore[assignment]
+    last = {entry["reduction"]: index for index, entry in enumerate(info.info)}
+    indices = [last[reduction] for reduction in sorted(last)]
+    levels = _Levels(info.info, tuple(indices))
+    with torch.no_grad():
+        levels.num_pooled = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
+    return indices, levels

@@ -1,0 +1,98 @@
+"""Stems: one first convolution for each kind of input, all adapted from the RGB one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from inflate3d.errors import InputError
+from inflate3d.nn.domain import Domain
+
+
+class StemSwitch(nn.ModuleDict):
+    """Stands where the net's first convolution stood, and runs the stem of the active domain.
+
+    In training every stem takes part in every batch, with weight 0, so that all ranks see the same parameters.
+    """
+
+    stem_of_index: list[str]
+    domain: Domain
+
+    @classmethod
+    def install(
+        cls, net: nn.Module, channels: Mapping[str, int], stem_of: Mapping[str, str], domain: Domain
+    ) -> StemSwitch:
+        """Replace the first convolution of `net` by a switch over stems with these input channels."""
+        path = first_conv_path(net)
+        own = net.get_submodule(path)
+        switch = cls({name: adapted_stem(own, count) for name, count in channels.items()})
+        switch.stem_of_index, switch.domain = list(stem_of.values()), domain
+        switch.path = path  # type: ignore[assignment]
+        net.set_submodule(path, switch)
+        # The switch checks channels, stem by stem.
+        del net.in_chans_expected
+        return switch
+
+    @property
+    def active(self) -> str:
+        """The stem that serves the active domain."""
+        return self.stem_of_index[self.domain.index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the active stem: (N, C, H, W) -> (N', O, H', W')."""
+        stem = self[self.active]
+        if x.shape[1] != stem_channels(stem):
+            raise InputError(
+                f"input has {x.shape[1]} channels, but stem {self.active!r} takes {stem_channels(stem)}; "
+                f"set model.backbone.stems.{self.active} to the channels of its datasets"
+            )
+        y = stem(x)
+        if self.training and len(self) > 1:
+            for name, other in self.items():
+                if name != self.active:
+                    y = y + 0 * other(_minimal_input(other, x)).sum()
+        return y
+
+
+def first_conv_path(net: nn.Module) -> str:
+    """Return the name of the first convolution: timm's own word for it, else the first in order."""
+    named = (getattr(net, "pretrained_cfg", None) or {}).get("first_conv")
+    if isinstance(named, str) and isinstance(net.get_submodule(named), nn.Conv2d):
+        return named
+    if isinstance(named, list | tuple):
+        raise InputError(
+            f"{type(net).__name__} has several first convolutions {list(named)}; leave model.backbone.stems out"
+        )
+    return next(n for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+
+
+def adapted_stem(stem: nn.Module, in_chans: int) -> nn.Module:
+    """Return a copy of a (folded) stem for another number of channels: summed for 1, else repeated and scaled (timm's rule)."""
+    fresh = copy.copy(stem)
+    fresh._parameters, fresh._buffers = dict(stem._parameters), dict(stem._buffers)
+    weight: Tensor = stem.weight.detach()  # type: ignore[assignment, union-attr]
+    if weight.shape[1] != in_chans:
+        # (O, I, D, H, W): timm's rule is for 4-D kernels, so the depth is laid beside the height.
+        depth = weight.shape[2:-2]
+        weight = adapt_input_conv(in_chans, weight.flatten(2, -2)).unflatten(2, (*depth, -1))
+    fresh.weight = nn.Parameter(weight.clone())
+    if fresh._parameters.get("bias") is not None:
+        fresh.bias = nn.Parameter(stem.bias.detach().clone())  # type: ignore[union-attr]
+    fresh.in_channels = in_chans  # type: ignore[assignment]
+    return fresh
+
+
+def stem_channels(stem: nn.Module) -> int:
+    """Return the channels that a stem's input has; tubes bring those of all their frames."""
+    return int(stem.in_channels) * (stem.depth_kernel if getattr(stem, "tube", False) else 1)  # type: ignore[arg-type, return-value]
+
+
+def _minimal_input(stem: nn.Module, like: Tensor) -> Tensor:
+    """One frame a clip, as small as the kernel."""
+    clips = stem.clip.batch_size if hasattr(stem, "clip") else 1  # type: ignore[union-attr]
+    height, width = stem.kernel_size  # type: ignore[misc]
+    return torch.zeros(clips, stem_channels(stem), height, width, device=like.device, dtype=like.dtype)

@@ -55,7 +55,9 @@ class VolumeAugment:
             for transform in self.transforms:
                 subject = transform(subject)
         image = swap_axes(subject["image"].data).float()
-        return image, None if mask_DHW is None else swap_axes(subject["mask"].data)[0]
+        if mask_DHW is None:
+            return image, None
+        return image, swap_axes(subject["mask"].data)[0].to(mask_DHW.dtype)  # resampled labels come back as float
 
 
 class VideoAugment:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inflate3d.data.geometry import resample, spacing_of, turn
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
 
@@ -27,7 +28,6 @@ ITK = (".nrrd", ".mha")
 SUFFIXES = (*NIFTI, *ITK, ".npy")
 # Deflate cannot shrink data further than this, so a header that promises more lies about the file.
 _MOST_DEFLATE = 1032
-_MOST_VOXELS = 2**31
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def read_volume(
     array_XYZC = _whole_labels(array_XYZC, path) if is_mask else _compact(array_XYZC, path)
     anatomical = path.suffix != ".npy"
     if orientation is not None and anatomical:
-        array_XYZC, affine = _turn(array_XYZC, affine, orientation)
+        array_XYZC, affine = turn(array_XYZC, affine, orientation)
     array = np.ascontiguousarray(array_XYZC.transpose(3, 2, 1, 0))
     if spacing_mm is not None:
         if not anatomical:
             raise InputError(
                 f"{path}: a .npy states no spacing, so it cannot be resampled to {spacing_mm} mm; use NIfTI"
             )
-        array, affine = _resample(array, affine, spacing_mm, nearest=is_mask, where=path)
-    return Volume(array, _spacing(affine), [[float(v) for v in row] for row in affine])
+        array, affine = resample(array, affine, spacing_mm, nearest=is_mask, where=path)
+    return Volume(array, spacing_of(affine), [[float(v) for v in row] for row in affine])
 
 
 def check_pair(image: Volume | np.ndarray, mask: Volume | np.ndarray, classes: Sequence[str], *, where: str) -> None:
@@ -188,6 +188,7 @@ def _load_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _load_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is checked below
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
@@ -207,7 +208,8 @@ def _check_slices(reader: SimpleITK.ImageSeriesReader, image: SimpleITK.Image, f
     places = [[float(v) for v in reader.GetMetaData(i, "0020|0032").split("\\")] for i in range(count)]
     steps = np.linalg.norm(np.diff(np.array(places), axis=0), axis=1)
     typical = float(np.median(steps))
-    if (wrong := int(np.abs(steps - typical).argmax())) is not None and abs(steps[wrong] - typical) > 0.25 * typical:
+    wrong = int(np.abs(steps - typical).argmax())
+    if abs(steps[wrong] - typical) > 0.25 * typical:
         raise InputError(
             f"{folder}: slices {wrong} and {wrong + 1} lie {steps[wrong]:.2f} mm apart, the others {typical:.2f} mm; "
             "a slice is missing or doubled. Mend the series"
@@ -236,7 +238,7 @@ def _load_npy(path: Path) -> tuple[np.ndarray, np.ndarray]:
     array_CDHW = array[None] if array.ndim == 3 else array
     if array_CDHW.ndim != 4:
         raise InputError(f"{path}: shape {array.shape}; expected (D, H, W) or (C, D, H, W)")
-    return array_CDHW.transpose(3, 2, 1, 0), np.eye(4)
+    return np.array(array_CDHW).transpose(3, 2, 1, 0), np.eye(4)
 
 
 def _with_channels(array: np.ndarray, path: Path) -> np.ndarray:
@@ -286,66 +288,6 @@ def _compact(array: np.ndarray, path: Path) -> np.ndarray:
     if max(-low, high) > np.finfo(np.float32).max:
         raise InputError(f"{path}: values from {low:g} to {high:g} do not fit float32")
     return array.astype(np.float32)
-
-
-# ----------------------------------------------------------------------------------------------------------- geometry
-
-
-def _turn(array_XYZC: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Flip and swap axes (views, no copy) until x, y, z grow as `orientation` says, as nearly as axes can."""
-    from nibabel import orientations as nibo
-
-    pairs = ("LR", "PA", "IS")
-    if sorted(next((i for i, p in enumerate(pairs) if c in p), -1) for c in orientation) != [0, 1, 2]:
-        raise InputError(f"orientation {orientation!r}; expected one letter each of L/R, P/A and I/S, such as 'RAS'")
-    change = nibo.ornt_transform(nibo.io_orientation(affine), nibo.axcodes2ornt(tuple(orientation)))
-    turned = nibo.apply_orientation(array_XYZC, change)
-    return turned, affine @ nibo.inv_ornt_aff(change, array_XYZC.shape[:3])
-
-
-def _resample(
-    array: np.ndarray, affine: np.ndarray, spacing_mm: Spacing, *, nearest: bool, where: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resample (C, D, H, W) to a spacing (z, y, x); the volume's centre stays in place."""
-    old, new = np.array(_spacing(affine)[::-1]), np.array(spacing_mm[::-1], float)
-    if not (len(new) == 3 and (new > 0).all()):
-        raise InputError(f"{where}: spacing_mm is {spacing_mm}; expected three positive numbers (z, y, x)")
-    if np.allclose(old, new, rtol=1e-3):
-        return array, affine
-    old_size = np.array(array.shape[:0:-1])
-    size = np.maximum(1, np.rint(old_size * old / new)).astype(np.int64)
-    if math.prod(int(n) for n in size) > _MOST_VOXELS:
-        raise InputError(
-            f"{where}: spacing {tuple(old)} mm at {spacing_mm} mm makes {tuple(size)} voxels; is its header right?"
-        )
-    # Centres coincide, so neither a rounded size nor a half voxel shifts the anatomy.
-    first = ((old_size - 1) * old - (size - 1) * new) / 2
-    channels = [_resample_channel(c, old, new, first, size, nearest) for c in array]
-    change = np.diag([*(new / old), 1.0])
-    change[:3, 3] = first / old
-    return np.stack(channels), affine @ change
-
-
-def _resample_channel(
-    channel_DHW: np.ndarray, old: np.ndarray, new: np.ndarray, first: np.ndarray, size: np.ndarray, nearest: bool
-) -> np.ndarray:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(channel_DHW if nearest else channel_DHW.astype(np.float32))
-    image.SetSpacing(old.tolist())
-    resample = sitk.ResampleImageFilter()
-    resample.SetNumberOfThreads(1)  # a build runs one process a core
-    resample.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
-    resample.SetSize(size.tolist())
-    resample.SetOutputSpacing(new.tolist())
-    resample.SetOutputOrigin(first.tolist())
-    resample.SetOutputDirection(image.GetDirection())
-    return sitk.GetArrayFromImage(resample.Execute(image))
-
-
-def _spacing(affine: np.ndarray) -> Spacing:
-    x, y, z = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
-    return (z, y, x)
 
 
 def _array(volume: Volume | np.ndarray | Any) -> np.ndarray:

@@ -1,0 +1,40 @@
+"""What a run of this platform asks of Lightning's Trainer: exact resume rests on some of these settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from inflate3d.training.checkpoint_writer import CheckpointWriter
+from inflate3d.training.progress import RunProgress
+from inflate3d.training.run_record import RunRecord
+from inflate3d.training.step_record import StepRecord
+
+
+def trainer_defaults() -> dict[str, Any]:
+    """Return the Trainer's arguments that a config may leave out; `callbacks` are not among them.
+
+    Epochs have no meaning on endless streams: max_steps counts optimiser steps, val_check_interval micro-batches.
+    """
+    return {
+        "use_distributed_sampler": False,  # our streams deal to ranks themselves
+        "num_sanity_val_steps": 0,  # a sanity check would move nothing but time, on every resume
+        "check_val_every_n_epoch": None,
+        "max_epochs": -1,
+        "logger": False,  # metrics.csv is always written; this adds others
+        "enable_model_summary": False,
+        "log_every_n_steps": 10,
+        "gradient_clip_val": 1.0,
+    }
+
+
+def default_callbacks() -> list[pl.Callback]:
+    """Return what every run has. Put a CheckpointWriter or RunProgress of your own in place of the one here."""
+    return [StepRecord(), RunRecord(), RunProgress(), CheckpointWriter()]
+
+
+def with_default_callbacks(callbacks: list[pl.Callback]) -> list[pl.Callback]:
+    """Return the given callbacks and those defaults of whose class none is given."""
+    given = {type(callback) for callback in callbacks}
+    return [*(c for c in default_callbacks() if type(c) not in given), *callbacks]

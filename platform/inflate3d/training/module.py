@@ -1,0 +1,277 @@
+"""The LightningModule: one backbone, many tasks, one optimiser."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
+from inflate3d.data.seeds import mix
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.nn import sliding_window
+from inflate3d.sample import Batch, Triple
+from inflate3d.training.optim import parameter_groups, warmup_cosine
+from inflate3d.training.scores import Scores
+from inflate3d.training.train_means import TrainMeans
+
+
+class MultiTaskModule(pl.LightningModule):
+    """A shared backbone and the heads of all tasks; each micro-batch holds one dataset of one task.
+
+    Every head takes part in every micro-batch: the idle ones with 0 x their output on a constant feature, in evaluation
+    mode, so that all ranks and strategies see the same graph and norms of idle heads do not move. Weight decay and
+    momentum still act on idle heads, as on every parameter.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        tasks: dict[str, AbstractTask],
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup_steps: int = 0,
+        final_lr_fraction: float = 0.0,
+        window_overlap: float = 0.5,
+        window_batch_size: int = 4,
+    ) -> None:
+        """backbone: which 2D net, and how it becomes 3D. tasks: by the names that metrics carry.
+
+        optimizer: called with two parameter groups, the second (norms, biases) without weight decay. warmup_steps:
+        optimiser steps of linear warm-up, before a cosine to final_lr_fraction of the learning rate at
+        trainer.max_steps. window_overlap and window_batch_size: sliding windows over whole volumes in evaluation.
+        """
+        super().__init__()
+        if not tasks:
+            raise InputError("model.tasks is empty; name at least one task")
+        if warmup_steps < 0:
+            raise InputError(f"model.warmup_steps is {warmup_steps}; it must not be negative")
+        self.backbone_config = backbone
+        self.tasks = dict(tasks)
+        self.task_of = task_of(tasks)
+        self.make_optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr_fraction = final_lr_fraction
+        self.window_overlap = window_overlap
+        self.window_batch_size = window_batch_size
+        self.cards: dict[str, DatasetCard] = {}
+        self.windows: dict[str, Triple] = {}
+        self.means = TrainMeans()
+        self.last_row: dict[str, float] = {}
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    # ------------------------------------------------------------------------------------------------ building
+
+    def setup(self, stage: str) -> None:
+        """Tell the data module which task each dataset belongs to, before it makes loaders."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.task_of = dict(self.task_of)
+        self.windows = dict(datamodule.windows)
+
+    def configure_model(self) -> None:
+        """Build the backbone and the heads from the cards in the shards' manifests; once."""
+        if not self.cards:
+            manifests = self.trainer.datamodule.manifests  # type: ignore[attr-defined]
+            self.build({name: manifest.card for name, manifest in manifests.items()})
+
+    def build(self, cards: Mapping[str, DatasetCard]) -> MultiTaskModule:
+        """Build the backbone and the heads for these datasets, and return the module; needs no trainer.
+
+        The initial weights are a function of the seed alone, whatever was drawn before. Raises InputError where tasks
+        and datasets do not fit.
+        """
+        check_datasets(self.tasks, cards)
+        self.cards = {name: cards[name] for name in self.task_of}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(self.seed, "weights"))
+            self.backbone = Backbone(self.backbone_config)
+            self.backbone.setup_domains(self.cards)
+            self.heads = nn.ModuleDict()
+            for name, task in self.tasks.items():
+                heads = {d: task.build_head(self.backbone.feature_info, self.cards[d]) for d in task.datasets}
+                task.cards = {d: self.cards[d] for d in task.datasets}
+                task.heads = self.heads[name] = nn.ModuleDict(heads)
+        self.scores = Scores(self.tasks)
+        return self
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what a step draws (dropout, drop path) from the micro-batch, so that a resumed run draws the same."""
+        torch.manual_seed(mix(self.seed, "step", batch.micro_batch, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one micro-batch, weighted by its task's loss_weight."""
+        task = self.tasks[batch.task]
+        features = self.backbone(batch.image, domain=batch.dataset)
+        losses = task.loss(features, batch)
+        self.means.add({f"train/{batch.task}/{batch.dataset}/{name}": value for name, value in losses.items()})
+        return task.loss_weight * losses["loss"] + self._idle(batch) + _unused(features)
+
+    def _idle(self, batch: Batch) -> Tensor:
+        """Return 0 x the output of every head that this micro-batch does not use."""
+        idle = [(name, d) for name, task in self.tasks.items() for d in task.datasets if d != batch.dataset]
+        total = batch.image.new_zeros((), dtype=torch.float32)
+        if idle:
+            features: Features = self.backbone.minimal_features()
+            for name, dataset in idle:
+                head = self.heads[name][dataset]  # type: ignore[index]
+                with evaluation_mode(head):
+                    total = total + 0.0 * head(features).float().sum()
+        return total
+
+    def log_train_means(self) -> None:
+        """Log the mean losses since the last row, every trainer.log_every_n_steps optimiser steps and at the last.
+
+        Called after an optimiser step and before a checkpoint of it is written. RuntimeError if a loss is not finite.
+        """
+        trainer, step = self.trainer, self.trainer.global_step
+        if step % trainer.log_every_n_steps and step != trainer.max_steps:
+            return
+        row = self.means.take(reduce=lambda t: trainer.strategy.reduce(t, reduce_op="sum"))
+        for key, value in row.items():
+            if not math.isfinite(value):
+                raise RuntimeError(f"step {step}: {key} is {value}; try a lower learning rate or gradient clipping")
+        self.last_row = {**row, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        for logger in self.loggers:
+            logger.log_metrics(self.last_row, step=step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the one optimiser and its schedule, counted in optimiser steps up to trainer.max_steps."""
+        max_steps = self.trainer.max_steps
+        if max_steps < 1:
+            raise InputError(f"trainer.max_steps is {max_steps}; set the number of optimiser steps of the run")
+        groups = parameter_groups(self, no_weight_decay=self._no_weight_decay())
+        optimizer = self.make_optimizer(groups)
+        factor = warmup_cosine(
+            warmup_steps=self.warmup_steps, max_steps=max_steps, final_fraction=self.final_lr_fraction
+        )
+        # LambdaLR saves where it is, not the function: a run that goes on with another max_steps follows the new one.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _no_weight_decay(self) -> set[str]:
+        named = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in named}
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Return the prediction for a batch; volumes to be segmented go through in sliding windows of the patch size.
+
+        In evaluation mode and without gradients, which is for the caller to see to.
+        """
+        task = self.tasks[batch.task]
+        if task.kind != "volume_segmentation" or batch.dataset not in self.windows:
+            return task.predict(self.backbone(batch.image, domain=batch.dataset), batch)
+
+        def of_windows(image: Tensor) -> Tensor:
+            return task.predict(self.backbone(image, domain=batch.dataset), batch).probabilities
+
+        window = self.windows[batch.dataset]
+        return Prediction(
+            sliding_window(
+                batch.image, of_windows, window=window, overlap=self.window_overlap, batch_size=self.window_batch_size
+            )
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metrics of the batch's dataset."""
+        self.scores.update(batch, self.predict(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metrics of the batch's dataset."""
+        self.scores.update(batch, self.predict(batch))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[list[str], Prediction]:
+        """Return the keys and the prediction of a batch."""
+        return batch.keys, self.predict(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the metrics of the last validation."""
+        self.scores.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the metrics of the last test."""
+        self.scores.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/<task>/<dataset>/<metric> and val/score."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/<task>/<dataset>/<metric> and test/score."""
+        self._log_scores("test")
+
+    def _log_scores(self, stage: str) -> None:
+        seen = self.scores.seen(device=self.device, reduce=lambda t: self.trainer.strategy.reduce(t, reduce_op="sum"))
+        values = {f"{stage}/{name}": value for name, value in self.scores.compute(seen).items()}
+        # Lightning takes the key "step" as the row's step; its own would be one less than the steps done.
+        self.log_dict({**values, "step": float(self.trainer.global_step)}, sync_dist=self.trainer.world_size > 1)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
+        checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
+        checkpoint["backbone"] = asdict(self.backbone_config)
+        checkpoint["net"] = self.backbone.net.net_spec.to_dict()
+        checkpoint["train_means"] = self.means.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the means since the last row."""
+        self.means.load_state_dict(checkpoint["train_means"])
+
+
+def task_of(tasks: Mapping[str, AbstractTask]) -> dict[str, str]:
+    """Return the task of each dataset. InputError if two tasks share one: a dataset has one head."""
+    found: dict[str, str] = {}
+    for name, task in tasks.items():
+        for dataset in task.datasets:
+            if dataset in found:
+                raise InputError(
+                    f"model.tasks.{name}: dataset {dataset!r} belongs to task {found[dataset]!r} already; "
+                    "enter it under data.datasets once more under another name"
+                )
+            found[dataset] = name
+    return found
+
+
+def check_datasets(tasks: Mapping[str, AbstractTask], cards: Mapping[str, DatasetCard]) -> None:
+    """Refuse tasks whose datasets are absent or of another kind, and datasets that no task uses. InputError."""
+    for name, task in tasks.items():
+        for dataset in task.datasets:
+            if dataset not in cards:
+                raise unknown_name("dataset", dataset, cards, where=f"model.tasks.{name}.datasets")
+            if cards[dataset].kind != task.kind:
+                raise InputError(
+                    f"model.tasks.{name}: dataset {dataset!r} is of kind {cards[dataset].kind!r}, "
+                    f"{type(task).__name__} takes {task.kind!r}"
+                )
+    if unused := sorted(set(cards) - set(task_of(tasks))):
+        raise InputError(f"data.datasets: no task uses {unused}; name them under model.tasks, or set them to null")
+
+
+def _unused(features: Features) -> Tensor:
+    """Return 0 x the features, so that the parts of the backbone which a head leaves out take part as well."""
+    return 0.0 * (features.pooled.float().sum() + sum(m.float().sum() for m in features.maps))
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for a while, and each of its parts back into its own mode."""
+    training: Iterable[nn.Module] = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

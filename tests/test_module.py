@@ -1,0 +1,274 @@
+"""The module: heads, idle heads, logged names, score, schedule, parameter groups, sliding windows."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from inflate3d.contracts import DatasetCard
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.toy import Toy
+from inflate3d.errors import InputError
+from inflate3d.models import BackboneConfig
+from inflate3d.sample import Batch
+from inflate3d.tasks.medical_segmentation import MedicalSegmentation
+from inflate3d.tasks.video_action import VideoAction
+from inflate3d.tasks.volume_classification import VolumeClassification
+from inflate3d.training import DataModule, MultiTaskModule, default_callbacks, trainer_defaults
+from inflate3d.training.metrics_csv import read_metrics
+from inflate3d.training.module import evaluation_mode
+from inflate3d.training.optim import parameter_groups, warmup_cosine
+
+STEMS = {"rgb": 3, "ct": 1, "mask": 1}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    for name, kind in (("seg", "volume_segmentation"), ("shapes", "volume_classification")):
+        build_shards(Toy(kind=kind, num_train=8, num_val=3, size=16), root / name, progress=False)
+    clips = Toy(kind="video_classification", num_train=8, num_val=3, size=32, num_frames=8)
+    build_shards(clips, root / "clips", progress=False)
+    return root
+
+
+def toy_tasks():
+    return {
+        "organ": MedicalSegmentation(datasets=["seg"], loss_weight=2.0, decoder_channels=None),
+        "shape": VolumeClassification(datasets=["shapes"]),
+        "motion": VideoAction(datasets=["clips"], dropout=0.1),
+    }
+
+
+def toy_data(root: Path, **options) -> DataModule:
+    datasets = {
+        "seg": {"batch_size": 2, "sample": {"patch_size": [8, 16, 16]}},
+        "shapes": {"batch_size": 2},
+        "clips": {"batch_size": 2, "sample": {"num_frames": 8, "crop_size": 32}},
+    }
+    return DataModule(root=str(root), datasets=datasets, seed=0, **options)
+
+
+def toy_module(**options) -> MultiTaskModule:
+    options = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3), "warmup_steps": 1, **options}
+    return MultiTaskModule(BackboneConfig(name="test_resnet", stems=STEMS), toy_tasks(), **options)
+
+
+def toy_trainer(folder: Path, **options) -> pl.Trainer:
+    settings = {**trainer_defaults(), "accelerator": "cpu", "devices": 1, "max_steps": 4, "log_every_n_steps": 2}
+    settings |= {"default_root_dir": str(folder), "callbacks": default_callbacks(), "enable_progress_bar": True}
+    return pl.Trainer(**{**settings, **options})
+
+
+def built_module(shards: Path) -> MultiTaskModule:
+    return toy_module().build({name: m.card for name, m in toy_data(shards).manifests.items()})
+
+
+def batches(shards: Path, count: int) -> list[Batch]:
+    data = toy_data(shards)
+    data.task_of = {"seg": "organ", "shapes": "shape", "clips": "motion"}
+    loader = iter(data.train_dataloader())
+    return [next(loader) for _ in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def test_a_fit_over_three_kinds_logs_every_task_and_the_score(shards, tmp_path):
+    trainer = toy_trainer(tmp_path, accumulate_grad_batches=3, val_check_interval=6)
+    trainer.fit(toy_module(), datamodule=toy_data(shards))
+    assert trainer.global_step == 4
+    rows = read_metrics(tmp_path / "metrics.csv")
+    keys = {key for row in rows for key in row}
+    assert {"train/organ/seg/loss", "train/shape/shapes/loss", "train/motion/clips/loss", "train/loss", "lr"} <= keys
+    assert {"val/organ/seg/dice", "val/shape/shapes/auroc", "val/motion/clips/accuracy", "val/score"} <= keys
+    last = [row for row in rows if "val/score" in row][-1]
+    main = [last["val/organ/seg/dice"], last["val/shape/shapes/accuracy"], last["val/motion/clips/accuracy"]]
+    assert last["val/score"] == pytest.approx(sum(main) / 3)
+    assert [row["step"] for row in rows if "val/score" in row] == [2, 4]
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
+
+
+def test_the_last_step_is_validated_whatever_the_interval(shards, tmp_path):
+    trainer = toy_trainer(tmp_path, max_steps=3, val_check_interval=2)
+    trainer.fit(toy_module(), datamodule=toy_data(shards))
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.csv") if "val/score" in row]
+    assert steps == [2, 3]
+
+
+def test_every_parameter_gets_a_gradient_in_every_micro_batch(shards):
+    module = built_module(shards).train()
+    for batch in batches(shards, 3):
+        module.zero_grad()
+        module.training_step(batch, 0).backward()
+        assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_idle_heads_change_neither_loss_nor_gradient(shards):
+    module = built_module(shards).eval()
+    batch = batches(shards, 1)[0]
+    task = module.tasks[batch.task]
+    alone = task.loss_weight * task.loss(module.backbone(batch.image, domain=batch.dataset), batch)["loss"]
+    everything = module.training_step(batch, 0)
+    assert torch.equal(alone, everything)
+    everything.backward()
+    for name, head in module.heads.items():
+        gradients = [p.grad for p in head.parameters()]
+        assert any(g.abs().sum() > 0 for g in gradients) == (name == batch.task)
+
+
+def test_norms_of_idle_heads_do_not_update_and_decay_does(shards):
+    module = built_module(shards).train()
+    norm = torch.nn.BatchNorm1d(module.backbone.feature_info.num_pooled)
+
+    class ToyHead(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = norm, torch.nn.Linear(norm.num_features, 4)
+
+        def forward(self, features):
+            return self.linear(self.norm(features.pooled))
+
+    module.heads["motion"]["clips"] = ToyHead()
+    batch = next(b for b in batches(shards, 3) if b.dataset != "clips")
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
+    before = module.heads["motion"]["clips"].linear.weight.detach().clone()
+    module.training_step(batch, 0).backward()
+    optimizer.step()
+    assert int(norm.num_batches_tracked) == 0
+    assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+    torch.testing.assert_close(module.heads["motion"]["clips"].linear.weight, before * (1 - 0.1 * 0.5))
+
+
+def test_evaluation_mode_gives_each_part_its_own_mode_back():
+    net = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout())).train()
+    net[1][0].eval()
+    with evaluation_mode(net):
+        assert not any(m.training for m in net.modules())
+    assert [m.training for m in net.modules()] == [True, True, True, False]
+
+
+def test_initial_weights_depend_on_the_seed_alone(shards, monkeypatch):
+    torch.manual_seed(1)
+    first = built_module(shards).state_dict()
+    torch.manual_seed(2)
+    second = built_module(shards).state_dict()
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    third = built_module(shards).state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert any(not torch.equal(first[k], third[k]) for k in first)
+
+
+def test_whole_volumes_are_predicted_in_windows_of_the_training_patch(shards):
+    module = built_module(shards).eval()
+    module.windows = {"seg": (8, 16, 16)}
+    sizes = []
+    module.backbone.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[2:])))
+    batch = batches(shards, 6)
+    batch = next(b for b in batch if b.dataset == "seg")
+    batch.image = torch.randn(1, 1, 13, 16, 20)
+    with torch.no_grad():
+        probabilities = module.predict(batch).probabilities
+    assert probabilities.shape[2:] == (13, 16, 20)
+    assert set(sizes) == {(8, 16, 16)}
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 13, 16, 20))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(shards, tmp_path):
+    module = toy_module(optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
+    with pytest.raises(RuntimeError, match=r"step \d+: train/.* is (nan|inf)"):
+        toy_trainer(tmp_path, max_steps=50, limit_val_batches=0).fit(module, datamodule=toy_data(shards))
+
+
+def test_max_steps_must_be_set(shards, tmp_path):
+    with pytest.raises(InputError, match="max_steps is -1"):
+        toy_trainer(tmp_path, max_steps=-1).fit(toy_module(), datamodule=toy_data(shards))
+
+
+def test_a_validation_inside_an_accumulation_window_is_refused(shards, tmp_path):
+    with pytest.raises(InputError, match="use a multiple, such as 6"):
+        toy_trainer(tmp_path, accumulate_grad_batches=3, val_check_interval=5).fit(
+            toy_module(), datamodule=toy_data(shards)
+        )
+
+
+class TestCrossReferences:
+    card: ClassVar = {
+        kind: DatasetCard("x", kind, "X", "ct", ("a", "b"), "", "MIT", True, True, "")
+        for kind in ("volume_segmentation", "volume_classification", "video_classification")
+    }
+
+    def build(self, tasks, cards):
+        MultiTaskModule(BackboneConfig(name="test_resnet", stems=STEMS), tasks).build(cards)
+
+    def test_an_absent_dataset_is_refused_with_the_close_name(self):
+        with pytest.raises(InputError, match=r"model\.tasks\.t\.datasets.*'livr'.*'liver'"):
+            self.build({"t": MedicalSegmentation(datasets=["livr"])}, {"liver": self.card["volume_segmentation"]})
+
+    def test_a_dataset_of_another_kind_is_refused(self):
+        with pytest.raises(InputError, match="kind 'volume_classification', MedicalSegmentation takes"):
+            self.build({"t": MedicalSegmentation(datasets=["a"])}, {"a": self.card["volume_classification"]})
+
+    def test_two_tasks_cannot_share_a_dataset(self):
+        tasks = {"t": MedicalSegmentation(datasets=["a"]), "u": MedicalSegmentation(datasets=["a"])}
+        with pytest.raises(InputError, match="belongs to task 't' already"):
+            self.build(tasks, {"a": self.card["volume_segmentation"]})
+
+    def test_a_dataset_that_no_task_uses_is_refused(self):
+        cards = {"a": self.card["volume_segmentation"], "b": self.card["volume_segmentation"]}
+        with pytest.raises(InputError, match="no task uses"):
+            self.build({"t": MedicalSegmentation(datasets=["a"])}, cards)
+
+    def test_a_modality_without_a_stem_is_refused(self):
+        cards = {"a": self.card["volume_segmentation"]}
+        with pytest.raises(InputError, match=r"model\.backbone\.stems.*'ct'"):
+            MultiTaskModule(
+                BackboneConfig(name="test_resnet", stems={"cta": 1}), {"t": MedicalSegmentation(datasets=["a"])}
+            ).build(cards)
+
+
+def test_norms_and_biases_do_not_decay():
+    net = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2), torch.nn.Linear(2, 2))
+    decayed, free = parameter_groups(net, no_weight_decay={"2.weight"})
+    assert [p.shape for p in decayed["params"]] == [net[0].weight.shape]
+    assert free["weight_decay"] == 0
+    assert len(free["params"]) == 5
+    optimizer = torch.optim.AdamW([decayed, free], weight_decay=0.05)
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.0]
+
+
+def test_the_schedule_warms_up_linearly_and_ends_at_the_final_fraction():
+    factor = warmup_cosine(warmup_steps=4, max_steps=14, final_fraction=0.1)
+    assert [factor(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert factor(4) == 1
+    assert factor(9) == pytest.approx(0.55)
+    assert factor(14) == pytest.approx(0.1)
+    assert factor(20) == pytest.approx(0.1)
+
+
+def test_the_learning_rate_is_counted_in_optimiser_steps(shards, tmp_path):
+    trainer = toy_trainer(tmp_path, accumulate_grad_batches=3, log_every_n_steps=1, limit_val_batches=0)
+    trainer.fit(toy_module(warmup_steps=2), datamodule=toy_data(shards))
+    factor = warmup_cosine(warmup_steps=2, max_steps=4)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor(step) for step in (1, 2, 3, 4)])
+
+
+def test_a_row_averages_all_micro_batches_since_the_last_one(shards, tmp_path):
+    trainer = toy_trainer(tmp_path, accumulate_grad_batches=3, limit_val_batches=0)
+    module, seen = toy_module(), []
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(float(outputs["loss"]) * 3 / pl_module.tasks[batch.task].loss_weight)
+
+    trainer.callbacks.insert(0, Spy())
+    trainer.fit(module, datamodule=toy_data(shards))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["train/loss"] for row in rows] == pytest.approx([sum(seen[:6]) / 6, sum(seen[6:]) / 6], rel=1e-5)
+    for row in rows:
+        each = [row["train/organ/seg/loss"], row["train/shape/shapes/loss"], row["train/motion/clips/loss"]]
+        assert row["train/loss"] == pytest.approx(sum(each) / 3, rel=1e-5)

@@ -59,8 +59,7 @@ def _run(args: argparse.Namespace) -> None:
         return
     from inflate3d.cli.run import Run  # torch, from here on
 
-    run = Run(config)
     if args.print_config:
-        print(run.dump(), end="")
+        print(Run(config, instantiate=False).dump(), end="")
         return
-    getattr(run, args.command)()
+    getattr(Run(config), args.command)()

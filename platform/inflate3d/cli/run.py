@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+import logging
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
+import yaml
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from inflate3d.cli.config import Config
+from inflate3d.cli.parser import ConfigParser
+from inflate3d.cli.summary import RunSummary
 from inflate3d.errors import InputError
-from inflate3d.training import DataModule, MultiTaskModule, trainer_defaults
+from inflate3d.training import (
+    Checkpoint,
+    DataModule,
+    MultiTaskModule,
+    check_same_config,
+    find_checkpoint,
+    trainer_defaults,
+    with_default_callbacks,
+    write_config,
+)
+
+# Lightning's advice that does not hold here: the loader is endless by design and resumes by our own integer.
+_NOT_FOR_US = (
+    ".*does not have many workers.*",
+    ".*IterableDataset.*has `__len__` defined.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
+)
 
 
 class Run:
@@ -17,24 +43,84 @@ class Run:
     def __init__(self, config: Config, *, instantiate: bool = True) -> None:
         _quiet()
         self._cli = _Cli(config, instantiate=instantiate)
+        if instantiate:
+            self.trainer, self.module, self.data = self._cli.trainer, self._cli.model, self._cli.datamodule
+            self.folder = Path(self.trainer.default_root_dir)
 
     def dump(self) -> str:
         """Return the whole config as YAML, defaults included."""
         return self._cli.parser.dump(self._cli.config, skip_unset=False)
 
+    def fit(self) -> None:
+        """Train, or go on training, or only repeat the ending where the run has finished."""
+        checkpoint = self._start()
+        write_config(self.folder, yaml.safe_load(self.dump()))
+        if checkpoint and checkpoint.step >= self.trainer.max_steps:
+            print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
+        else:
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint and str(checkpoint.state))
+        if self.trainer.is_global_zero:
+            self._end()
 
-class _Parser(LightningArgumentParser):
-    """jsonargparse's parser, whose error is one short InputError instead of a usage of some hundred lines."""
+    def validate(self) -> None:
+        """Print the metrics of a checkpoint on the validation splits."""
+        self.trainer.validate(self.module, datamodule=self.data, ckpt_path=str(self._weights().state))
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise InputError(_innermost(message)) from ex
+    def test(self) -> None:
+        """Print the metrics of a checkpoint on the test splits."""
+        self.trainer.test(self.module, datamodule=self.data, ckpt_path=str(self._weights().state))
+
+    def _start(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from, if any: 1. what ckpt_path says  2. nothing yet: start afresh."""
+        which = self._cli.config.get("ckpt_path")
+        if which is None:
+            if find_checkpoint(self.folder):
+                raise InputError(
+                    f"{self.folder} holds a run already; go on with it: --ckpt_path last, "
+                    "or start another: --trainer.default_root_dir ANOTHER_FOLDER"
+                )
+            return None
+        checkpoint = find_checkpoint(self.folder, which)
+        if checkpoint and checkpoint.path.is_relative_to(self.folder):
+            check_same_config(self.folder, yaml.safe_load(self.dump()))
+        return checkpoint
+
+    def _weights(self) -> Checkpoint:
+        checkpoint = find_checkpoint(self.folder, self._cli.config.get("ckpt_path") or "last")
+        if checkpoint is None:
+            raise InputError(f"{self.folder} holds no checkpoint; train first, or give --ckpt_path PATH")
+        return checkpoint
+
+    def _end(self) -> None:
+        """Draw the pictures, publish, and show as the last line how to load what was published."""
+        config = self._cli.config
+        if config.get("pictures"):
+            from inflate3d.evaluation import draw_run
+
+            print(f"pictures: {draw_run(self.folder)}")
+        if config.get("publish"):
+            from inflate3d.publishing import publish_run
+
+            published = publish_run(self.folder, config["publish"])
+            print(f"published: {published}\nload it anywhere:")
+            print(load_line(published))
+
+
+def load_line(published: Path) -> str:
+    """Return a shell command that loads published weights and prints what comes out; it works in any folder."""
+    code = (
+        "import torch, inflate3d; "
+        f"model = inflate3d.create_model('local-dir:{published.resolve()}', pretrained=True, num_classes=0).eval(); "
+        "print(model(torch.zeros(1, 3, 16, 64, 64)).shape)"
+    )
+    return f"{shlex.quote(sys.executable)} -c {_double_quoted(code)}"
 
 
 class _Cli(LightningCLI):
     """LightningCLI over a mapping that is merged and checked already."""
 
     def __init__(self, config: Config, *, instantiate: bool) -> None:
-        self._values = config.values
+        self._merged = config
         self._instantiate = instantiate
         super().__init__(
             MultiTaskModule,
@@ -42,22 +128,44 @@ class _Cli(LightningCLI):
             save_config_callback=None,
             trainer_defaults=trainer_defaults(),
             seed_everything_default=0,
-            parser_class=_Parser,
+            parser_class=ConfigParser,
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="last, best, or a checkpoint's path")
-        parser.add_argument("--publish", type=str | None, default=None, help="publish there once the fit has ended")
-        parser.add_argument(
-            "--pictures", type=bool, default=False, help="draw curves and samples once the fit has ended"
-        )
+        parser.add_argument("--ckpt_path", type=str | None, default="last", help="last, best, or a checkpoint's folder")
+        parser.add_argument("--publish", type=str | None, default=None, help="publish there when the fit has ended")
+        parser.add_argument("--pictures", type=bool, default=False, help="draw pictures when the fit has ended")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_object(self._values)
+        assert isinstance(parser, ConfigParser)
+        parser.config = self._merged
+        self.config = parser.parse_object(self._merged.values)
 
     def instantiate_classes(self) -> None:
         if self._instantiate:
             super().instantiate_classes()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        config["callbacks"] = with_default_callbacks([RunSummary(), *given])
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def _quiet() -> None:
+    """Show our own log lines plainly, and of Lightning's only what warns of something real."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("inflate3d").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOT_FOR_US:
+        warnings.filterwarnings("ignore", message)
+
+
+def _double_quoted(code: str) -> str:
+    for character in '\\"$`':
+        code = code.replace(character, "\\" + character)
+    return f'"{code}"'

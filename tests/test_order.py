@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_global_batches_are_the_same_for_every_world_size_worker_count_and_resum
             for w in range(workers)
         ]
         ranks.append([next(by_worker[b % workers]) for b in range(6)])
-    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == expected
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == expected
 
 
 def test_samples_stay_inside_their_window_of_shards():

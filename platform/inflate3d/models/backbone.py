@@ -21,9 +21,9 @@ from inflate3d.nn.stems import StemSwitch
 class BackboneConfig:
     """What `model.backbone` says in a config; see create_model for the fields that it shares.
 
-    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for all,
-    grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine), shared,
-    frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
+    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for
+    all, grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine),
+    shared, frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
     """
 
     name: str
@@ -66,14 +66,14 @@ class Backbone(nn.Module):
         )
         if not hasattr(self.net, "forward_intermediates"):
             raise InputError(
-                f"model.backbone.name: {config.name!r} gives no intermediate maps (timm's forward_intermediates), which "
-                "the heads need; take a timm name: platform models list"
+                f"model.backbone.name: {config.name!r} gives no intermediate maps (timm's forward_intermediates), "
+                "which the heads need; take a timm name: platform models list"
             )
         self.domain = Domain()
         self.map_indices, self.feature_info = _distinct_levels(self.net)
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
-        """Make a stem for each kind of input and statistics for each dataset. Raises InputError where channels do not fit."""
+        """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""
         assert not self.domain.names, "setup_domains comes once"
         stem_of = {name: self._stem_name(name, card) for name, card in cards.items()}
         if self.config.stems is not None:
@@ -125,7 +125,8 @@ class Backbone(nn.Module):
             if channels not in (1, self.in_chans):
                 raise InputError(
                     f"{where}: {channels} channels {list(card.input.channels)}, but the backbone's stem takes "
-                    f"{self.in_chans} (or 1, repeated). Give it a stem: model.backbone.stems: {{{card.modality}: {channels}}}"
+                    f"{self.in_chans} (or 1, repeated). Give it a stem: model.backbone.stems: "
+                    f"{{{card.modality}: {channels}}}"
                 )
             return ""
         stems = self.config.stems

@@ -49,8 +49,8 @@ def create_model(
     features_only: a list of (B, C_l, D_l, H_l, W_l), one a level. norm_domain: for a published net, whose running
     statistics (and stem) to take. Everything else is handed to timm.create_model as it is.
 
-    Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming the
-    layer, where a net cannot be inflated exactly.
+    Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming
+    the layer, where a net cannot be inflated exactly.
     """
     if in_chans is not None and in_chans < 1:
         raise InputError(f"in_chans is {in_chans}; a net takes at least 1 channel")
@@ -67,7 +67,13 @@ def create_model(
     folder = published_folder(name, cache_dir)
     if folder is not None:
         return load_published(
-            folder, pretrained=pretrained, norm_domain=norm_domain, plan=plan, **options, **timm_kwargs
+            folder,
+            build=lambda spec: build_net(spec, pretrained=False, verify=False),
+            pretrained=pretrained,
+            norm_domain=norm_domain,
+            plan=plan,
+            timm_kwargs=timm_kwargs,
+            **options,
         )
     if norm_domain is not None:
         raise InputError(f"norm_domain={norm_domain!r} is for published weights; {name!r} is a 2D net's name")
@@ -87,7 +93,7 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None, 
     net = inflate_in_place(
         net, trace_size=trace_size(net), taps=spec.taps, plan=spec.plan, in_chans=spec.in_chans, verify=verify
     )
-    net.net_spec = spec  # type: ignore[assignment]
+    net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     return net
 
 

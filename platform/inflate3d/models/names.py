@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 
 def list_models(filter: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Return timm's and torchvision's names that match a wildcard; `pretrained`: only those with 2D weights, with tags."""
+    """Return timm's and torchvision's names that match a wildcard; `pretrained`: those with 2D weights, with tags."""
     import timm
     from torchvision import models
 

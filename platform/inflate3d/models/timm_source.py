@@ -29,7 +29,8 @@ def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None)
     except (OSError, RuntimeError) as error:
         if pretrained and _is_about_fetching(error):
             raise InputError(
-                f"the 2D weights of {spec.name!r} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
+                f"the 2D weights of {spec.name!r} cannot be fetched "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
                 "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors'), or pretrained=False"
             ) from error
         raise

@@ -71,19 +71,32 @@ def first_conv_path(net: nn.Module) -> str:
 
 
 def adapted_stem(stem: nn.Module, in_chans: int) -> nn.Module:
-    """Return a copy of a (folded) stem for another number of channels: summed for 1, else repeated and scaled (timm's rule)."""
+    """Return a copy of a (folded) stem for another number of channels."""
     fresh = copy.copy(stem)
     fresh._parameters, fresh._buffers = dict(stem._parameters), dict(stem._buffers)
     weight: Tensor = stem.weight.detach()  # type: ignore[assignment, union-attr]
-    if weight.shape[1] != in_chans:
-        # (O, I, D, H, W): timm's rule is for 4-D kernels, so the depth is laid beside the height.
-        depth = weight.shape[2:-2]
-        weight = adapt_input_conv(in_chans, weight.flatten(2, -2)).unflatten(2, (*depth, -1))
-    fresh.weight = nn.Parameter(weight.clone())
+    fresh.weight = nn.Parameter(adapt_channels(weight, in_chans).clone())
     if fresh._parameters.get("bias") is not None:
         fresh.bias = nn.Parameter(stem.bias.detach().clone())  # type: ignore[union-attr]
     fresh.in_channels = in_chans  # type: ignore[assignment]
     return fresh
+
+
+def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """Return a first kernel (O, I, [D,] H, W) for another number of channels, by timm's rule from RGB.
+
+    From another number than three, channels are summed for one, else repeated in turn and scaled to the same sum.
+    """
+    channels = weight.shape[1]
+    if channels == in_chans:
+        return weight
+    if channels == 3:
+        # timm's rule is for 4-D kernels, so the depth is laid beside the height.
+        middle = weight.shape[2:-1]
+        return adapt_input_conv(in_chans, weight.flatten(2, -2)).unflatten(2, middle)
+    if in_chans == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(in_chans, device=weight.device) % channels] * (channels / in_chans)
 
 
 def stem_channels(stem: nn.Module) -> int:

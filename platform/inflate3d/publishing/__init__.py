@@ -1,1 +1,19 @@
-"""TODO."""
+"""Publishing: an inflated net becomes a directory with its contract, its card and a replay. Imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inflate3d.publishing.export import publish as publish
+    from inflate3d.publishing.run import publish_run as publish_run
+
+_HOME = {"publish": "inflate3d.publishing.export", "publish_run": "inflate3d.publishing.run"}
+
+
+def __getattr__(name: str) -> Any:
+    # publish needs the light core alone, publish_run the trainer's checkpoints.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'inflate3d.publishing' has no attribute {name!r}")

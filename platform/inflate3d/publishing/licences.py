@@ -1,0 +1,28 @@
+"""What may be done with weights: computed from the cards of the data and the licence of the 2D source weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+COMMERCIAL = frozenset(
+    ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-3.0", "isc")
+)
+
+
+def may_be_published(cards: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every dataset's card allows publishing weights trained on it."""
+    return all(card["weights_may_be_published"] for card in cards)
+
+
+def commercial_use(
+    cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool
+) -> tuple[bool, str]:
+    """Return (allowed, why): the most restrictive part wins, and what is unknown counts as no."""
+    for card in cards:
+        if card["commercial_use"] is not True:
+            word = "unknown" if card["commercial_use"] is None else "not allowed"
+            return False, f"{card['name']} ({card['licence']}): commercial use {word}"
+    if has_source and (source_licence or "").lower() not in COMMERCIAL:
+        return False, f"the 2D source weights' licence is {source_licence or 'unknown'}"
+    return True, "every dataset and the 2D source weights allow it"

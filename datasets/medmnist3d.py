@@ -54,7 +54,9 @@ _SUBSETS: Mapping[str, _Subset] = {
     ),
     "fracturemnist3d": _Subset("ct", _FRACTURES, "CT of RibFrac", None, 64),
     "vesselmnist3d": _Subset("mask", ("vessel", "aneurysm"), "shapes of brain vessels, IntrA", None),
-    "synapsemnist3d": _Subset("em", ("inhibitory", "excitatory"), "rat brain, electron microscopy", True, 1.024e-3),
+    "synapsemnist3d": _Subset(
+        "em", ("inhibitory synapse", "excitatory synapse"), "rat brain, electron microscopy", True, 1.024e-3
+    ),
 }
 _SPACINGS_MM = {("nodulemnist3d", 28): 1.0}
 

@@ -45,7 +45,6 @@ class Toy(AbstractDataset):
 
     def __init__(
         self,
-        root: str | Path | None = None,
         *,
         kind: str = "volume_segmentation",
         num_train: int = 64,

@@ -1,0 +1,403 @@
+"""The raw layouts as people really have them: variants of each format, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from inflate3d.contracts import AbstractDataset, RawSample
+from inflate3d.data.raw_videos import encode_video
+from inflate3d.data.readers import write_nifti
+from inflate3d.data.video import decode_frames
+from inflate3d.datasets.medmnist3d import MedMNIST3D
+from inflate3d.datasets.modelnet10 import ModelNet10
+from inflate3d.datasets.msd import MSD
+from inflate3d.datasets.nnunet_raw import NnunetRaw
+from inflate3d.datasets.toy import Toy
+from inflate3d.datasets.video_csv import VideoCSV
+from inflate3d.datasets.video_folder import VideoFolder
+from inflate3d.datasets.volume_csv import VolumeCSV
+from inflate3d.errors import InputError
+
+
+def read_all(dataset: AbstractDataset) -> dict[str, RawSample]:
+    return {case.key: dataset.read(case) for case in dataset.cases()}
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def save_clip(path: Path, *, num_frames: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_video(np.full((num_frames, 16, 16, 3), 90, np.uint8), fps=8))
+
+
+# ----------------------------------------------------------------------------------------------------------------- msd
+
+
+@pytest.fixture
+def msd_root(tmp_path: Path) -> Path:
+    return Path(MSD.write_example(tmp_path)["root"]) / "Task99_Toy"
+
+
+def test_msd_takes_the_task_folder_itself_and_ignores_files_it_does_not_list(msd_root: Path) -> None:
+    (msd_root / "imagesTr" / "._toy_000.nii.gz").write_bytes(b"left by macOS")
+    assert [c.key for c in MSD(msd_root).cases()] == [f"toy_{i:03d}" for i in range(6)]
+
+
+def test_msd_task_with_four_channels_puts_them_first(msd_root: Path) -> None:
+    modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    image = np.arange(4 * 12 * 14 * 16, dtype=np.int16).reshape(4, 12, 14, 16)
+    for file in (msd_root / "imagesTr").iterdir():
+        write_nifti(file, image, np.diag([2.0, 2, 2, 1]))
+    edit_json(msd_root / "dataset.json", modality=modality)
+    dataset = MSD(msd_root)
+    assert dataset.card.input.channels == ("flair", "t1w", "t1gd", "t2w")
+    assert dataset.card.input.intensity.mode == "zscore"
+    np.testing.assert_array_equal(read_all(dataset)["toy_000"].image, image)
+
+
+def test_msd_ct_takes_a_window_in_hu(msd_root: Path) -> None:
+    edit_json(msd_root / "dataset.json", modality={"0": "CT"})
+    card = MSD(msd_root).card
+    assert (card.modality, card.input.intensity.window) == ("ct", (-175.0, 250.0))
+    lung = msd_root.rename(msd_root.with_name("Task06_Lung"))
+    assert MSD(lung).card.input.intensity.window == (-1000.0, 400.0)
+    assert MSD(lung, window=[-50, 50]).card.input.intensity.window == (-50.0, 50.0)
+
+
+def test_msd_resamples_image_and_mask_together(msd_root: Path) -> None:
+    dataset = MSD(msd_root, spacing_mm=[4, 2, 2])
+    sample = read_all(dataset)["toy_000"]
+    assert dataset.card.input.spacing_mm == sample.spacing_mm == (4.0, 2.0, 2.0)
+    assert sample.image is not None
+    assert sample.mask is not None
+    assert sample.image.shape[1:] == sample.mask.shape == (6, 14, 16)
+    assert set(np.unique(sample.mask)) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"0": "background", "2": "box"}, "without gaps"),
+        ({"0": "background"}, "at least two"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, "region"),
+        ({"background": 0, "box": 1, "ignore": 2}, "ignore"),
+    ],
+)
+def test_labels_that_cannot_be_classes_are_refused(msd_root: Path, labels: dict, message: str) -> None:
+    edit_json(msd_root / "dataset.json", labels=labels)
+    with pytest.raises(InputError, match=message):
+        _ = MSD(msd_root).card
+
+
+# ---------------------------------------------------------------------------------------------------------- nnunet_raw
+
+
+@pytest.fixture
+def nnunet_root(tmp_path: Path) -> Path:
+    return Path(NnunetRaw.write_example(tmp_path)["root"])
+
+
+def test_nnunet_stacks_the_channel_files_and_finds_the_test_cases(nnunet_root: Path) -> None:
+    dataset = NnunetRaw(nnunet_root)
+    samples = read_all(dataset)
+    assert all(s.image is not None and s.image.shape == (2, 10, 12, 14) for s in samples.values())
+    image, mask = samples["p0_scan0"].image, samples["p0_scan0"].mask
+    assert image is not None
+    assert image[0][mask == 2].mean() > 6
+    assert image[1][mask == 2].mean() < -6
+    assert [c.key for c in dataset.cases() if c.split == "test"] == ["p9_scan0"]
+
+
+def test_nnunet_first_version_reads_alike(nnunet_root: Path) -> None:
+    content = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "left", "2": "right"}}
+    (nnunet_root / "dataset.json").write_text(json.dumps(content))
+    card = NnunetRaw(nnunet_root).card
+    assert (card.input.channels, card.classes) == (("t1", "t2"), ("background", "left", "right"))
+
+
+def test_nnunet_measures_the_ct_window_on_the_foreground(nnunet_root: Path) -> None:
+    edit_json(nnunet_root / "dataset.json", channel_names={"0": "CT", "1": "CT"})
+    for file in (nnunet_root / "imagesTr").iterdir():
+        image = np.full((10, 12, 14), -1000, np.int16)
+        image[2:9, 3:8, 3:8] = 60 if "_0000" in file.name else 40
+        write_nifti(file, image, np.diag([1.0, 1, 3, 1]))
+    card = NnunetRaw(nnunet_root, val_count=0).card
+    assert card.modality == "ct"
+    assert card.input.intensity.window == (40.0, 60.0)
+
+
+def test_nnunet_asks_for_the_modality_that_channel_names_hide(nnunet_root: Path) -> None:
+    edit_json(nnunet_root / "dataset.json", channel_names={"0": "image", "1": "other"})
+    with pytest.raises(InputError, match="give modality"):
+        _ = NnunetRaw(nnunet_root).card
+    assert NnunetRaw(nnunet_root, modality="em").card.modality == "em"
+
+
+def test_nnunet_reads_nrrd_by_its_file_ending(nnunet_root: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    expected = read_all(NnunetRaw(nnunet_root))["p0_scan0"]
+    for file in sorted(nnunet_root.rglob("*.nii.gz")):
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(file).removesuffix(".nii.gz") + ".nrrd")
+        file.unlink()
+    edit_json(nnunet_root / "dataset.json", file_ending=".nrrd")
+    sample = read_all(NnunetRaw(nnunet_root))["p0_scan0"]
+    np.testing.assert_array_equal(sample.image, expected.image)
+    np.testing.assert_array_equal(sample.mask, expected.mask)
+
+
+def test_nnunet_channels_of_unlike_shape_are_refused(nnunet_root: Path) -> None:
+    write_nifti(nnunet_root / "imagesTr" / "p0_scan0_0001.nii.gz", np.zeros((9, 12, 14)), np.diag([1.0, 1, 3, 1]))
+    dataset = NnunetRaw(nnunet_root)
+    with pytest.raises(InputError, match=r"p0_scan0.*channels differ in shape"):
+        dataset.read(dataset.cases()[0])
+
+
+def test_a_group_pattern_that_finds_nothing_is_refused(nnunet_root: Path) -> None:
+    with pytest.raises(InputError, match=r"finds no \(group\) in 'p0_scan0'"):
+        NnunetRaw(nnunet_root, group_pattern="patient(.)").cases()
+
+
+# ----------------------------------------------------------------------------------------------- medmnist3d, modelnet10
+
+
+def test_medmnist_names_are_forgiving_and_unknown_ones_get_a_close_name(tmp_path: Path) -> None:
+    root = MedMNIST3D.write_example(tmp_path)["root"]
+    for name in ("adrenal", "AdrenalMNIST3D"):
+        assert MedMNIST3D(root, subset=name).card.classes == ("normal", "hyperplasia")
+    with pytest.raises(InputError, match="close names: 'adrenalmnist3d'"):
+        MedMNIST3D(root, subset="adrenaline")
+    with pytest.raises(InputError, match=r"no file .*organmnist3d\.npz"):
+        MedMNIST3D(root, subset="organ")
+    with pytest.raises(InputError, match=r"adrenalmnist3d_64\.npz"):
+        MedMNIST3D(root, subset="adrenal", size=64)
+
+
+def test_medmnist_spacing_follows_the_stated_field_of_view(tmp_path: Path) -> None:
+    root = tmp_path / "adrenalmnist3d_64.npz"
+    shutil.copy(Path(MedMNIST3D.write_example(tmp_path)["root"]) / "adrenalmnist3d.npz", root)
+    assert MedMNIST3D(tmp_path, subset="adrenal", size=64).card.input.spacing_mm == (1.0, 1.0, 1.0)
+    assert MedMNIST3D(tmp_path, subset="adrenal").card.input.spacing_mm == (64 / 28,) * 3
+
+
+def test_npz_that_is_cut_short_or_lacks_an_array_is_refused(tmp_path: Path) -> None:
+    file = Path(MedMNIST3D.write_example(tmp_path)["root"]) / "adrenalmnist3d.npz"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"adrenalmnist3d\.npz cannot be read"):
+        MedMNIST3D(file, subset="adrenal").cases()
+    np.savez(file, images=np.zeros(3))
+    with pytest.raises(InputError, match="has no array 'train_labels'"):
+        MedMNIST3D(file, subset="adrenal").cases()
+
+
+def test_modelnet_never_uses_the_masked_test_labels(tmp_path: Path) -> None:
+    dataset = ModelNet10(**ModelNet10.write_example(tmp_path))
+    assert Counter(c.split for c in dataset.cases()) == {"train": 20, "val": 10}
+    assert {s.label for s in read_all(dataset).values()} == set(range(10))
+
+
+# ---------------------------------------------------------------------------------------------------------- volume_csv
+
+
+@pytest.fixture
+def csv_root(tmp_path: Path) -> Path:
+    return Path(VolumeCSV.write_example(tmp_path)["root"])
+
+
+def test_volume_csv_with_masks_is_segmentation(csv_root: Path) -> None:
+    write_nifti(csv_root / "mask.nii.gz", np.ones((10, 12, 14), np.uint8), np.diag([1.5, 1.5, 2.5, 1]))
+    lines = ["image,mask,split", "images/scan_0.nii.gz,mask.nii.gz,train", "images/scan_1.nii.gz,mask.nii.gz,val"]
+    (csv_root / "cases.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="give classes"):
+        VolumeCSV(csv_root, modality="mri")
+    dataset = VolumeCSV(csv_root, modality="mri", classes="background,organ")
+    assert dataset.card.kind == "volume_segmentation"
+    assert {c.key: c.split for c in dataset.cases()} == {"scan_0": "train", "scan_1": "val"}
+    assert all(s.mask is not None and s.mask.all() for s in read_all(dataset).values())
+
+
+def test_volume_csv_joins_channels_and_keeps_the_stated_key(csv_root: Path) -> None:
+    pair = "images/scan_0.nii.gz;images/scan_1.nii.gz"
+    (csv_root / "cases.csv").write_text(f"key,image,label\na,{pair},x\nb,{pair},y\n")
+    dataset = VolumeCSV(csv_root, modality="mri", channels="t1,t2", val_count=0)
+    sample = read_all(dataset)["a"]
+    assert sample.image is not None
+    assert sample.image.shape[0] == len(dataset.card.input.channels) == 2
+
+
+def test_volume_csv_orders_numeric_classes_as_numbers(csv_root: Path) -> None:
+    rows = [f"k{i},images/scan_0.nii.gz,{label}" for i, label in enumerate((10, 9, 2))]
+    (csv_root / "cases.csv").write_text("\n".join(["key,image,label", *rows]))
+    assert VolumeCSV(csv_root, modality="mri").card.classes == ("2", "9", "10")
+
+
+def test_volume_csv_reads_npy_without_anatomy(csv_root: Path) -> None:
+    np.save(csv_root / "a.npy", np.ones((4, 5, 6), np.float32))
+    (csv_root / "cases.csv").write_text("key,image,label\na,a.npy,x\nb,a.npy,y\n")
+    dataset = VolumeCSV(csv_root, modality="mask", val_count=0)
+    assert dataset.card.input.orientation is None
+    assert dataset.card.input.intensity.window == (0.0, 1.0)
+    image = read_all(dataset)["a"].image
+    assert image is not None
+    assert image.shape == (1, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na,b\n", "no column 'image'"),
+        ("image,lable\na,b\n", "unknown column 'lable'; close names: 'label'"),
+        ("image,label\na,b,c\n", "line 2: 3 values for 2 columns"),
+        ("image,label\n", "lists no case"),
+        ("image,label\na,\n", "fill one column"),
+        ("image,label,mask\na,b,c\n", "fill one column"),
+        ("image,label,split\na,x,train\nb,y,vla\n", "unknown split 'vla'"),
+        ("image,label\nd/a.npy,x\ne/a.npy,y\n", "both give the key 'a'"),
+    ],
+)
+def test_volume_csv_faults_are_named(csv_root: Path, text: str, message: str) -> None:
+    (csv_root / "cases.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        VolumeCSV(csv_root, modality="mri").cases()
+
+
+def test_volume_csv_label_outside_stated_classes_is_refused(csv_root: Path) -> None:
+    with pytest.raises(InputError, match="unknown class 'dark'"):
+        VolumeCSV(csv_root, modality="ct", classes=["bright", "dim"]).cases()
+
+
+# --------------------------------------------------------------------------------------------- video_folder, video_csv
+
+
+def test_video_folder_takes_splits_that_are_made_already(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("run", "walk"):
+            save_clip(tmp_path / split / name / "clip.mp4")
+    cases = VideoFolder(tmp_path).cases()
+    assert {c.key: c.split for c in cases} == {f"{s}-{n}-clip": s for s in ("train", "val") for n in ("run", "walk")}
+
+
+def test_video_folder_keys_take_the_class_where_stems_repeat(tmp_path: Path) -> None:
+    for name in ("run", "walk"):
+        for i in range(2):
+            save_clip(tmp_path / name / f"{i}.mp4")
+    (tmp_path / "run" / "._0.mp4").write_bytes(b"left by macOS")
+    (tmp_path / "run" / "notes.txt").write_text("no video")
+    assert {c.key for c in VideoFolder(tmp_path).cases()} == {"run-0", "run-1", "walk-0", "walk-1"}
+
+
+def test_video_folder_of_one_class_or_a_wrong_pattern_is_refused(tmp_path: Path) -> None:
+    save_clip(tmp_path / "run" / "a.mp4")
+    with pytest.raises(InputError, match="at least two classes"):
+        VideoFolder(tmp_path)
+    save_clip(tmp_path / "walk" / "b.mp4")
+    with pytest.raises(InputError, match="no regular expression"):
+        VideoFolder(tmp_path, group_pattern="(")
+    with pytest.raises(InputError, match=r"finds no \(group\) in 'a'"):
+        VideoFolder(tmp_path, group_pattern=r"_(\d+)").cases()
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
+def test_video_csv_reads_plain_lists(tmp_path: Path, separator: str) -> None:
+    for name in ("a b", "c"):
+        save_clip(tmp_path / "clips" / f"{name}.mp4")
+    (tmp_path / "train.txt").write_text(f"clips/a b.mp4{separator}1\n\n")
+    (tmp_path / "val.txt").write_text(f"{tmp_path}/clips/c.mp4{separator}0\n")
+    dataset = VideoCSV(tmp_path)
+    assert dataset.card.classes == ("0", "1")
+    assert {c.key: c.split for c in dataset.cases()} == {"clips-a_b": "train", "clips-c": "val"}
+    assert {k: s.label for k, s in read_all(dataset).items()} == {"clips-a_b": 1, "clips-c": 0}
+
+
+def test_video_csv_takes_names_from_a_class_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("jump\nrun\nwalk\n")
+    (tmp_path / "train.csv").write_text("a.mp4 2\nb.mp4 0\nc.mp4 1\n")
+    dataset = VideoCSV(tmp_path, class_file="names.txt", val_count=0)
+    assert dataset.card.classes == ("jump", "run", "walk")
+    assert [c.source[1] for c in dataset.cases()] == [2, 0, 1]
+    (tmp_path / "train.csv").write_text("a.mp4 3\n")
+    with pytest.raises(InputError, match="label '3' is none of the 3 classes"):
+        VideoCSV(tmp_path, class_file="names.txt").cases()
+
+
+def test_video_csv_finds_kinetics_clips_in_folders_and_skips_missing_ones_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_clip(tmp_path / "train" / "abseiling" / "-x_000001_000011.mp4")
+    save_clip(tmp_path / "val" / "y_000002_000012.webm.mp4")
+    save_clip(tmp_path / "val" / "z_000002_000012.mp4")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    (tmp_path / "train.csv").write_text(header + "abseiling,-x,1,11,train\nzumba,gone,5,15,train\n")
+    (tmp_path / "validate.csv").write_text(header + "zumba,z,2,12,validate\n")
+    dataset = VideoCSV(tmp_path)
+    missing = dataset.cases()[1]
+    with pytest.raises(InputError, match="its file is missing"):
+        dataset.read(missing)
+    with caplog.at_level(logging.WARNING):
+        kept = VideoCSV(tmp_path, skip_missing=True).cases()
+    assert "1 of 3 clips have no file" in caplog.text
+    assert [(c.split, c.source) for c in kept] == [
+        ("train", ("train/abseiling/-x_000001_000011.mp4", 0)),
+        ("val", ("val/z_000002_000012.mp4", 1)),
+    ]
+
+
+def test_video_csv_with_groups_and_no_val_list_deals_whole_groups(tmp_path: Path) -> None:
+    rows = [f"clip_{i}.mp4,{'ab'[i % 2]},scene_{i // 4}" for i in range(16)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,group", *rows]))
+    cases = VideoCSV(tmp_path, val_fraction=0.25).cases()
+    assert Counter(c.split for c in cases) == {"train": 12, "val": 4}
+    assert len({c.group for c in cases if c.split == "val"}) == 1
+
+
+def test_video_csv_line_that_is_no_clip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a.mp4 1\nb.mp4\n")
+    with pytest.raises(InputError, match=r"train\.csv line 2: 'b\.mp4'"):
+        VideoCSV(tmp_path).cases()
+
+
+# ----------------------------------------------------------------------------------------------------------------- toy
+
+
+@pytest.mark.parametrize("kind", ["volume_segmentation", "volume_classification", "video_classification"])
+def test_toy_case_depends_on_seed_and_name_alone(kind: str) -> None:
+    few, many = Toy(kind=kind, num_train=3, num_val=2), Toy(kind=kind, num_train=9, num_val=4)
+    other = Toy(kind=kind, num_train=3, num_val=2, seed=1)
+    for case in few.cases():
+        a, b, c = few.read(case), many.read(case), other.read(case)
+        assert (a.video, a.label) == (b.video, b.label)
+        if a.image is not None:
+            np.testing.assert_array_equal(a.image, b.image)
+            assert c.image is not None
+            assert (a.image != c.image).any()
+        else:
+            assert a.video != c.video
+
+
+def test_toy_blobs_are_bright_where_the_mask_says() -> None:
+    dataset = Toy(kind="volume_segmentation")
+    samples = read_all(dataset).values()
+    image, mask = (np.stack([np.squeeze(getattr(s, part)) for s in samples]) for part in ("image", "mask"))
+    means = [image[mask == label].mean() for label in range(3)]
+    np.testing.assert_allclose(means, [0, 400, 200], atol=5)
+    assert all((mask == label).any() for label in range(3))
+
+
+def test_toy_square_moves_where_its_label_says() -> None:
+    dataset = Toy(kind="video_classification", num_train=16, num_val=4)
+    for sample in read_all(dataset).values():
+        assert sample.video is not None
+        frames = decode_frames(sample.video, range(16)).astype(float).mean(-1)
+        ys, xs = zip(*(np.argwhere(f > 130).mean(0) for f in frames), strict=True)
+        steps = np.median(np.diff(ys)), np.median(np.diff(xs))
+        direction = {"left": (0, -2), "right": (0, 2), "up": (-2, 0), "down": (2, 0)}
+        assert sample.label is not None
+        np.testing.assert_allclose(steps, direction[dataset.card.classes[sample.label]], atol=0.6)

@@ -36,6 +36,7 @@ WITHOUT_TORCH = [
     "inflate3d.sample",
     "inflate3d.contracts",
     "inflate3d.discover",
+    "inflate3d.inflation.plan",
     "inflate3d.data.manifest",
     "inflate3d.data.readers",
     "inflate3d.cli.main",

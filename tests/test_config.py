@@ -59,7 +59,7 @@ def test_overrides_come_last_and_reach_into_a_class_by_its_arguments_name(folder
     assert config.get("trainer") == {"max_steps": 10, "logger": {"class_path": "CSVLogger"}}
     assert config.get("model", "optimizer", "init_args", "lr") == 3e-4
     assert "liver" not in config.get("data", "datasets")
-    assert config.where("trainer", "max_steps") == "--trainer.max_steps: trainer.max_steps"
+    assert config.where("trainer", "max_steps") == "--trainer.max_steps"
 
 
 def test_exponents_without_a_dot_are_numbers(folder: Path) -> None:

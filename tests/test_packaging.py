@@ -42,7 +42,7 @@ def test_the_lock_pins_every_dependency_and_names_no_place_of_one_machine() -> N
     for requirement in [*project["dependencies"], *extras["train"], *extras["test"]]:
         name = re.match(r"[\w.-]+", requirement)
         assert name
-        assert re.sub(r"[-_.]+", "-", name[0]).lower() in pinned, f"{requirement} is not in requirements.lock: make lock"
+        assert re.sub(r"[-_.]+", "-", name[0]).lower() in pinned, f"{requirement} is not locked: make lock"
     assert "file:" not in lock
     assert "git+" not in lock
 

@@ -27,7 +27,7 @@ _TOP = ("seed_everything", "ckpt_path", "trainer", "model", "data", "publish", "
 
 
 def check_config(config: Config) -> None:
-    """Raise InputError, naming file, line and key, for the first thing that is wrong; needs neither torch nor weights."""
+    """Raise InputError, with file, line and key, for the first thing that is wrong. Full class paths are written in."""
     _check_keys(config, (), _TOP)
     for path, class_path in _CLASSES.items():
         if (found := signature(class_path)) and not found.is_open:
@@ -45,6 +45,7 @@ def check_config(config: Config) -> None:
         _check_kinds(config, task, plug_in, cards)
     for name, card in cards.items():
         _check_sample(config, name, card)
+        _check_stem(config, name, card)
 
 
 def shard_folder(config: Config, dataset: str) -> Path:
@@ -194,6 +195,24 @@ def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
             f"{config.where(*path)}: {depth} frames or slices; the plan {shown} needs at least {shortest}. "
             "Give longer samples, or another plan: --model.backbone.plan auto"
         )
+
+
+def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
+    """Check that the net has a stem for a dataset's kind of input, with as many channels."""
+    path, channels = ("model", "backbone", "stems"), card.input.channels
+    stems = config.get(*path)
+    shown = f"{name!r} has {len(channels)} channel{'s' * (len(channels) > 1)} ({', '.join(channels)})"
+    if stems is None:
+        takes = config.get("model", "backbone", "timm_kwargs", "in_chans", default=3)
+        if len(channels) not in (1, takes):
+            raise InputError(
+                f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give it one of its "
+                f"own: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
+            )
+    elif card.modality not in stems:
+        raise unknown_name("stem", card.modality, stems, where=f"{config.where(*path)}: dataset {name!r}")
+    elif stems[card.modality] != len(channels):
+        raise InputError(f"{config.where(*path, card.modality)} is {stems[card.modality]}, but {shown}")
 
 
 def _check_kinds(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:

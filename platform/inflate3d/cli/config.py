@@ -31,7 +31,7 @@ class Config:
         """Return 'file:line: a.b.c', as far down as the key exists, for the head of a message."""
         for end in range(len(path), 0, -1):
             if origin := self.origins.get(path[:end]):
-                return f"{origin}: {'.'.join(path)}"
+                return origin if origin == f"--{'.'.join(path)}" else f"{origin}: {'.'.join(path)}"
         return ".".join(path)
 
     def get(self, *path: str, default: Any = None) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 _EPILOG = """\
 Every option of the config can be overridden: --trainer.max_steps 10  --data.datasets.k400.weight 3
-  --model.tasks.liver.loss_weight 0.5  --model.optimizer.lr 1e-3. Several --config files are merged by key, from left to right.
+  --model.tasks.liver.loss_weight 0.5  --model.optimizer.lr 1e-3
+Several --config files are merged by key, from left to right; null deletes an entry.
 A bare file name is looked up in the working folder, then among `platform configs list`.
 The same command again goes on in its run folder (trainer.default_root_dir) where it stopped.
 """

@@ -1,0 +1,235 @@
+"""The command as a user meets it: lists without torch, and errors of a few lines with a remedy and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from inflate3d.cli.config import load_config, packaged_configs
+from inflate3d.cli.main import MOST_LINES, main
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+SECONDS = 5
+
+
+def toy_config(folder: Path, **changes: object) -> Path:
+    """Write quickstart.yaml with changes, given as dotted keys with __ for the dots, and return its path."""
+    config = load_config(["quickstart.yaml"], [f"--data.root={folder / 'shards'}"])
+    for key, value in changes.items():
+        *above, last = key.split("__")
+        node = config.values
+        for step in above:
+            node = node[step]
+        node[last] = value
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(config.values))
+    return path
+
+
+def write_manifest(folder: Path, kind: str) -> None:
+    """Write shards of four toy cases."""
+    from inflate3d.data.shard_writer import build_shards
+    from inflate3d.datasets.toy import Toy
+
+    build_shards(Toy(kind=kind, num_train=2, num_val=2), folder, progress=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["datasets", "list"], ["tasks", "list"], ["configs", "list"]])
+def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom inflate3d.cli.main import main\n"
+        f"try: code = main({arguments})\nexcept SystemExit as stop: code = stop.code\n"
+        "assert code == 0, code\nassert 'torch' not in sys.modules\nassert 'lightning' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "model__backbone__name",
+            "resnet51",
+            "model.backbone.name: unknown model 'resnet51'; close names: 'resnet51q'",
+        ),
+        ("model__backbone__nam", 1, "model.backbone.nam: unknown key 'nam'; close names: 'name'"),
+        ("trainr", {}, "trainr: unknown key 'trainr'; close names: 'trainer'"),
+        ("trainer__max_stepss", 1, "trainer.max_stepss: unknown key 'max_stepss'; close names: 'max_steps'"),
+        ("model__optimizer__init_args__lrr", 1, "model.optimizer.init_args.lrr: unknown key 'lrr'; close names: 'lr'"),
+        ("data__datasets__toy_video__weigt", 1, "unknown key 'weigt'; close names: 'weight'"),
+        ("data__datasets__toy_video__batch_size", 0, "toy_video.batch_size is 0; expected a whole number above 0"),
+        ("data__datasets__toy_video__batch_size", 2.5, "batch_size is 2.5; expected a whole number above 0"),
+        ("data__datasets__toy_video__build__class_path", "Toi", "unknown dataset 'Toi'; close names: 'toy'"),
+        (
+            "data__datasets__toy_video__build__init_args__kin",
+            1,
+            "unknown key 'kin'; close names: 'kind'",
+        ),
+        ("data__datasets__toy_video__sample__num_frame", 3, "unknown key 'num_frame'; close names: 'num_frames'"),
+        ("data__datasets__extra", {"batch_size": 2}, "data.datasets.extra: no task uses this dataset"),
+        ("model__tasks__motion__class_path", "VideoActoin", "unknown task 'VideoActoin'; close names: 'video_action'"),
+        ("model__tasks__motion__init_args__drop", 0.1, "unknown key 'drop'; close names: 'dropout'"),
+        (
+            "model__tasks__motion__init_args__datasets",
+            ["toy_vido"],
+            "unknown dataset 'toy_vido'; close names",
+        ),
+        ("model__tasks__motion__init_args__datasets", ["toy_shapes"], "'toy_shapes' belongs to task 'motion' already"),
+        ("model__tasks__motion__init_args", {}, "model.tasks.motion: VideoAction needs datasets under init_args"),
+        ("model__tasks__motion__class_path", "VolumeClassification", "takes datasets of kind 'volume_classification'"),
+        ("model__backbone__plan", "i3d", "8 frames or slices; the plan i3d needs at least 9. Give longer samples"),
+        ("model__backbone__stems", {"rgb": 4, "ct": 1, "mask": 1}, "stems.rgb is 4, but 'toy_video' has 3 channels"),
+        ("model__backbone__stems", {"rgb": 3, "mri": 1, "mask": 1}, "unknown stem 'ct'"),
+        (
+            "model__backbone__timm_kwargs",
+            {"in_chans": 2},
+            "has 3 channels (red, green, blue); the net's stem",
+        ),
+    ],
+)
+def test_a_wrong_config_is_refused_with_file_key_close_name_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, message: str
+) -> None:
+    path = toy_config(tmp_path, **{key: value})
+    started = time.monotonic()
+    assert main(["fit", "--config", str(path)]) == 2
+    assert time.monotonic() - started < SECONDS
+    error = capsys.readouterr().err
+    assert message in error
+    assert "mine.yaml:" in error
+    assert len(error.splitlines()) <= MOST_LINES
+
+
+def test_missing_shards_are_answered_with_the_build_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "multitask.yaml", "--data.root", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"data.datasets.k400: no shards in {tmp_path}/k400" in error
+    assert "platform shards build" in error
+    assert len(error.splitlines()) <= MOST_LINES
+
+
+def test_shards_of_another_kind_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(tmp_path / "shards" / "toy_video", "volume_classification")
+    assert main(["fit", "--config", str(toy_config(tmp_path))]) == 2
+    error = capsys.readouterr().err
+    assert "VideoAction takes datasets of kind 'video_classification'; 'toy_video' is 'volume_classification'" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fti"], "unknown command 'fti'; close names: fit"),
+        (["tasks", "lst"], "invalid choice: 'lst'"),
+        (["datasets", "show", "msdd"], "unknown dataset 'msdd'; close names: 'msd'"),
+        (["datasets", "list", "--all"], "unknown argument '--all'"),
+        (["fit"], "no --config. Start with: platform fit --config quickstart.yaml"),
+        (["fit", "--config", "quickstrat.yaml"], "unknown config 'quickstrat.yaml'; close names: 'quickstart.yaml'"),
+        (["fit", "--config", "quickstart.yaml", "--trainer.max_step", "3"], "close names: 'max_steps'"),
+        (["shards", "build", "toi", "--output", "x"], "unknown dataset 'toi'; close names: 'toy'"),
+        (["shards", "info", "nowhere"], "no shards in nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) <= MOST_LINES
+
+
+def test_debug_shows_the_traceback_and_other_errors_are_never_dressed_as_the_users(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from inflate3d.errors import InputError
+
+    with pytest.raises(InputError):
+        main(["fti", "--debug"])
+
+    def fail(*args: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr("inflate3d.cli.tasks.print_table", fail)
+    with pytest.raises(ValueError, match="ours"):
+        main(["tasks", "list"])
+
+
+def test_without_the_train_extra_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "inflate3d.cli.document", raising=False)
+    assert main(["fit", "--config", "quickstart.yaml"]) == 2
+    assert "pip install 'inflate3d[train]'" in capsys.readouterr().err
+
+
+def test_check_stops_before_training(tmp_path: Path, platform_command: Command) -> None:
+    done = platform_command("fit", "--config", "quickstart.yaml", "--check")
+    assert done.returncode == 0, done.stderr
+    assert str(packaged_configs()["quickstart.yaml"]) in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_print_config_gives_a_config_that_can_be_given_back(tmp_path: Path, platform_command: Command) -> None:
+    done = platform_command("fit", "--config", "quickstart.yaml", "--print_config", "--trainer.max_steps", "7")
+    assert done.returncode == 0, done.stderr
+    whole = yaml.safe_load(done.stdout)
+    assert whole["trainer"]["max_steps"] == 7
+    assert set(whole["data"]["datasets"]) == {"toy_video", "toy_volumes", "toy_shapes"}
+    (tmp_path / "whole.yaml").write_text(done.stdout)
+    again = platform_command("fit", "--config", "whole.yaml", "--print_config")
+    assert again.returncode == 0, again.stderr
+    assert yaml.safe_load(again.stdout) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--trainer.max_steps", "abc"], "--trainer.max_steps: expected int. Got value: abc"),
+        (["--trainer.logger", "{class_path: WandbLoger}"], "unknown class 'WandbLoger'; close names: 'WandbLogger'"),
+        (["--trainer.precision", "bf17"], "trainer.precision: got bf17; expected"),
+    ],
+)
+def test_what_only_the_parser_can_see_is_refused_as_shortly(
+    platform_command: Command, option: list[str], message: str
+) -> None:
+    done = platform_command("fit", "--config", "quickstart.yaml", *option)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.slow
+def test_a_short_fit_leaves_a_whole_run_folder_and_goes_on_in_it(tmp_path: Path, platform_command: Command) -> None:
+    write = ["--publish", "null", "--pictures", "false", "--data.num_workers", "0", "--trainer.val_check_interval", "3"]
+    smaller = ["--data.datasets.toy_video", "null", "--model.tasks.motion", "null"]
+    smaller += ["--data.datasets.toy_volumes", "null", "--model.tasks.blobs", "null"]
+    command = ["fit", "--config", "quickstart.yaml", *write, *smaller]
+    first = platform_command(*command, "--trainer.max_steps", "2")
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "runs" / "quickstart"
+    assert {"config.yaml", "environment.json", "metrics.csv", "checkpoints"} <= {p.name for p in run.iterdir()}
+    second = platform_command(*command, "--trainer.max_steps", "3")
+    assert second.returncode == 0, second.stderr
+    assert "from step 2" in second.stdout
+    assert len(json.loads((run / "environment.json").read_text())["starts"]) == 2
+    third = platform_command(*command, "--trainer.max_steps", "3")
+    assert "this run has finished: 3 of 3 steps" in third.stdout
+    changed = platform_command(*command, "--trainer.max_steps", "4", "--model.optimizer.lr", "1e-4")
+    assert changed.returncode == 2
+    assert "model.optimizer.init_args.lr: was 0.002, now 0.0001" in changed.stderr
+    validated = platform_command("validate", "--config", "runs/quickstart/config.yaml")
+    assert validated.returncode == 0, validated.stderr
+    assert "shapes/toy_shapes/accuracy" in validated.stdout

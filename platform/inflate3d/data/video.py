@@ -42,8 +42,8 @@ def probe_video(source: Source) -> VideoInfo:
         packets = _packets(container, stream)
         count = len(packets.shown) if packets.shown else sum(1 for _ in _decoded(stream, packets.data))
         fps = stream.average_rate or stream.guessed_rate
-        if not (count and stream.width and stream.height and fps):
-            raise InputError(f"{_name(source)}: unreadable video: no frames, no size or no frame rate")
+        if not (count and fps):
+            raise InputError(f"{_name(source)}: unreadable video: no frames or no frame rate")
         return VideoInfo(count, float(fps), stream.height, stream.width)
 
 
@@ -61,10 +61,11 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
         if packets.shown and max(wanted) >= len(packets.shown):
             last = len(packets.shown) - 1
             raise InputError(f"{_name(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-        frames = _decode_window(stream, packets, wanted, short_side) if packets.shown else None
+        size = _size(stream, short_side)
+        frames = _decode_window(stream, packets, wanted, size) if packets.shown else None
         if frames is None:
             stream.codec_context.flush_buffers()
-            frames = _keep(enumerate(_decoded(stream, packets.data)), wanted, short_side)
+            frames = _keep(enumerate(_decoded(stream, packets.data)), wanted, size)
     if missing := sorted(wanted - frames.keys()):
         raise InputError(f"{_name(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
     return np.stack([frames[i] for i in indices])
@@ -91,7 +92,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 
 def _decode_window(
-    stream: av.VideoStream, packets: _Packets, wanted: set[int], short_side: int | None
+    stream: av.VideoStream, packets: _Packets, wanted: set[int], size: tuple[int, int]
 ) -> dict[int, np.ndarray] | None:
     """Decode from the last key frame at or before the first frame; None if frames do not come as their stamps say."""
     first = packets.shown[min(wanted)]
@@ -102,7 +103,7 @@ def _decode_window(
     begin = packets.data[keys[-1]].pts
     # Frames shown before the key frame may refer to what was not decoded.
     after = (f for f in _decoded(stream, packets.data[keys[-1] :]) if f.pts is None or f.pts >= begin)
-    frames = _keep(((number.get(f.pts, -1), f) for f in after), wanted, short_side, in_steps_of_one=True)
+    frames = _keep(((number.get(f.pts, -1), f) for f in after), wanted, size, in_steps_of_one=True)
     return frames if len(frames) == len(wanted) else None
 
 
@@ -114,7 +115,7 @@ def _decoded(stream: av.VideoStream, packets: Sequence[av.Packet]) -> Iterator[a
 def _keep(
     numbered: Iterable[tuple[int, av.VideoFrame]],
     wanted: set[int],
-    short_side: int | None,
+    size: tuple[int, int],
     *,
     in_steps_of_one: bool = False,
 ) -> dict[int, np.ndarray]:
@@ -126,7 +127,7 @@ def _keep(
             break
         before = i
         if i in wanted:
-            frames[i] = _pixels(frame, short_side)
+            frames[i] = _pixels(frame, size)
         if len(frames) == len(wanted):
             break
     return frames
@@ -140,22 +141,28 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise InputError(f"{source}: no such file")
     file = io.BytesIO(source) if isinstance(source, bytes | memoryview) else str(source)
+    limits = {"format_whitelist": _FORMATS}
     try:
-        with av.open(file, container_options={"format_whitelist": _FORMATS}) as container:
+        with av.open(file, container_options=limits, metadata_errors="replace") as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise InputError(f"{_name(source)}: holds no video stream")
+            if stream is None or stream.codec_context is None or not (stream.width and stream.height):
+                raise InputError(f"{_name(source)}: unreadable video: no stream of a known codec and size")
             stream.codec_context.thread_count = 1
             yield container, stream
-    except (av.error.FFmpegError, EOFError) as fault:
+    except InputError:
+        raise
+    except (av.error.FFmpegError, ValueError, EOFError) as fault:
         raise InputError(f"{_name(source)}: unreadable video ({getattr(fault, 'strerror', fault)})") from fault
 
 
-def _pixels(frame: av.VideoFrame, short_side: int | None) -> np.ndarray:
-    height, width = frame.height, frame.width
-    if short_side is not None:
-        scale = short_side / min(height, width)
-        height, width = max(1, round(height * scale)), max(1, round(width * scale))
+def _size(stream: av.VideoStream, short_side: int | None) -> tuple[int, int]:
+    """Return (H, W) of what is given out: one size, though a stream may change its own midway."""
+    scale = 1.0 if short_side is None else short_side / min(stream.height, stream.width)
+    return max(1, round(stream.height * scale)), max(1, round(stream.width * scale))
+
+
+def _pixels(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
     return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
 
 

@@ -1,0 +1,118 @@
+"""Manifest: comes back as it was saved, and says what is wrong with a folder or a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from inflate3d.contracts import DatasetCard, InputSpec, Intensity
+from inflate3d.data.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from inflate3d.data.splits import read_split_file
+from inflate3d.errors import InputError
+
+CARD = DatasetCard(
+    name="toy",
+    kind="volume_segmentation",
+    title="Toy",
+    modality="ct",
+    classes=("background", "liver"),
+    url="https://example.org",
+    licence="CC0-1.0",
+    commercial_use=True,
+    weights_may_be_published=True,
+    citation="none",
+    input=InputSpec(("ct",), (3.0, 1.0, 1.0), "RAS", Intensity("window", (-160.0, 240.0))),
+)
+
+
+def entry(split: str, number: int, samples: int) -> ShardEntry:
+    stem = f"{split}-{number:06d}"
+    return ShardEntry(f"{stem}.tar", split, samples, 10240, "a" * 64, f"{stem}.index.json", "b" * 64)
+
+
+MANIFEST = Manifest(
+    CARD,
+    (entry("train", 0, 5), entry("train", 1, 3), entry("val", 0, 2)),
+    ({"key": "x", "reason": "NaN"},),
+    {"samples_measured": 8},
+)
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    path = MANIFEST.save(folder)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def test_a_saved_manifest_comes_back_equal(tmp_path: Path) -> None:
+    MANIFEST.save(tmp_path)
+    assert Manifest.load(tmp_path) == MANIFEST
+    assert [p.name for p in tmp_path.iterdir()] == [MANIFEST_FILE]
+
+
+def test_samples_and_shards_are_counted_by_split() -> None:
+    assert [MANIFEST.num_samples(s) for s in ("train", "val", "test", None)] == [8, 2, 0, 10]
+    assert [e.file for e in MANIFEST.entries("train")] == ["train-000000.tar", "train-000001.tar"]
+
+
+def test_the_file_shows_kind_classes_and_input_on_top(tmp_path: Path) -> None:
+    data = json.loads(MANIFEST.save(tmp_path).read_text())
+    assert data["format"] == "inflate3d-shards/1"
+    assert (data["name"], data["kind"], data["classes"]) == ("toy", "volume_segmentation", ["background", "liver"])
+    assert data["input"]["spacing_mm"] == [3.0, 1.0, 1.0]
+    assert data["rejects"] == [{"key": "x", "reason": "NaN"}]
+
+
+def test_the_digest_follows_card_and_shards_alone() -> None:
+    assert replace(MANIFEST, statistics={}, rejects=()).digest == MANIFEST.digest
+    assert replace(MANIFEST, card=replace(CARD, classes=("background", "spleen"))).digest != MANIFEST.digest
+    changed = replace(MANIFEST.shards[0], sha256="c" * 64)
+    assert replace(MANIFEST, shards=(changed, *MANIFEST.shards[1:])).digest != MANIFEST.digest
+
+
+def test_a_missing_folder_or_manifest_names_the_build_command(tmp_path: Path) -> None:
+    for folder, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "not finished")):
+        with pytest.raises(InputError, match=words) as caught:
+            Manifest.load(folder)
+        assert f"platform shards build DATASET --root RAW --output {folder}" in str(caught.value)
+        assert len(str(caught.value).splitlines()) <= 8
+
+
+def test_a_damaged_or_edited_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text('{"format": ')
+    with pytest.raises(InputError, match="not valid JSON"):
+        Manifest.load(tmp_path)
+    (tmp_path / MANIFEST_FILE).write_text("[]")
+    with pytest.raises(InputError, match="not a manifest"):
+        Manifest.load(tmp_path)
+    with pytest.raises(InputError, match=r"inflate3d-shards/9'; this version reads 'inflate3d-shards/1"):
+        Manifest.load(edited(tmp_path, format="inflate3d-shards/9"))
+    with pytest.raises(InputError, match="'classes' differs"):
+        Manifest.load(edited(tmp_path, classes=["background", "kidney"]))
+    with pytest.raises(InputError, match="key missing"):
+        Manifest.load(edited(tmp_path, shards=[{"file": "a.tar"}]))
+
+
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    for name in ("../other.tar", "/etc/passwd", "sub/train.tar", ".."):
+        shards = [{**MANIFEST.to_dict()["shards"][0], "file": name}]
+        with pytest.raises(InputError, match="no plain file name"):
+            Manifest.load(edited(tmp_path, shards=shards))
+
+
+def test_a_split_file_is_read_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text('{"val": ["c"], "train": ["a", "b"]}')
+    assert read_split_file(path) == {"train": ["a", "b"], "val": ["c"]}
+    for text, words in (
+        ('{"train": ["a"], "val": ["a"]}', "'a' is in 'train' and in 'val'"),
+        ('{"trian": ["a"]}', "'train'"),
+        ('{"train": [1]}', "int"),
+        ('["a"]', "expected"),
+        ("{", "cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_split_file(path)

@@ -91,15 +91,16 @@ class Toy(AbstractDataset):
     def _draw_blobs(self, label: int, generator: np.random.Generator) -> RawSample:
         import numpy as np
 
-        mask = np.zeros((self.size,) * 3, np.uint8)
-        mask[self._shape("cube", generator)] = 2
-        mask[self._shape("ball", generator)] = 1
+        ball, cube = self._shape("ball", 1 / 6, 1 / 4, generator), self._shape("cube", 1 / 6, 1 / 4, generator)
+        while (ball & cube).any():
+            cube = self._shape("cube", 1 / 6, 1 / 4, generator)
+        mask = (ball + 2 * cube).astype(np.uint8)
         image = generator.normal(0, 60, mask.shape) + np.array([0.0, 400.0, 200.0])[mask]
         affine = np.eye(4).tolist()
         return RawSample(image=image.astype(np.int16)[None], mask=mask, spacing_mm=(1.0, 1.0, 1.0), affine=affine)
 
     def _draw_shape(self, label: int, generator: np.random.Generator) -> RawSample:
-        shape = self._shape(_MAKERS[self.kind].classes[label], generator)
+        shape = self._shape(_MAKERS[self.kind].classes[label], 1 / 4, 1 / 3, generator)
         return RawSample(image=shape[None].astype("uint8"), label=label)
 
     def _draw_motion(self, label: int, generator: np.random.Generator) -> RawSample:
@@ -118,19 +119,19 @@ class Toy(AbstractDataset):
             frame[y : y + side, x : x + side] = colour
         return RawSample(video=encode_video(frames, fps=8), label=label)
 
-    def _shape(self, name: str, generator: np.random.Generator) -> np.ndarray:
-        """Return where one shape stands, (size, size, size) bool, wholly inside the volume."""
+    def _shape(self, name: str, least: float, most: float, generator: np.random.Generator) -> np.ndarray:
+        """Return where one shape stands, (size, size, size) bool, wholly inside; radius `least` to `most` of size."""
         import numpy as np
 
-        radius = int(generator.integers(self.size // 6, self.size // 4 + 1))
+        radius = int(generator.integers(round(self.size * least), round(self.size * most) + 1))
         middle = generator.integers(radius, self.size - radius, 3)
         away = np.abs(np.indices((self.size,) * 3) - middle[:, None, None, None])
         if name == "ball":
             return (away**2).sum(0) <= radius**2
         if name == "cube":
             return away.max(0) <= radius * 0.8
-        # A cross: three bars along the axes, each a third of the radius thick.
-        return ((away <= radius / 3).sum(0) >= 2) & (away.max(0) <= radius)
+        # A cross: three bars along the axes.
+        return ((away <= radius / 4).sum(0) >= 2) & (away.max(0) <= radius)
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -52,6 +52,13 @@ def test_msd_takes_the_task_folder_itself_and_ignores_files_it_does_not_list(msd
     assert [c.key for c in MSD(msd_root).cases()] == [f"toy_{i:03d}" for i in range(6)]
 
 
+def test_msd_task_that_is_misspelt_gets_the_close_name(msd_root: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder .*Task99_Toi.*close names: 'Task99_Toy'"):
+        MSD(msd_root.parent, task="Task99_Toi")
+    with pytest.raises(InputError, match="give `task`"):
+        MSD(msd_root.parent)
+
+
 def test_msd_task_with_four_channels_puts_them_first(msd_root: Path) -> None:
     modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
     image = np.arange(4 * 12 * 14 * 16, dtype=np.int16).reshape(4, 12, 14, 16)

@@ -9,19 +9,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inflate3d.errors import InputError, unknown_name
+from inflate3d.errors import InputError, close_names, unknown_name
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy")
 
 
 def require_folder(path: str | Path, *, where: str, holds: str) -> Path:
-    """Return `path` as an absolute Path; InputError if it is no folder, saying what it should hold."""
+    """Return `path` as an absolute Path; InputError if it is no folder, with what it should hold."""
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise InputError(f"{where}: root {str(folder)!r} is {found}; expected the folder that holds {holds}")
-    return folder.absolute()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.exists():
+        raise InputError(f"{where}: {str(folder)!r} is a file; expected the folder that holds {holds}")
+    beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+    close = close_names(folder.name, beside)
+    hint = f"; close names: {', '.join(map(repr, close))}" if close else ""
+    raise InputError(f"{where}: no folder {str(folder)!r}; expected the one that holds {holds}{hint}")
 
 
 def require_file(path: str | Path, *, where: str, holds: str) -> Path:

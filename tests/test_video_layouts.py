@@ -1,0 +1,109 @@
+"""Raw layouts of videos as people really have them: folders a class, lists, Kinetics."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from inflate3d.data.raw_videos import encode_video
+from inflate3d.datasets.video_csv import VideoCSV
+from inflate3d.datasets.video_folder import VideoFolder
+from inflate3d.errors import InputError
+
+
+def save_clip(path: Path, *, num_frames: int = 4) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_video(np.full((num_frames, 16, 16, 3), 90, np.uint8), fps=8))
+
+
+def test_video_folder_takes_splits_that_are_made_already(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("run", "walk"):
+            save_clip(tmp_path / split / name / "clip.mp4")
+    cases = VideoFolder(tmp_path).cases()
+    assert {c.key: c.split for c in cases} == {f"{s}-{n}-clip": s for s in ("train", "val") for n in ("run", "walk")}
+
+
+def test_video_folder_keys_take_the_class_where_stems_repeat(tmp_path: Path) -> None:
+    for name in ("run", "walk"):
+        for i in range(2):
+            save_clip(tmp_path / name / f"{i}.mp4")
+    (tmp_path / "run" / "._0.mp4").write_bytes(b"left by macOS")
+    (tmp_path / "run" / "notes.txt").write_text("no video")
+    assert {c.key for c in VideoFolder(tmp_path).cases()} == {"run-0", "run-1", "walk-0", "walk-1"}
+
+
+def test_video_folder_of_one_class_or_a_wrong_pattern_is_refused(tmp_path: Path) -> None:
+    save_clip(tmp_path / "run" / "a.mp4")
+    with pytest.raises(InputError, match="at least two classes"):
+        VideoFolder(tmp_path)
+    save_clip(tmp_path / "walk" / "b.mp4")
+    with pytest.raises(InputError, match="no regular expression"):
+        VideoFolder(tmp_path, group_pattern="(")
+    with pytest.raises(InputError, match=r"finds no \(group\) in 'a'"):
+        VideoFolder(tmp_path, group_pattern=r"_(\d+)").cases()
+
+
+@pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
+def test_video_csv_reads_plain_lists(tmp_path: Path, separator: str) -> None:
+    for name in ("a b", "c"):
+        save_clip(tmp_path / "clips" / f"{name}.mp4")
+    (tmp_path / "train.txt").write_text(f"clips/a b.mp4{separator}1\n\n")
+    (tmp_path / "val.txt").write_text(f"{tmp_path}/clips/c.mp4{separator}0\n")
+    dataset = VideoCSV(tmp_path)
+    assert dataset.card.classes == ("0", "1")
+    assert {c.key: c.split for c in dataset.cases()} == {"clips-a_b": "train", "clips-c": "val"}
+    assert {k: s.label for k, s in {c.key: dataset.read(c) for c in dataset.cases()}.items()} == {
+        "clips-a_b": 1,
+        "clips-c": 0,
+    }
+
+
+def test_video_csv_takes_names_from_a_class_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("jump\nrun\nwalk\n")
+    (tmp_path / "train.csv").write_text("a.mp4 2\nb.mp4 0\nc.mp4 1\n")
+    dataset = VideoCSV(tmp_path, class_file="names.txt", val_count=0)
+    assert dataset.card.classes == ("jump", "run", "walk")
+    assert [c.source[1] for c in dataset.cases()] == [2, 0, 1]
+    (tmp_path / "train.csv").write_text("a.mp4 3\n")
+    with pytest.raises(InputError, match="label '3' is none of the 3 classes"):
+        VideoCSV(tmp_path, class_file="names.txt").cases()
+
+
+def test_video_csv_finds_kinetics_clips_in_folders_and_skips_missing_ones_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_clip(tmp_path / "train" / "abseiling" / "-x_000001_000011.mp4")
+    save_clip(tmp_path / "val" / "y_000002_000012.webm.mp4")
+    save_clip(tmp_path / "val" / "z_000002_000012.mp4")
+    header = "label,youtube_id,time_start,time_end,split\n"
+    (tmp_path / "train.csv").write_text(header + "abseiling,-x,1,11,train\nzumba,gone,5,15,train\n")
+    (tmp_path / "validate.csv").write_text(header + "zumba,z,2,12,validate\n")
+    dataset = VideoCSV(tmp_path)
+    missing = dataset.cases()[1]
+    with pytest.raises(InputError, match="its file is missing"):
+        dataset.read(missing)
+    with caplog.at_level(logging.WARNING):
+        kept = VideoCSV(tmp_path, skip_missing=True).cases()
+    assert "1 of 3 clips have no file" in caplog.text
+    assert [(c.split, c.source) for c in kept] == [
+        ("train", ("train/abseiling/-x_000001_000011.mp4", 0)),
+        ("val", ("val/z_000002_000012.mp4", 1)),
+    ]
+
+
+def test_video_csv_with_groups_and_no_val_list_deals_whole_groups(tmp_path: Path) -> None:
+    rows = [f"clip_{i}.mp4,{'ab'[i % 2]},scene_{i // 4}" for i in range(16)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,group", *rows]))
+    cases = VideoCSV(tmp_path, val_fraction=0.25).cases()
+    assert Counter(c.split for c in cases) == {"train": 12, "val": 4}
+    assert len({c.group for c in cases if c.split == "val"}) == 1
+
+
+def test_video_csv_line_that_is_no_clip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a.mp4 1\nb.mp4\n")
+    with pytest.raises(InputError, match=r"train\.csv line 2: 'b\.mp4'"):
+        VideoCSV(tmp_path).cases()

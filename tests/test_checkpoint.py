@@ -79,7 +79,7 @@ def test_a_half_written_one_is_not_seen_and_cleared_by_the_next(tmp_path):
 
 def test_all_broken_is_an_error_not_a_fresh_start(tmp_path):
     break_file(write(tmp_path, 10))
-    with pytest.raises(InputError, match="all checkpoints .* are broken"):
+    with pytest.raises(InputError, match=r"all checkpoints .* are broken"):
         find_checkpoint(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_a_path_is_taken_and_verified(tmp_path):
     assert find_checkpoint(tmp_path, str(found.path)).step == 10
     assert find_checkpoint(tmp_path, found.state).step == 10
     break_file(found)
-    with pytest.raises(InputError, match="not a whole checkpoint: state.ckpt has changed"):
+    with pytest.raises(InputError, match=r"not a whole checkpoint: state\.ckpt has changed"):
         find_checkpoint(tmp_path, found.path)
     with pytest.raises(InputError, match="does not exist"):
         find_checkpoint(tmp_path, tmp_path / "nowhere")

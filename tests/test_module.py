@@ -254,7 +254,7 @@ def test_the_learning_rate_is_counted_in_optimiser_steps(shards, tmp_path):
     trainer.fit(toy_module(warmup_steps=2), datamodule=toy_data(shards))
     factor = warmup_cosine(warmup_steps=2, max_steps=4)
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor(step) for step in (1, 2, 3, 4)])
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor(step) for step in (0, 1, 2, 3)])
 
 
 def test_a_row_averages_all_micro_batches_since_the_last_one(shards, tmp_path):

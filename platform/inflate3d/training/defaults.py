@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from inflate3d.training.checkpoint_writer import CheckpointWriter
 from inflate3d.training.progress import RunProgress
@@ -17,7 +18,9 @@ def trainer_defaults() -> dict[str, Any]:
 
     Epochs have no meaning on endless streams: max_steps counts optimiser steps, val_check_interval micro-batches.
     """
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return {
+        "precision": "bf16-mixed" if has_bf16 else "32-true",
         "use_distributed_sampler": False,  # our streams deal to ranks themselves
         "num_sanity_val_steps": 0,  # a sanity check would move nothing but time, on every resume
         "check_val_every_n_epoch": None,

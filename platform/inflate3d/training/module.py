@@ -66,6 +66,7 @@ class MultiTaskModule(pl.LightningModule):
         self.windows: dict[str, Triple] = {}
         self.means = TrainMeans()
         self.last_row: dict[str, float] = {}
+        self.learning_rate = 0.0  # of the step under way: after it, the schedule has moved on
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # ------------------------------------------------------------------------------------------------ building
@@ -107,6 +108,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what a step draws (dropout, drop path) from the micro-batch, so that a resumed run draws the same."""
         torch.manual_seed(mix(self.seed, "step", batch.micro_batch, self.global_rank))
+        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch, weighted by its task's loss_weight."""
@@ -140,7 +142,7 @@ class MultiTaskModule(pl.LightningModule):
         for key, value in row.items():
             if not math.isfinite(value):
                 raise RuntimeError(f"step {step}: {key} is {value}; try a lower learning rate or gradient clipping")
-        self.last_row = {**row, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        self.last_row = {**row, "lr": self.learning_rate}
         for logger in self.loggers:
             logger.log_metrics(self.last_row, step=step)
 

@@ -55,6 +55,8 @@ MAY_CHANGE = (
     "data.datasets.*.build*",
     "data.datasets.*.eval_batch_size",
     "data.datasets.*.max_eval_samples",
+    "model.window_*",
+    "pictures",
     "publish*",
 )
 """Keys of a config that may differ when a run goes on: they change neither the data's order nor the weights' path."""

@@ -1,0 +1,268 @@
+"""A run that is killed and started again by the same command ends bit for bit where a run never killed ends."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.toy import Toy
+from inflate3d.errors import InputError
+from inflate3d.models import BackboneConfig
+from inflate3d.tasks.medical_segmentation import MedicalSegmentation
+from inflate3d.tasks.volume_classification import VolumeClassification
+from inflate3d.training import (
+    CheckpointWriter,
+    DataModule,
+    MultiTaskModule,
+    find_checkpoint,
+    trainer_defaults,
+    with_default_callbacks,
+)
+from inflate3d.training.checkpoint import list_checkpoints
+from inflate3d.training.metrics_csv import read_metrics
+
+CONFIG = """
+seed_everything: 3
+ckpt_path: last
+trainer:
+  default_root_dir: run
+  accelerator: cpu
+  devices: 1
+  max_steps: 10
+  accumulate_grad_batches: 3
+  val_check_interval: 12
+  log_every_n_steps: 3
+  callbacks:
+    - {class_path: inflate3d.training.CheckpointWriter, init_args: {every_steps: 2}}
+    - {class_path: toy_killer.ToyKiller}
+model:
+  backbone: {name: test_resnet, stems: {rgb: 3, ct: 1, mask: 1}, drop_path_rate: 0.1}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}
+  warmup_steps: 2
+  tasks:
+    organ: {class_path: MedicalSegmentation, init_args: {datasets: [seg]}}
+    shape: {class_path: VolumeClassification, init_args: {datasets: [shapes], dropout: 0.2}}
+    motion: {class_path: VideoAction, init_args: {datasets: [clips]}}
+data:
+  root: shards
+  datasets:
+    seg:
+      batch_size: 2
+      sample: {patch_size: [8, 16, 16]}
+      augment: [{class_path: RandomFlip, init_args: {axes: [Left]}}, {class_path: RandomNoise}]
+      build: {class_path: Toy, init_args: {kind: volume_segmentation, num_train: 5, num_val: 2, size: 16}}
+    shapes:
+      batch_size: 4
+      build: {class_path: Toy, init_args: {kind: volume_classification, num_train: 7, num_val: 2, size: 16}}
+    clips:
+      batch_size: 2
+      sample: {num_frames: 4, crop_size: 32}
+      build:
+        class_path: Toy
+        init_args: {kind: video_classification, num_train: 5, num_val: 2, size: 32, num_frames: 8}
+"""
+
+# Notes the keys of every micro-batch, and kills its own process where the variable KILL says.
+KILLER = """
+import os, signal
+import lightning.pytorch as pl
+import torch
+
+MOMENT, _, WHERE = os.environ.get("KILL", "").partition(":")
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_half(state, path):
+    torch_save(state, path)
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    die()
+
+torch_save = torch.save
+
+class ToyKiller(pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        with open("keys.txt", "a") as file:
+            file.write(f"{batch.micro_batch} {batch.dataset} {' '.join(batch.keys)}\\n")
+        if MOMENT == "batch" and batch.micro_batch == int(WHERE):
+            die()
+        if MOMENT == "saving" and trainer.global_step == int(WHERE) - 1:
+            torch.save = save_half
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if MOMENT == "validation" and trainer.global_step == int(WHERE):
+            die()
+"""
+
+
+def fit(folder: Path, *options: str, kill: str = "") -> subprocess.CompletedProcess:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "toy_killer.py").write_text(KILLER)
+    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
+    environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stdout + done.stderr
+    return done
+
+
+def keys_seen(folder: Path) -> dict[int, str]:
+    """Keys by micro-batch; one that ran twice must have held the same both times."""
+    seen: dict[int, str] = {}
+    for line in (folder / "keys.txt").read_text().splitlines():
+        index, _, keys = line.partition(" ")
+        assert seen.setdefault(int(index), keys) == keys
+    return seen
+
+
+def assert_equal_state(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_state(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal_state(a, b)
+    else:
+        assert one == other
+
+
+# -------------------------------------------------------------------------- in one process: other windows, more steps
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    for name, kind in (("seg", "volume_segmentation"), ("shapes", "volume_classification")):
+        build_shards(Toy(kind=kind, num_train=5, num_val=2, size=16), root / name, progress=False)
+    return root
+
+
+class ToyCrash(pl.Callback):
+    """Raises before one micro-batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch.micro_batch == self.at:
+            raise KeyError("crash")
+
+
+def fit_here(shards: Path, run: Path, *, crash: int = -1, resume: bool = False, **options) -> dict:
+    """Fit two toy tasks in this process; return the state that the last checkpoint holds."""
+    torch.set_num_threads(1)
+    tasks = {
+        "organ": MedicalSegmentation(datasets=["seg"], decoder_channels=[4, 4, 8, 8, 8]),
+        "shape": VolumeClassification(datasets=["shapes"], dropout=0.2),
+    }
+    backbone = BackboneConfig(name="test_resnet", stems={"ct": 1, "mask": 1}, drop_path_rate=0.1)
+    module = MultiTaskModule(backbone, tasks, lambda p: torch.optim.AdamW(p, lr=1e-3), warmup_steps=1)
+    datasets = {"seg": {"batch_size": 2, "sample": {"patch_size": [8, 16, 16]}}, "shapes": {"batch_size": 2}}
+    callbacks = with_default_callbacks([CheckpointWriter(every_steps=2, keep_last=9), ToyCrash(crash)])
+    settings = {**trainer_defaults(), "accelerator": "cpu", "devices": 1, "max_steps": 6, "log_every_n_steps": 2}
+    trainer = pl.Trainer(**{**settings, "default_root_dir": str(run), "callbacks": callbacks, **options})
+    found = find_checkpoint(run) if resume else None
+    trainer.fit(module, datamodule=DataModule(str(shards), datasets, seed=0), ckpt_path=found and str(found.state))
+    return torch.load(find_checkpoint(run).state, weights_only=True)
+
+
+@pytest.mark.parametrize(("window", "interval", "crash"), [(1, 3, 5), (2, 4, 7), (2, 4, 8), (2, 6, 9)])
+def test_a_crash_costs_nothing_whatever_the_accumulation_window(shards, tmp_path, window, interval, crash):
+    options = {"accumulate_grad_batches": window, "val_check_interval": interval}
+    whole = fit_here(shards, tmp_path / "whole", **options)
+    with pytest.raises(KeyError, match="crash"):
+        fit_here(shards, tmp_path / "crashed", crash=crash, **options)
+    assert 0 < find_checkpoint(tmp_path / "crashed").step < 6
+    resumed = fit_here(shards, tmp_path / "crashed", resume=True, **options)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means"):
+        assert_equal_state(whole[part], resumed[part])
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "crashed/metrics.csv").read_bytes()
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(shards, tmp_path):
+    first = fit_here(shards, tmp_path, max_steps=3, val_check_interval=2)
+    more = fit_here(shards, tmp_path, resume=True, max_steps=5, val_check_interval=2)
+    assert (first["global_step"], more["global_step"]) == (3, 5)
+    assert more["DataModule"]["consumed"] == 5
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.csv") if "val/score" in row]
+    assert steps == [2, 3, 4, 5]
+
+
+def test_without_validation_data_checkpoints_are_written_all_the_same(shards, tmp_path):
+    fit_here(shards, tmp_path, limit_val_batches=0)
+    assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [2, 4, 6]
+
+
+def test_changed_shards_are_refused_on_resume(shards, tmp_path):
+    fit_here(shards, tmp_path / "run", max_steps=2)
+    other = tmp_path / "other"
+    for name, kind in (("seg", "volume_segmentation"), ("shapes", "volume_classification")):
+        build_shards(Toy(kind=kind, num_train=6, num_val=2, size=16), other / name, progress=False)
+    with pytest.raises(InputError, match="its data changed: shards of seg"):
+        fit_here(other, tmp_path / "run", resume=True)
+
+
+# ------------------------------------------------------------------------------------ kill -9, by the real command
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("never_killed")
+    fit(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(never_killed, tmp_path, num_workers):
+    # 5 + 7 + 5 samples in micro-batches of 2, 4, 2: every moment lies inside an epoch of each dataset.
+    folder, workers = tmp_path / "killed", f"--data.num_workers={num_workers}"
+    fit(folder, workers, kill="batch:10")  # in the middle of an accumulation window, after step 3
+    assert find_checkpoint(folder / "run").step == 2
+    fit(folder, workers, kill="validation:4")  # before the checkpoint of step 4, which waits for its score
+    assert find_checkpoint(folder / "run").step == 2
+    fit(folder, workers, kill="saving:6")  # while a checkpoint is being written
+    assert find_checkpoint(folder / "run").step == 4
+    assert list((folder / "run" / "checkpoints").glob(".tmp-*"))
+    finished = fit(folder, workers)
+
+    assert "going on from step 4" in finished.stdout
+    assert keys_seen(folder) == keys_seen(never_killed)
+    assert sorted(keys_seen(folder)) == list(range(30))
+    ours, theirs = find_checkpoint(folder / "run"), find_checkpoint(never_killed / "run")
+    assert (ours.step, ours.score, ours.metrics) == (10, theirs.score, theirs.metrics)
+    one, other = torch.load(ours.state, weights_only=True), torch.load(theirs.state, weights_only=True)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
+        assert_equal_state(one[part], other[part])
+    assert (folder / "run/metrics.csv").read_bytes() == (never_killed / "run/metrics.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(never_killed):
+    before = find_checkpoint(never_killed / "run").state.read_bytes()
+    again = fit(never_killed)
+    assert "finished" in again.stdout
+    assert find_checkpoint(never_killed / "run").state.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_run_folder_holds_what_it_should(never_killed):
+    run = never_killed / "run"
+    assert {"config.yaml", "environment.json", "metrics.csv", "checkpoints"} <= {p.name for p in run.iterdir()}
+    rows = read_metrics(run / "metrics.csv")
+    assert [r["step"] for r in rows if "val/score" in r] == [4, 8, 10]
+    assert [r["step"] for r in rows if "train/loss" in r] == [3, 6, 9, 10]
+    kept = list_checkpoints(run / "checkpoints")
+    assert [c.step for c in kept][-2:] == [8, 10]
+    assert max((c.score or 0) for c in kept) == find_checkpoint(run, "best").score

@@ -20,7 +20,7 @@ SEEDS = st.integers(0, 2**64 - 1)
 
 def samples(order: SampleOrder, first: int, count: int) -> list[tuple[int, int]]:
     slots = order.slots(first, count)
-    return list(zip(slots.shard.tolist(), slots.index.tolist(), strict=True))
+    return list(zip(slots.shard.tolist(), slots.number.tolist(), strict=True))
 
 
 @given(SIZES, SEEDS, st.integers(1, 6), st.integers(0, 10**6))

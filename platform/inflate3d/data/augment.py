@@ -50,7 +50,7 @@ class VolumeAugment:
         images: dict[str, Any] = {"image": torchio.ScalarImage(tensor=swap_axes(image_CDHW), affine=affine)}
         if mask_DHW is not None:
             images["mask"] = torchio.LabelMap(tensor=swap_axes(mask_DHW[None]), affine=affine)
-        subject = torchio.Subject(**images)
+        subject: Any = torchio.Subject(**images)
         with seeded(seed):
             for transform in self.transforms:
                 subject = transform(subject)

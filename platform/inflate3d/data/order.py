@@ -25,7 +25,7 @@ class Slots(NamedTuple):
     epoch: np.ndarray
     position: np.ndarray
     shard: np.ndarray
-    index: np.ndarray
+    number: np.ndarray  # in the shard
 
 
 class _Epoch(NamedTuple):

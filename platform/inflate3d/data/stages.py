@@ -163,14 +163,15 @@ def cut(array: np.ndarray, start: Triple, size: Triple, *, fill: float | None) -
 
     What lies beyond is `fill`, or each channel's own minimum where that is None. A view where nothing lies beyond.
     """
-    shape = array.shape[-3:]
-    inside = tuple(slice(max(s, 0), min(s + n, end)) for s, n, end in zip(start, size, shape, strict=True))
-    part = array[(..., *inside)]
+    spans = list(zip(start, size, array.shape[-3:], strict=True))
+    d, h, w = (slice(max(s, 0), min(s + n, end)) for s, n, end in spans)
+    part = array[..., d, h, w]
     if part.shape[-3:] == tuple(size):
         return part
     box = np.empty((*array.shape[:-3], *size), array.dtype)
     box[...] = array.min(axis=(-3, -2, -1), keepdims=True) if fill is None else fill
-    box[(..., *(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True)))] = part
+    d, h, w = (slice(max(s, 0) - s, min(s + n, end) - s) for s, n, end in spans)
+    box[..., d, h, w] = part
     return box
 
 

@@ -176,7 +176,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     element = torch.empty((), dtype=dtype)
     size = int(np.prod(shape)) * dtype.itemsize
     storage: Any = element.untyped_storage()._new_shared(size)  # as torch's own default_collate does
-    return element.new_empty(0).set_(storage, 0, shape)
+    return element.new_empty(0).set_(storage).view(shape)
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

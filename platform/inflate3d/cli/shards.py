@@ -11,7 +11,7 @@ from inflate3d.cli.table import print_table
 from inflate3d.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from inflate3d.contracts import AbstractDataset
+    from inflate3d.contracts import AbstractDataset, Intensity
     from inflate3d.data import Manifest
 
 
@@ -92,12 +92,12 @@ def _info(args: argparse.Namespace) -> None:
         **_measured(manifest),
         "channels": f"{', '.join(card.input.channels)} ({card.modality})",
         "orientation": card.input.orientation or "none (no anatomy)",
-        "intensity": str(card.input.intensity),
+        "intensity": _intensity(card.input.intensity),
         "classes": ", ".join(f"{name} ({n})" for name, n in manifest.statistics["class_samples"].items()),
         "licence": f"{card.licence}; commercial use: {commercial}; "
         f"weights may be published: {'yes' if card.weights_may_be_published else 'no'}",
-        "url": card.url,
-        "cite": card.citation,
+        "url": card.url or "none",
+        "cite": card.citation or "none",
         "rejects": ", ".join(r["key"] for r in manifest.rejects) or "none",
     }
     print()
@@ -123,6 +123,13 @@ def _measured(manifest: Manifest) -> dict[str, str]:
         same = texts[0] == texts[2]
         rows[name] = f"{title} {texts[0] if same else f'{texts[0]} to {texts[2]}, median {texts[1]}'}"
     return rows
+
+
+def _intensity(intensity: Intensity) -> str:
+    if intensity.mode == "zscore":
+        return "zscore: each volume's own mean and standard deviation"
+    low, high = intensity.window
+    return f"window {low:g} to {high:g}, then mean {intensity.mean} and std {intensity.std} of 0..1"
 
 
 def _dataset(name: str, arguments: list[str]) -> AbstractDataset:

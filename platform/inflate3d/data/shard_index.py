@@ -14,6 +14,7 @@ from inflate3d.data.manifest import write_whole
 from inflate3d.errors import InputError
 
 INDEX_FORMAT = "inflate3d-index/1"
+_Content = bytes  # ShardIndex has a field of this name
 
 
 class Member(NamedTuple):
@@ -41,7 +42,7 @@ class ShardIndex:
     rejects: tuple[dict[str, str], ...] = ()
 
     @cached_property
-    def encoded(self) -> bytes:
+    def encoded(self) -> _Content:
         """The index file's bytes."""
         return json.dumps({"format": INDEX_FORMAT, **asdict(self)}, separators=(",", ":")).encode()
 
@@ -50,7 +51,7 @@ class ShardIndex:
         write_whole(path, self.encoded)
 
     @classmethod
-    def decode(cls, content: bytes, *, where: str) -> ShardIndex:
+    def decode(cls, content: _Content, *, where: str) -> ShardIndex:
         """Read an index file's bytes; InputError names `where`."""
         try:
             data = json.loads(content)

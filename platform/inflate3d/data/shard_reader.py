@@ -105,7 +105,7 @@ class ShardReader:
 
     def _read(self, shard: int, offset: int, size: int) -> memoryview:
         """Read into fresh writable memory. Not mmap: a file that shrinks or a failing disk would kill the process."""
-        content = memoryview(np.empty(size, np.uint8))
+        content = np.empty(size, np.uint8).data
         done = 0
         while done < size:
             count = os.preadv(self._files[shard], [content[done:]], offset + done)

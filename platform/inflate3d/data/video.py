@@ -8,11 +8,12 @@ needed. Pixels are as stored: rotation marks of phones are not applied.
 from __future__ import annotations
 
 import io
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -96,15 +97,19 @@ def _decode_window(
 ) -> dict[int, np.ndarray] | None:
     """Decode from the last key frame at or before the first frame; None if frames do not come as their stamps say."""
     first = packets.shown[min(wanted)]
-    keys = [i for i, p in enumerate(packets.data) if p.is_keyframe and p.pts is not None and p.pts <= first]
+    keys = [(i, p.pts) for i, p in enumerate(packets.data) if p.is_keyframe and p.pts is not None and p.pts <= first]
     if not keys:
         return None
-    number = {stamp: i for i, stamp in enumerate(packets.shown)}
-    begin = packets.data[keys[-1]].pts
+    key, stamp = keys[-1]
+    begin, number = bisect_left(packets.shown, stamp), {stamp: i for i, stamp in enumerate(packets.shown)}
     # Frames shown before the key frame may refer to what was not decoded.
-    after = (f for f in _decoded(stream, packets.data[keys[-1] :]) if f.pts is None or f.pts >= begin)
-    frames = _keep(((number.get(f.pts, -1), f) for f in after), wanted, size, in_steps_of_one=True)
+    after = ((_number(f, number), f) for f in _decoded(stream, packets.data[key:]))
+    frames = _keep(((i, f) for i, f in after if not 0 <= i < begin), wanted, size, in_steps_of_one=True)
     return frames if len(frames) == len(wanted) else None
+
+
+def _number(frame: av.VideoFrame, number: dict[int, int]) -> int:
+    return -1 if frame.pts is None else number.get(frame.pts, -1)
 
 
 def _decoded(stream: av.VideoStream, packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
@@ -143,8 +148,8 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
     file = io.BytesIO(source) if isinstance(source, bytes | memoryview) else str(source)
     limits = {"format_whitelist": _FORMATS}
     try:
-        with av.open(file, container_options=limits, metadata_errors="replace") as container:
-            stream = container.streams.best("video")
+        with av.open(file, "r", container_options=limits, metadata_errors="replace") as container:
+            stream = cast("av.VideoStream | None", container.streams.best("video"))
             if stream is None or stream.codec_context is None or not (stream.width and stream.height):
                 raise InputError(f"{_name(source)}: unreadable video: no stream of a known codec and size")
             stream.codec_context.thread_count = 1

@@ -22,7 +22,9 @@ SUBCOMMANDS = (
     "datasets",
     "tasks",
     "shards",
+    "models",
     "fit",
+    "publish",
 )
 MOST_LINES = 8
 

@@ -1,6 +1,6 @@
 """2D -> 3D: taps fill the third axis of a kernel, a plan lays kernels and strides along D, folding runs the 2D net.
 
-Names are imported on first use (PEP 562): a config's plan is checked without torch.
+Names are imported on first use (PEP 562): plans can be read without torch.
 """
 
 from __future__ import annotations
@@ -24,22 +24,9 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "features": ("InflatedFeatureInfo",),
-    "network": (
-        "Inflated",
-        "inflate",
-        "inflate_in_place",
-    ),
-    "plan": (
-        "PLAN_NAMES",
-        "PRESETS",
-        "InflationPlan",
-        "resolve_plan",
-    ),
-    "taps": (
-        "TAP_NAMES",
-        "Taps",
-        "inflate_kernel",
-    ),
+    "network": ("Inflated", "inflate", "inflate_in_place"),
+    "plan": ("PLAN_NAMES", "PRESETS", "InflationPlan", "resolve_plan"),
+    "taps": ("TAP_NAMES", "Taps", "inflate_kernel"),
     "verify": ("InflationError",),
 }
 _HOME = {name: f"inflate3d.inflation.{module}" for module, names in _NAMES.items() for name in names}
@@ -51,7 +38,3 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'inflate3d.inflation' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])

@@ -18,13 +18,14 @@ from inflate3d.errors import InputError, close_names
 
 # One file a subcommand, in the order of a first day; each offers add_parser(subparsers).
 SUBCOMMANDS = (
-    "configs",
+    "fit",
+    "shards",
     "datasets",
     "tasks",
-    "shards",
     "models",
-    "fit",
+    "configs",
     "publish",
+    "plot",
 )
 MOST_LINES = 8
 

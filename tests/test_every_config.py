@@ -1,0 +1,92 @@
+"""Every YAML in configs/ holds what it promises: a head, keys that exist, and a run that starts on toy shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inflate3d.cli.check import check_config
+from inflate3d.cli.config import Config, load_config, packaged_configs
+from inflate3d.discover import find
+
+CONFIGS = packaged_configs()
+# What a config is laid over, for those that are no whole by themselves.
+OVER = {"real_small_video.yaml": ["real_small.yaml"], "debug/overfit.yaml": ["quickstart.yaml"]}
+RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
+TOYS = {"rgb": "video_classification", "ct": "volume_segmentation", "mask": "volume_classification"}
+
+
+def on_toy_data(name: str, root: Path) -> Config:
+    """Return a config whose datasets are toys of the same kinds, and whose net is tiny and wants no file."""
+    config = load_config([*OVER.get(name, []), name])
+    kind_of = {}
+    for task in config.values["model"]["tasks"].values():
+        for dataset in task["init_args"]["datasets"]:
+            kind_of[dataset] = find("tasks", task["class_path"]).load().kind
+    for dataset, values in config.values["data"]["datasets"].items():
+        toy = {"kind": kind_of[dataset], "num_train": 4, "num_val": 4, "size": 24}
+        values["build"] = {"class_path": "Toy", "init_args": toy}
+    backbone = config.values["model"]["backbone"]
+    stems = {modality: 3 if modality == "rgb" else 1 for modality, kind in TOYS.items() if kind in kind_of.values()}
+    backbone.update(name="resnet10t", pretrained=False, timm_kwargs={})
+    if "stems" in backbone:
+        backbone["stems"] = stems
+    config.values["data"]["root"] = str(root)
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_begins_with_its_goal(name: str) -> None:
+    lines = CONFIGS[name].read_text(encoding="utf-8").splitlines()
+    head = [line for line in lines[:12] if line.startswith("#")]
+    assert len(head) >= 2, "a config is a document: its head says what it is for"
+    assert "goal" in "\n".join(head).lower()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_head_states_the_command(name: str) -> None:
+    assert f"--config {name}" in CONFIGS[name].read_text(encoding="utf-8").split("\ntrainer:")[0]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_key_class_and_reference_exists(name: str, tmp_path: Path) -> None:
+    config = on_toy_data(name, tmp_path)
+    check_config(config)
+    assert config.get("trainer", "default_root_dir", default="").startswith("runs/")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_build_names_arguments_that_its_dataset_takes(name: str) -> None:
+    import inspect
+
+    config = load_config([*OVER.get(name, []), name])
+    for values in config.values["data"]["datasets"].values():
+        if build := values.get("build"):
+            known = inspect.signature(find("datasets", build["class_path"]).load().__init__).parameters
+            assert set(build["init_args"]) <= set(known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_it_takes_a_step_on_toy_shards(name: str, tmp_path: Path, platform_command: Callable[..., Any]) -> None:
+    import yaml
+
+    config = on_toy_data(name, tmp_path / "shards")
+    for values in config.values["data"]["datasets"].values():
+        values["batch_size"] = 2
+        sample = values.get("sample", {})
+        sample.update({k: [24, 24, 24] for k in ("patch_size", "size", "resize") if k in sample})
+        sample.update(
+            {k: v for k, v in {"num_frames": 4, "crop_size": 16, "short_side": 16}.items() if "num_frames" in sample}
+        )
+    config.values["trainer"].update(
+        accelerator="cpu", devices=1, precision="32-true", max_steps=1, val_check_interval=None
+    )
+    config.values["data"]["num_workers"] = 0
+    config.values.update(pictures=False, publish=None)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config.values))
+    done = platform_command("fit", "--config", "mine.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / config.values["trainer"]["default_root_dir"] / "checkpoints" / "step-00000001").is_dir()

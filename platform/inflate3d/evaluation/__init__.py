@@ -1,1 +1,29 @@
-"""TODO."""
+"""What a run achieved: pictures of its curves and predictions. Names are imported on first use (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inflate3d.evaluation.curves import plot_curves as plot_curves
+    from inflate3d.evaluation.pictures import draw_run as draw_run
+    from inflate3d.evaluation.samples import plot_samples as plot_samples
+
+_HOME = {
+    "draw_run": "inflate3d.evaluation.pictures",
+    "plot_curves": "inflate3d.evaluation.curves",
+    "plot_samples": "inflate3d.evaluation.samples",
+}
+
+__all__ = ["draw_run", "plot_curves", "plot_samples"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'inflate3d.evaluation' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

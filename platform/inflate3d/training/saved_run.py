@@ -1,0 +1,76 @@
+"""A run read back from its folder: config.yaml and a checkpoint become the module and its data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from inflate3d import discover
+from inflate3d.contracts import AbstractTask, DatasetCard
+from inflate3d.errors import InputError
+from inflate3d.models import BackboneConfig
+from inflate3d.sample import Triple
+from inflate3d.training.checkpoint import Checkpoint, find_checkpoint
+from inflate3d.training.datamodule import DataModule
+from inflate3d.training.module import MultiTaskModule
+from inflate3d.training.run_folder import CONFIG
+
+
+def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
+    """Return the module with the weights of a checkpoint ("best", "last" or a path), in evaluation mode, on the CPU.
+
+    Needs neither the shards nor the 2D weights. "best" is "last" where no checkpoint carries a score.
+    """
+    config, checkpoint = read_config(run_folder), _checkpoint(run_folder, which)
+    state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+    model = config["model"]
+    backbone = replace(BackboneConfig(**model["backbone"]), pretrained=False)
+    module = MultiTaskModule(backbone, {name: _task(spec) for name, spec in model["tasks"].items()})
+    module.window_overlap = model.get("window_overlap", module.window_overlap)
+    module.window_batch_size = model.get("window_batch_size", module.window_batch_size)
+    module.windows = _windows(config["data"])
+    module.build({name: DatasetCard.from_dict(card) for name, card in state["cards"].items()})
+    module.load_state_dict(state["state_dict"])
+    return module.eval()
+
+
+def load_data(run_folder: str | Path, **options: Any) -> DataModule:
+    """Return the run's data module, ready for use without a trainer; `options` replace what the config says."""
+    config = read_config(run_folder)
+    data = DataModule(**{**config["data"], **options})
+    data.task_of = {d: name for name, spec in config["model"]["tasks"].items() for d in spec["init_args"]["datasets"]}
+    data.setup("validate")
+    return data
+
+
+def read_config(run_folder: str | Path) -> dict[str, Any]:
+    """Return a run's config.yaml as plain values."""
+    path = Path(run_folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run_folder} is no run folder: it has no {CONFIG}; give the run's trainer.default_root_dir")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _checkpoint(run_folder: str | Path, which: str) -> Checkpoint:
+    try:
+        found = find_checkpoint(run_folder, which)
+    except InputError:
+        if which != "best":
+            raise
+        found = find_checkpoint(run_folder, "last")
+    if found is None:
+        raise InputError(f"{run_folder} holds no checkpoint yet; train first: platform fit")
+    return found
+
+
+def _task(spec: dict[str, Any]) -> AbstractTask:
+    return discover.find("tasks", spec["class_path"]).load()(**spec.get("init_args", {}))
+
+
+def _windows(data: dict[str, Any]) -> dict[str, Triple]:
+    sizes = {name: (config.get("sample") or {}).get("patch_size") for name, config in data["datasets"].items()}
+    return {name: (size[0], size[1], size[2]) for name, size in sizes.items() if size}

@@ -72,6 +72,18 @@ def write_config(run_folder: str | Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
+def read_config(run_folder: str | Path) -> dict[str, Any]:
+    """Return a run's config.yaml as plain values. InputError if the folder is missing or no run's."""
+    import yaml
+
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise InputError(f"no run folder {str(folder)!r}; give the run's trainer.default_root_dir")
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} is no run folder: it has no {CONFIG}; give the run's trainer.default_root_dir")
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
 def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None:
     """Refuse to go on with a run under another config; keys in MAY_CHANGE may differ. InputError names the keys.
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from inflate3d import discover
 from inflate3d.contracts import AbstractTask, DatasetCard
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.sample import Triple
-from inflate3d.training.checkpoint import Checkpoint, find_checkpoint
+from inflate3d.training.checkpoint import Checkpoint, checkpoints_folder, find_checkpoint
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run_folder import CONFIG
+from inflate3d.training.run_folder import read_config
 
 
 def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
@@ -25,10 +24,10 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
 
     Needs neither the shards nor the 2D weights. "best" is "last" where no checkpoint carries a score.
     """
-    config, checkpoint = read_config(run_folder), _checkpoint(run_folder, which)
+    config, checkpoint = read_config(run_folder), choose_checkpoint(run_folder, which)
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
-    backbone = replace(BackboneConfig(**model["backbone"]), pretrained=False)
+    backbone = _backbone(BackboneConfig(**model["backbone"]), state)
     module = MultiTaskModule(backbone, {name: _task(spec) for name, spec in model["tasks"].items()})
     module.window_overlap = model.get("window_overlap", module.window_overlap)
     module.window_batch_size = model.get("window_batch_size", module.window_batch_size)
@@ -47,15 +46,10 @@ def load_data(run_folder: str | Path, **options: Any) -> DataModule:
     return data
 
 
-def read_config(run_folder: str | Path) -> dict[str, Any]:
-    """Return a run's config.yaml as plain values."""
-    path = Path(run_folder) / CONFIG
-    if not path.is_file():
-        raise InputError(f"{run_folder} is no run folder: it has no {CONFIG}; give the run's trainer.default_root_dir")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _checkpoint(run_folder: str | Path, which: str) -> Checkpoint:
+def choose_checkpoint(run_folder: str | Path, which: str = "best") -> Checkpoint:
+    """Return "best" ("last" where no checkpoint carries a score), "last", or what a path or a name in the run says."""
+    if (named := checkpoints_folder(run_folder) / which).is_dir():
+        which = str(named)
     try:
         found = find_checkpoint(run_folder, which)
     except InputError:
@@ -65,6 +59,24 @@ def _checkpoint(run_folder: str | Path, which: str) -> Checkpoint:
     if found is None:
         raise InputError(f"{run_folder} holds no checkpoint yet; train first: platform fit")
     return found
+
+
+def _backbone(config: BackboneConfig, state: dict[str, Any]) -> BackboneConfig:
+    """Return the config without 2D weights; of a published directory, which may be gone, the net that it held."""
+    if not config.name.startswith("local-dir:"):
+        return replace(config, pretrained=False)
+    net = state["net"]
+    has_statistics = any(key.endswith(("running_mean", "domain_mean")) for key in state["state_dict"])
+    return replace(
+        config,
+        name=net["base"],
+        pretrained=False,
+        plan=net["plan"],
+        inflation=net["inflation"]["taps"],
+        overshoot=net["inflation"]["overshoot"],
+        norm=config.norm if has_statistics else "group",
+        timm_kwargs={**net["base_kwargs"], "in_chans": net["in_chans"], "global_pool": net["global_pool"]},
+    )
 
 
 def _task(spec: dict[str, Any]) -> AbstractTask:

@@ -1,0 +1,89 @@
+"""`platform predict RUN --input PATH --output PATH`: a run answers for raw files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_TEXT = "predict on raw files with a run's checkpoint"
+_EPILOG = """\
+--input   a volume (.nii, .nii.gz, .nrrd, .mha, .npy), a video, a folder of either, or a folder of one DICOM series
+--output  segmentation: a folder with one NIfTI a case, with the shape and affine of its input (or a .nii.gz, for one)
+          classification: a folder for predictions.csv, or a .csv
+Channels in files of their own are one case where they are called CASE_0000, CASE_0001, ... as nnU-Net has it.
+"""
+_LINE_EVERY_S = 15.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `platform predict`."""
+    parser = subparsers.add_parser(
+        "predict",
+        help=_TEXT,
+        description=_TEXT,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder: config.yaml and checkpoints/")
+    parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder, see below")
+    parser.add_argument("--output", required=True, metavar="PATH", help="see below")
+    parser.add_argument("--dataset", metavar="NAME", help="whose head answers (default: the only one that fits)")
+    parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best by val/score")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: the GPU where there is one")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from inflate3d.evaluation.inputs import families
+    from inflate3d.training.run_folder import read_config
+
+    read_config(args.run_folder)  # refuse before torch is imported
+    families(Path(args.input))
+    from inflate3d.evaluation.predict import Predictor
+
+    predictor = Predictor(
+        args.run_folder, args.input, dataset=args.dataset, checkpoint=args.checkpoint, device=args.device
+    )
+    card, checkpoint = predictor.card, predictor.checkpoint
+    print(f"{checkpoint.path.name} of {args.run_folder}, head of {predictor.dataset} ({card.kind})", flush=True)
+    with _CaseProgress() as progress:
+        place = predictor.write(args.output, progress)
+    print(f"predictions: {place}")
+
+
+class _CaseProgress:
+    """A bar at a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+
+    def __enter__(self) -> _CaseProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.add_task("cases", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        elif done == total or now - self._last_line > _LINE_EVERY_S:
+            self._last_line = now
+            rate = done / max(now - self._started, 1e-3)
+            print(f"cases: {done}/{total}, {rate:.1f} cases/s", file=sys.stderr, flush=True)

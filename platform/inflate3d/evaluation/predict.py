@@ -1,0 +1,131 @@
+"""Prediction on raw files: a run's checkpoint answers, by the code that validation uses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inflate3d.contracts import DatasetCard
+from inflate3d.data.stages import make_stage
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.evaluation.answers import answers_to
+from inflate3d.evaluation.inputs import FAMILY_OF, Family, families, find_cases, read_case
+from inflate3d.sample import Batch, Sample
+from inflate3d.training.run_folder import read_config
+from inflate3d.training.saved_run import choose_checkpoint, load_module
+
+_HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+
+
+class Predictor:
+    """One head of a run, ready to answer for the files of a path; needs no shards."""
+
+    def __init__(
+        self,
+        run_folder: str | Path,
+        source: str | Path,
+        *,
+        dataset: str | None = None,
+        checkpoint: str = "best",
+        device: str | None = None,
+    ) -> None:
+        """Load the weights and list the cases of `source`.
+
+        dataset: whose head answers; None: the only one that takes what `source` holds. checkpoint: "best" ("last" where
+        none carries a score), "last" or a path. device: None is the GPU where there is one. Raises InputError for
+        whatever is missing or does not fit.
+        """
+        self.run_folder, self.source = Path(run_folder), Path(source)
+        config = read_config(run_folder)
+        held = families(self.source)
+        self.checkpoint = choose_checkpoint(run_folder, checkpoint)
+        self.module = load_module(run_folder, str(self.checkpoint.path))
+        self.dataset = choose_dataset(self.module.cards, held, dataset)
+        self.card = self.module.cards[self.dataset]
+        self.cases = find_cases(self.source, self.card)
+        where = f"data.datasets.{self.dataset}"
+        options = config["data"]["datasets"][self.dataset].get("sample") or {}
+        self.stage = make_stage(self.card, options, training=False, where=where)
+        self.device = choose_device(device)
+        self.precision = str(config.get("trainer", {}).get("precision"))
+        self.module.to(self.device)
+
+    def write(self, output: str | Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
+        """Predict every case, write the answers and return the file or folder that holds them.
+
+        watch: told after each case how many of how many are done. InputError lists unreadable cases, after the others.
+        """
+        answers, place = answers_to(Path(output), self.card, self.cases)
+        faults: dict[str, str] = {}
+        watch(0, len(self.cases))
+        for done, case in enumerate(self.cases, start=1):
+            try:
+                members = read_case(case, self.card)
+                sample = self.stage(case.key, members, 0)
+                answers.add(case, sample, members["json"]["affine"], self._probabilities(sample))
+            except InputError as fault:
+                faults[case.key] = " ".join(str(fault).split())
+            watch(done, len(self.cases))
+        answers.close()
+        if faults:
+            raise _unreadable(faults, len(self.cases), place)
+        return place
+
+    @torch.no_grad()
+    def _probabilities(self, sample: Sample) -> torch.Tensor:
+        """Return (K,) or (K, D, H, W) for one sample, as validation would see it."""
+        batch = Batch(
+            image=sample.image[None],
+            target=torch.as_tensor(sample.target)[None],
+            keys=[sample.key],
+            dataset=self.dataset,
+            task=self.module.task_of[self.dataset],
+            spacing_mm=torch.tensor([sample.spacing_mm]),
+        )
+        with mixed_precision(self.precision, self.device):
+            return self.module.predict(batch.to(self.device)).probabilities[0].float()
+
+
+def choose_dataset(cards: Mapping[str, DatasetCard], held: set[Family], dataset: str | None) -> str:
+    """Return whose head answers for what the input holds. InputError if none does, or several do and none is named."""
+    if dataset is not None and dataset not in cards:
+        raise unknown_name("dataset", dataset, cards, where="--dataset")
+    what = " and ".join(f"{family}s" for family in sorted(held))
+    fitting = [name for name, card in cards.items() if FAMILY_OF[card.kind] in held]
+    listed = ", ".join(f"{name} ({cards[name].kind})" for name in fitting or cards)
+    if dataset is not None:
+        if dataset not in fitting:
+            raise InputError(f"--dataset: {dataset!r} is of kind {cards[dataset].kind!r}, but --input holds {what}")
+        return dataset
+    if not fitting:
+        raise InputError(f"--input holds {what}; no dataset of this run takes them. Its datasets: {listed}")
+    if len(fitting) > 1:
+        raise InputError(f"--input holds {what}; which head is to answer? Name one by --dataset: {listed}")
+    return fitting[0]
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the named device, or the GPU where there is one; InputError if it cannot be used."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as fault:
+        raise InputError(f"--device: {name!r} cannot be used: {str(fault).splitlines()[0]}") from fault
+    return device
+
+
+def mixed_precision(precision: str, device: torch.device) -> Any:
+    """Return the context in which Lightning validates under trainer.precision; on the CPU 16-mixed is bf16-mixed."""
+    if (dtype := _HALF.get(precision)) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if device.type == "cpu" else dtype)
+
+
+def _unreadable(faults: Mapping[str, str], total: int, place: Path) -> InputError:
+    others = f"; the other {total - len(faults)} are in {place}" if total > len(faults) else ""
+    lines = [f"{len(faults)} of {total} cases could not be read{others}"]
+    return InputError("\n".join([*lines, *(f"{key}: {reason}" for key, reason in faults.items())]))

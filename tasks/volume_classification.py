@@ -49,13 +49,12 @@ class VolumeClassification(AbstractTask):
     def metrics(self, card: DatasetCard) -> MetricCollection:
         """Return accuracy and auroc."""
         # torchmetrics is not in the light core, where a published head may still be built.
+        from inflate3d.nn.metrics import RocArea
         from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+        from torchmetrics.classification import MulticlassAccuracy
 
         count = len(card.classes)
-        return MetricCollection(
-            {"accuracy": MulticlassAccuracy(count, average="micro"), "auroc": MulticlassAUROC(count, average="macro")}
-        )
+        return MetricCollection({"accuracy": MulticlassAccuracy(count, average="micro"), "auroc": RocArea(count)})
 
     def predict(self, features: Features, batch: Batch) -> Prediction:
         """Return class probabilities (B, K)."""

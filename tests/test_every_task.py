@@ -149,6 +149,25 @@ def test_dice_is_averaged_over_volumes_and_skips_what_is_absent():
     assert values["dice"].item() == pytest.approx((2 / 3 + 6 / 7) / 4)
 
 
+def test_the_roc_area_equals_torchmetrics_and_leaves_out_absent_classes():
+    from inflate3d.nn.metrics import RocArea
+    from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
+
+    torch.manual_seed(0)
+    probabilities, target = torch.rand(20, 3).softmax(1), torch.arange(20) % 3
+    ours = RocArea(3)
+    ours.update(probabilities[:7], target[:7])
+    ours.update(probabilities[7:], target[7:])
+    torch.testing.assert_close(ours.compute(), multiclass_auroc(probabilities, target, 3))
+    two = RocArea(3)
+    two.update(probabilities, target % 2)
+    expected = [binary_auroc(probabilities[:, k], (target % 2 == k).long()) for k in (0, 1)]
+    torch.testing.assert_close(two.compute(), sum(expected) / 2)
+    one = RocArea(3)
+    one.update(probabilities, target * 0)
+    assert one.compute().isnan()
+
+
 def test_soft_dice_loss_equals_the_formula():
     from inflate3d.nn import soft_dice_loss
 

@@ -88,7 +88,7 @@ torch_save = torch.save
 
 class ToyKiller(pl.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        with open("keys.txt", "a") as file:
+        with open(f"keys{trainer.global_rank}.txt", "a") as file:
             file.write(f"{batch.micro_batch} {batch.dataset} {' '.join(batch.keys)}\\n")
         if MOMENT == "batch" and batch.micro_batch == int(WHERE):
             die()
@@ -112,10 +112,10 @@ def fit(folder: Path, *options: str, kill: str = "") -> subprocess.CompletedProc
     return done
 
 
-def keys_seen(folder: Path) -> dict[int, str]:
+def keys_seen(folder: Path, rank: int = 0) -> dict[int, str]:
     """Keys by micro-batch; one that ran twice must have held the same both times."""
     seen: dict[int, str] = {}
-    for line in (folder / "keys.txt").read_text().splitlines():
+    for line in (folder / f"keys{rank}.txt").read_text().splitlines():
         index, _, keys = line.partition(" ")
         assert seen.setdefault(int(index), keys) == keys
     return seen
@@ -246,6 +246,23 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(never_killed, tmp_
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
         assert_equal_state(one[part], other[part])
     assert (folder / "run/metrics.csv").read_bytes() == (never_killed / "run/metrics.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_validate_and_go_on(tmp_path):
+    # Two validation samples in batches of four: the second rank sees none of them.
+    options = [f"--data.datasets.{name}.batch_size=4" for name in ("seg", "clips")]
+    options += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    fit(tmp_path / "ddp", *options, "--trainer.max_steps=2")
+    done = fit(tmp_path / "ddp", *options, "--trainer.max_steps=3")
+    assert "going on from step 2" in done.stdout
+    ours, theirs = keys_seen(tmp_path / "ddp"), keys_seen(tmp_path / "ddp", rank=1)
+    assert sorted(ours) == sorted(theirs) == list(range(9))
+    for one, other in zip(ours.values(), theirs.values(), strict=True):
+        assert one.split()[0] == other.split()[0]  # the same dataset
+        assert len(one.split()) == len(other.split()) == 3  # and half of its micro-batch of four
+    rows = read_metrics(tmp_path / "ddp/run/metrics.csv")
+    assert [r["step"] for r in rows if "val/score" in r] == [2, 3]
 
 
 @pytest.mark.slow

@@ -28,9 +28,12 @@ class StepRecord(pl.Callback):
         if trainer.world_size == 1 or self._checked >= _CHECKED_STEPS:
             return
         self._checked += 1
-        indices = pl_module.all_gather(torch.tensor(batch.micro_batch, device=pl_module.device)).tolist()
-        if len(set(indices)) > 1:
-            raise RuntimeError(f"ranks hold different micro-batches: {indices}; the order must not depend on the rank")
+        index = torch.tensor([batch.micro_batch, -batch.micro_batch], device=pl_module.device)
+        highest, lowest = trainer.strategy.reduce(index, reduce_op="max").tolist()
+        if highest != -lowest:
+            raise RuntimeError(
+                f"ranks hold micro-batches {-lowest} and {highest} at once; the order depends on the rank"
+            )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Count the micro-batch; after an optimiser step, log."""

@@ -138,7 +138,8 @@ def test_levels_tell_their_reduction_along_each_axis():
 
 
 def test_global_max_pooling_reaches_over_time():
-    net = inflate(timm.create_model("resnet10t", global_pool="max", num_classes=0).eval(), example_size=(4, 64, 64), plan="2d")
+    net_2d = timm.create_model("resnet10t", global_pool="max", num_classes=0).eval()
+    net = inflate(net_2d, example_size=(4, 64, 64), plan="2d")
     x = torch.randn(1, 3, 4, 64, 64)
     with torch.no_grad():
         assert torch.allclose(net(x), net.forward_features(x).amax((2, 3, 4)), atol=1e-6)
@@ -180,5 +181,5 @@ def test_wrong_axes_and_channels_are_refused():
     net = inflate(make_2d("resnet10t"), example_size=(16, 64, 64))
     with pytest.raises(InputError, match="expected 5 axes"):
         net(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(InputError, match="1 channels .* the net takes 3: build it with in_chans=1"):
+    with pytest.raises(InputError, match=r"1 channels .* the net takes 3: build it with in_chans=1"):
         net(torch.zeros(1, 1, 8, 64, 64))

@@ -1,0 +1,175 @@
+"""A published directory: what goes in comes out, and nothing that was changed gets in."""
+
+import json
+import shutil
+
+import inflate3d
+import pytest
+import torch
+from inflate3d.contracts import DatasetCard, InputSpec
+from inflate3d.errors import InputError
+from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.publishing.licences import commercial_use
+from inflate3d.publishing.run import split_domains
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    torch.manual_seed(0)
+    net = inflate3d.create_model("resnet10t", num_classes=0, in_chans=1, inflation="mean", plan="slow").eval()
+    folder = inflate3d.publish(net, f"local-dir:{tmp_path_factory.mktemp('out') / 'weights'}")
+    return net, folder
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    folder = tmp_path / "weights"
+    shutil.copytree(published[1], folder)
+    return folder
+
+
+def load(folder, **kwargs):
+    return inflate3d.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+
+
+def test_what_was_published_loads_and_answers_alike(published):
+    net, folder = published
+    x = torch.randn(2, 1, 5, 48, 64)
+    with torch.no_grad():
+        assert torch.equal(load(folder).eval()(x), net(x))
+
+
+def test_features_and_classifiers_load_from_the_same_directory(published):
+    net, folder = published
+    x = torch.randn(1, 1, 5, 64, 64)
+    with torch.no_grad():
+        maps = load(folder, features_only=True).eval()(x)
+        for got, expected in zip(maps, net.forward_intermediates(x, intermediates_only=True), strict=True):
+            torch.testing.assert_close(got, expected)
+        assert load(folder, num_classes=4).eval()(x).shape == (1, 4)
+        assert load(folder, in_chans=3).eval()(x.expand(-1, 3, -1, -1, -1)).shape == (1, 512)
+        segmenter = inflate3d.create_segmenter(f"local-dir:{folder}", pretrained=True, num_classes=2).eval()
+        assert segmenter(x).shape == (1, 2, 5, 64, 64)
+
+
+def test_the_directory_is_what_the_design_says(published):
+    names = {p.name for p in published[1].iterdir()}
+    assert names == {"model.safetensors", "config.json", "README.md", "replay.safetensors", "SHA256SUMS"}
+    config = json.loads((published[1] / "config.json").read_text())
+    assert config["format"] == "inflate3d-weights/1"
+    assert config["net"]["plan"]["name"] == "slow"
+    assert "create_model" in (published[1] / "README.md").read_text()
+
+
+def test_publishing_again_changes_nothing_and_a_newer_net_replaces_it(published, copy):
+    net, _ = published
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in copy.iterdir()}
+    inflate3d.publish(net, str(copy))
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in copy.iterdir()} == before
+    inflate3d.publish(inflate3d.create_model("resnet10t", num_classes=0), str(copy))
+    assert json.loads((copy / "config.json").read_text())["net"]["in_chans"] == 3
+    assert [p.name for p in copy.parent.iterdir()] == ["weights"]
+
+
+def test_a_folder_that_holds_something_else_is_refused(published, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"holds something else \(thesis.tex"):
+        inflate3d.publish(published[0], str(tmp_path))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "replay.safetensors", "README.md"])
+def test_a_flipped_bit_is_refused(copy, file):
+    data = bytearray((copy / file).read_bytes())
+    data[-2] ^= 1
+    (copy / file).write_bytes(data)
+    with pytest.raises(InputError, match=file):
+        load(copy)
+
+
+def test_missing_files_other_formats_and_hostile_names_are_refused(copy):
+    sums = (copy / "SHA256SUMS").read_text()
+    (copy / "SHA256SUMS").write_text(sums + "0" * 64 + "  ../../etc/passwd\n")
+    with pytest.raises(InputError, match="does not name a file of the directory"):
+        load(copy)
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match="SHA256SUMS is missing"):
+        load(copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "format": "inflate3d-weights/9"}))
+    with pytest.raises(InputError, match="this version reads 'inflate3d-weights/1'"):
+        load(copy)
+
+
+def test_another_kernel_is_refused_and_another_stride_is_not(published):
+    with pytest.raises(InputError, match="Kernels are stored as they were trained"):
+        load(published[1], plan="isotropic")
+    kernels = list(inflate3d.InflationPlan("x", (1, 1, 1, 1, None, None)).kernels)
+    net = load(published[1], plan={"kernels": kernels, "strides": [1, 2, 1, 1, 1, 1]})
+    assert net.eval().forward_features(torch.zeros(1, 1, 8, 64, 64)).shape[2] == 4
+
+
+def test_without_pretrained_a_published_name_warns_that_it_is_random(published):
+    with pytest.warns(UserWarning, match="weights are random"):
+        inflate3d.create_model(f"local-dir:{published[1]}")
+
+
+def card(name, modality, channels, **changes):
+    values = {
+        "name": name,
+        "kind": "volume_classification",
+        "title": name,
+        "modality": modality,
+        "classes": ("a", "b"),
+        "url": "",
+        "licence": "CC-BY-4.0",
+        "commercial_use": True,
+        "weights_may_be_published": True,
+        "citation": "",
+        "input": InputSpec(channels=tuple(f"c{i}" for i in range(channels))),
+    }
+    return DatasetCard(**{**values, **changes})
+
+
+def test_the_statistics_and_stem_of_each_domain_go_along(tmp_path):
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig("resnet10t", stems={"rgb": 3, "mri": 1}))
+    backbone.setup_domains({"brain": card("brain", "mri", 1), "clips": card("clips", "rgb", 3)})
+    backbone.train()
+    backbone(torch.randn(2, 1, 8, 32, 32) + 3, domain="brain")
+    backbone(torch.randn(2, 3, 8, 32, 32) - 3, domain="clips")
+    backbone.eval()
+    net, extra = split_domains(backbone, "brain")
+    folder = inflate3d.publish(
+        net, str(tmp_path / "w"), norm="per_domain", norm_domains={"brain": "mri", "clips": "rgb"}, extra_tensors=extra
+    )
+    grey, colour = torch.randn(1, 1, 8, 32, 32), torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(load(folder).eval()(grey), backbone(grey, domain="brain").pooled)
+        clips = load(folder, norm_domain="clips", in_chans=3).eval()
+        torch.testing.assert_close(clips(colour), backbone(colour, domain="clips").pooled)
+    with pytest.raises(InputError, match="unknown norm_domain 'clip'; close names: 'clips'"):
+        load(folder, norm_domain="clip")
+
+
+def test_weights_from_data_that_forbids_it_are_marked_private(published, tmp_path):
+    data = [card("arid", "rgb", 3, weights_may_be_published=False, commercial_use=None).to_dict()]
+    with pytest.warns(UserWarning, match="marked private"):
+        folder = inflate3d.publish(published[0], str(tmp_path / "w"), training={"data": data})
+    assert (folder / "PRIVATE").exists()
+    assert "**Private.**" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("uses", "licence", "allowed"),
+    [
+        ([True, True], "apache-2.0", True),
+        ([True, False], "apache-2.0", False),
+        ([True, None], "apache-2.0", False),
+        ([True], "cc-by-nc-4.0", False),
+        ([True], None, False),
+    ],
+)
+def test_the_most_restrictive_licence_wins_and_unknown_means_no(uses, licence, allowed):
+    cards = [card(f"d{i}", "mri", 1, commercial_use=use).to_dict() for i, use in enumerate(uses)]
+    assert commercial_use(cards, licence, has_source=True)[0] is allowed

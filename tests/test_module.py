@@ -240,6 +240,19 @@ def test_norms_and_biases_do_not_decay():
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.0]
 
 
+def test_what_timm_spares_from_decay_is_spared(shards, tmp_path):
+    module = toy_module()
+    trainer = toy_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    module.build({name: m.card for name, m in toy_data(shards).manifests.items()})
+    name, weight = next((n, p) for n, p in module.backbone.net.named_parameters() if p.ndim > 1)
+    module.backbone.net.no_weight_decay = lambda: {name}
+    trainer.fit(module, datamodule=toy_data(shards))
+    decayed, free = trainer.optimizers[0].param_groups
+    assert any(p is weight for p in free["params"])
+    assert not any(p is weight for p in decayed["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(list(module.parameters()))
+
+
 def test_the_schedule_warms_up_linearly_and_ends_at_the_final_fraction():
     factor = warmup_cosine(warmup_steps=4, max_steps=14, final_fraction=0.1)
     assert [factor(s) for s in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])

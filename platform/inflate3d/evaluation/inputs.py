@@ -130,8 +130,6 @@ def _is_dicom(folder: Path) -> bool:
 def _require(path: Path) -> None:
     if path.exists():
         return
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = close_names(path.name, beside)
-    raise InputError(
-        f"--input: no file or folder {str(path)!r}" + (f"; close names: {', '.join(close)}" if close else "")
-    )
+    close = close_names(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    hint = f"; close names: {', '.join(map(repr, close))}" if close else ""
+    raise InputError(f"--input: no file or folder {str(path)!r}{hint}")

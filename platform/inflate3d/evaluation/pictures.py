@@ -25,7 +25,7 @@ def draw_run(run_folder: str | Path, *, which: str = "best", per_dataset: int = 
     pictures = list(predict_some(module, load_data(run_folder, num_workers=0), per_dataset=per_dataset))
     heights = [3.4, 2.0 * max(len(pictures), 0.5)]
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     draw_curves(above, rows)
     draw_pictures(below, pictures)
     path = Path(run_folder) / PICTURE

@@ -30,20 +30,20 @@ def sliding_window(
         pad = [n for m in reversed(missing) for n in (0, m)]
         image = F.pad(image, pad, value=float(image.amin()))
     weight = gaussian_weight(window).to(image.device)
-    places = [(b, *corner) for b in range(len(image)) for corner in window_corners(image.shape[2:], window, overlap)]
+    corners = window_corners(image.shape[2:], window, overlap)
+    places = [(b, corner) for b in range(len(image)) for corner in corners]
     total: Tensor | None = None
-    norm = image.new_zeros((1, 1, *image.shape[2:]), dtype=torch.float32)
     for first in range(0, len(places), batch_size):
         part = places[first : first + batch_size]
-        slices = [(b, *(slice(c, c + w) for c, w in zip(corner, window, strict=True))) for b, *corner in part]
-        answers = predict(torch.stack([image[b, :, d, h, w] for b, d, h, w in slices])).float()
+        answers = predict(torch.stack([_cut(image[b], corner, window) for b, corner in part])).float()
         if total is None:
             total = answers.new_zeros((len(image), answers.shape[1], *image.shape[2:]))
-        for (b, d, h, w), answer in zip(slices, answers, strict=True):
-            total[b, :, d, h, w] += answer * weight
-            if b == 0:
-                norm[0, 0, d, h, w] += weight
+        for (b, corner), answer in zip(part, answers, strict=True):
+            _cut(total[b], corner, window).add_(answer * weight)
     assert total is not None
+    norm = torch.zeros_like(total[0, :1])
+    for corner in corners:
+        _cut(norm, corner, window).add_(weight)
     depth, height, width = size
     return (total / norm)[:, :, :depth, :height, :width]
 
@@ -61,6 +61,12 @@ def gaussian_weight(window: Triple) -> Tensor:
         axes.append(torch.exp(-0.5 * (x / (n / 8)) ** 2))
     weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
     return (weight / weight.max()).clamp_min(1e-4)
+
+
+def _cut(volume: Tensor, corner: Triple, window: Triple) -> Tensor:
+    """Return the window of a (C, D, H, W) volume, a view."""
+    (d, h, w), (depth, height, width) = corner, window
+    return volume[:, d : d + depth, h : h + height, w : w + width]
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:

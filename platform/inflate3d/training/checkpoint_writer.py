@@ -127,8 +127,10 @@ class CheckpointWriter(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _prune(self, folder: Path, step: int) -> None:
-        keep = {"keep_last": self.keep_last, "keep_best": self.keep_best, "keep_every": self.keep_every}
-        for old in store.superseded(store.list_checkpoints(folder), step=step, **keep):
+        every = store.list_checkpoints(folder)
+        for old in store.superseded(
+            every, step=step, keep_last=self.keep_last, keep_best=self.keep_best, keep_every=self.keep_every
+        ):
             store.remove(old)
 
 

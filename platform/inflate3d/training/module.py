@@ -135,7 +135,8 @@ class MultiTaskModule(pl.LightningModule):
 
         Called after an optimiser step and before a checkpoint of it is written. RuntimeError if a loss is not finite.
         """
-        trainer, step = self.trainer, self.trainer.global_step
+        trainer: Any = self.trainer
+        step = trainer.global_step
         if step % trainer.log_every_n_steps and step != trainer.max_steps:
             return
         row = self.means.take(reduce=lambda t: trainer.strategy.reduce(t, reduce_op="sum"))
@@ -146,7 +147,7 @@ class MultiTaskModule(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(self.last_row, step=step)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return the one optimiser and its schedule, counted in optimiser steps up to trainer.max_steps."""
         max_steps = self.trainer.max_steps
         if max_steps < 1:
@@ -161,8 +162,8 @@ class MultiTaskModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _no_weight_decay(self) -> set[str]:
-        named = getattr(self.backbone, "no_weight_decay", set)()
-        return {f"backbone.{name}" for name in named}
+        named: Any = getattr(self.backbone.net, "no_weight_decay", set)  # timm's own list: position embeddings and such
+        return {f"backbone.net.{name}" for name in named()}
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -225,7 +226,7 @@ class MultiTaskModule(pl.LightningModule):
         """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
         checkpoint["backbone"] = asdict(self.backbone_config)
-        checkpoint["net"] = self.backbone.net.net_spec.to_dict()
+        checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         checkpoint["train_means"] = self.means.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -45,6 +45,18 @@ def test_folded_conv_equals_conv3d_with_replicated_time_forward_and_backward(gro
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 9)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_kernel_larger_than_the_map_is_trimmed_exactly(groups, size):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 7, padding=3, groups=groups).double()
+    conv.weight = nn.Parameter(torch.randn(4, 4 // groups, 5, 7, 7, dtype=torch.float64))
+    fold(conv, FoldedConv, 2, 5, 1)
+    x = torch.randn(2, 4, 2, *size, dtype=torch.float64)
+    expected = F.conv3d(replicate(x, 5, 1), conv.weight, conv.bias, 1, (0, 3, 3), 1, groups)
+    torch.testing.assert_close(conv(to_frames(x)), to_frames(expected))
+
+
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_folded_max_pool_equals_max_pool3d(kernel):
     x = torch.randn(2, 4, 7, 9, 9)

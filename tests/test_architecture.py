@@ -94,7 +94,7 @@ def top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 def part(module: str) -> str:
     """'inflate3d.data.readers' -> 'data'; the face itself is ''."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def row(name: str) -> int:

@@ -152,7 +152,7 @@ class AbstractDataset(ABC):
 
     @abstractmethod
     def read(self, case: Case) -> RawSample:
-        """Read one case. Raises InputError for a case that is broken: the build lists it as rejected, with the reason."""
+        """Read one case. Raises InputError for a broken case: the build lists it as rejected, with the reason."""
 
     @classmethod
     @abstractmethod
@@ -180,8 +180,8 @@ class FeatureInfo(Protocol):
 class Features:
     """What the backbone gives to a head.
 
-    maps: one (B, C_l, D_l, H_l, W_l) a level, shallow to deep. pooled: (B, num_pooled), what timm's own classifier sees.
-    size: (D, H, W) of the input.
+    maps: one (B, C_l, D_l, H_l, W_l) a level, shallow to deep. pooled: (B, num_pooled), what timm's own classifier
+    sees. size: (D, H, W) of the input.
     """
 
     maps: list[torch.Tensor]
@@ -211,7 +211,7 @@ class AbstractTask(ABC):
 
     def __init__(self, *, datasets: Sequence[str], loss_weight: float = 1.0) -> None:
         if not datasets:
-            raise InputError(f"{type(self).__name__}: datasets is empty; name at least one dataset of kind {self.kind!r}")
+            raise InputError(f"{type(self).__name__}: datasets is empty; name at least one of kind {self.kind!r}")
         if loss_weight <= 0:
             raise InputError(f"{type(self).__name__}: loss_weight is {loss_weight}; it must be above 0")
         self.datasets = list(datasets)

@@ -52,7 +52,7 @@ def plug_ins(group: Group) -> dict[str, PlugIn]:
         module, _, attribute = point.value.partition(":")
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
-            raise InputError(f"entry point {point.name!r} of inflate3d.{group}: no module {module!r}; reinstall its package")
+            raise InputError(f"entry point {point.name!r} of inflate3d.{group}: no module {module!r}; reinstall it")
         if point.name in found:
             raise InputError(f"entry point {point.name!r} of inflate3d.{group} names what exists already; rename it")
         found[point.name] = _read(point.name, module, Path(spec.origin), _BASES[group], attribute or None)
@@ -70,7 +70,8 @@ def find(group: Group, name: str) -> PlugIn:
 
 def _package_folder(package: str) -> str:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, f"{package} is not installed"
+    assert spec is not None, f"{package} is not installed"
+    assert spec.submodule_search_locations, f"{package} is not a package"
     return spec.submodule_search_locations[0]
 
 

@@ -61,7 +61,7 @@ def _show(args: argparse.Namespace) -> None:
         rows.append(row)
     parameters = sum(p.numel() for p in net.parameters())
     print(
-        f"{args.name}, plan {plan.name}, taps {args.inflation}: {parameters / 1e6:.1f} M parameters up to the last level"
+        f"{args.name}, plan {plan.name}, taps {args.inflation}: {parameters / 1e6:.1f} M parameters to the last level"
     )
     header = ["level", "kernel D", "stride D", "reduction DxHxW", "channels", *(["map D x H x W"] if size else [])]
     print_table(header, rows)

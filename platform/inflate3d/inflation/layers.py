@@ -265,7 +265,7 @@ def pick_frames(x: Tensor, frames: int, fold_factor: int, stride: int) -> Tensor
 
 
 def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
-    """Fold clips into frames: (B, C, D, H, W) -> (B*D', tube*C, H, W), D' = ceil(D / tube); the last frame is replicated.
+    """Fold clips into frames: (B, C, D, H, W) -> (B*D', tube*C, H, W), D' = ceil(D / tube), the last frame replicated.
 
     A view for one-frame tubes of channels-last clips, one copy otherwise. The frames come out channels-last: depthwise
     convolutions over small maps run several times faster so on CPU, and dense ones on GPU.

@@ -1,4 +1,4 @@
-"""inflate(): a 2D net becomes one over (B, C, D, H, W); the 2D forward runs unmodified on frames folded into the batch."""
+"""inflate(): a 2D net becomes one over (B, C, D, H, W); its own forward runs on frames folded into the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.inflation.features import InflatedFeatureInfo
-from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.layers import (
     Clip,
     FoldedConv,
@@ -21,6 +20,7 @@ from inflate3d.inflation.layers import (
     fold_layer,
     has_known_forward,
 )
+from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import InflationPlan, as_triple, resolve_plan
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import LayerTrace, trace_levels
@@ -31,8 +31,9 @@ from inflate3d.sample import Triple
 class Inflated(Mixin):
     """A 2D net whose methods take and give clips; its parameters keep their names.
 
-    Shapes: forward (B, C, D, H, W) -> logits (B, K). forward_features -> (B, C', D', H', W'), or (B, D', ...) with the 2D
-    net's own rest where its maps are channels-last or tokens. features_only nets give a list of (B, C_l, D_l, H_l, W_l).
+    Shapes: forward (B, C, D, H, W) -> logits (B, K). forward_features -> (B, C', D', H', W'), or (B, D', ...) with the
+    2D net's own rest where its maps are channels-last or tokens. features_only nets give a list of
+    (B, C_l, D_l, H_l, W_l).
     """
 
     prefix = "Inflated"
@@ -60,13 +61,13 @@ class Inflated(Mixin):
         expected = getattr(self, "in_chans_expected", channels)
         if channels != expected:
             raise InputError(
-                f"input has {channels} channels in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); the net takes {expected}: "
-                f"build it with in_chans={channels}"
+                f"input has {channels} channels in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); the net takes "
+                f"{expected}: build it with in_chans={channels}"
             )
         if depth < self.plan.min_depth:
             raise InputError(
-                f"input has {depth} frames in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); plan {self.plan.name!r} needs at "
-                f"least {self.plan.min_depth}: give longer clips, or plan='auto' with input_size=({depth}, {height}, {width})"
+                f"input has {depth} frames in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); plan {self.plan.name!r} "
+                f"needs at least {self.plan.min_depth}: give longer clips, or plan='auto' with input_size=({depth}, {height}, {width})"
             )
         self.clip.batch_size = batch
         return fold_into_tubes(x_BCDHW, self.tube)

@@ -19,8 +19,8 @@ class InflationPlan:
 
     kernels: kernel size along D of the spatial convolutions at each level; None means the op's own spatial size
     (3x3 -> 3x3x3). 1x1 convolutions stay 1x1x1. strides: stride along D of the step INTO each level; the first is 1.
-    Levels past the end repeat the last kernel and take no stride. Pooling windows follow: symmetric where the step strides
-    along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None averages all.
+    Levels past the end repeat the last kernel and take no stride. Pooling windows follow: symmetric where the step
+    strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None averages all.
     """
 
     name: str
@@ -86,10 +86,10 @@ _OWN = (None,) * NUM_LEVELS
 PRESETS: dict[str, InflationPlan] = {
     plan.name: plan
     for plan in (
-        # Fig. 3 of arXiv:1705.07750: symmetric kernels; D is kept by the first two max-pools, then halved as H and W are.
+        # Fig. 3 of arXiv:1705.07750: symmetric kernels; the first two max-pools keep D, later ones halve it.
         InflationPlan("i3d", _OWN, (1, 2, 1, 1, 2, 2), head_pool=2),
         InflationPlan("isotropic", _OWN, (1, 2, 2, 2, 2, 2)),
-        # The slow path of SlowFast (arXiv:1812.03982): kernels along time in the last two stages, time is never strided.
+        # SlowFast's slow path (arXiv:1812.03982): kernels along time in the last two stages, time is never strided.
         InflationPlan("slow", (1, 1, 1, 1, None, None), (1,) * NUM_LEVELS),
         InflationPlan("2d", (1,) * NUM_LEVELS, (1,) * NUM_LEVELS),
     )

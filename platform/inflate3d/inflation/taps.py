@@ -18,9 +18,9 @@ TAP_NAMES: tuple[TapName, ...] = get_args(TapName)
 class Taps:
     """Weights over the depth of a kernel; they sum to 1, so that a volume constant along D answers as the 2D net did.
 
-    `mean` (I3D, arXiv:1705.07750): 1 / depth everywhere. `center` (Detect-and-Track, arXiv:1712.09184): 1 at the center.
-    `overshoot` (negative weight around the center, after Mansimov et al., arXiv:1503.07274): 1 + 2a at the center and -a
-    on each neighbour. `random`: a fresh kernel of the 2D kernel's scale; the 2D answer is not kept.
+    `mean` (I3D, arXiv:1705.07750): 1 / depth everywhere. `center` (Detect-and-Track, arXiv:1712.09184): 1 at the
+    center. `overshoot` (negative weight around the center, after Mansimov et al., arXiv:1503.07274): 1 + 2a at the
+    center and -a on each neighbour. `random`: a fresh kernel of the 2D kernel's scale; the 2D answer is not kept.
     """
 
     name: TapName = "center"

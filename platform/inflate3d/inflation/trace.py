@@ -73,7 +73,7 @@ def hooked_leaves(net: nn.Module, record: Callable[[str, tuple[object, ...], obj
 
 
 def signature(x: Tensor) -> Tensor:
-    """Return at most SIGNATURE_SIZE values of each row of x (rows, ...), evenly spaced: enough to compare two nets by."""
+    """Return at most SIGNATURE_SIZE values of each row of x (rows, ...), evenly spaced: enough to compare nets by."""
     rows = x.detach().flatten(1) if x.ndim > 1 else x.detach().unsqueeze(1)
     return rows[:, :: max(1, rows.shape[1] // SIGNATURE_SIZE)].float().clone()
 

@@ -9,7 +9,7 @@ from inflate3d.inflation.trace import hooked_leaves, signature
 
 
 class InflationError(RuntimeError):
-    """The inflated net does not answer as the 2D net on a static clip; the message names the first layer that breaks."""
+    """The inflated net does not answer as the 2D net on a static clip; the message names the first layer that differs."""
 
 
 def record_2d(net: nn.Module, image: Tensor) -> dict[str, list[Tensor]]:
@@ -47,8 +47,8 @@ def check_static_clip(
         rows = expected.shape[0]
         if got.shape[0] % rows or got.shape[1] != expected.shape[1]:
             raise InflationError(
-                f"layer {name!r} ({_kind(net, name)}) gives shape {tuple(output.shape)} on a static clip, which no longer "
-                f"folds frames into the batch (2D: {rows} rows)"
+                f"layer {name!r} ({_kind(net, name)}) gives shape {tuple(output.shape)} on a static clip, which no "
+                f"longer folds frames into the batch (2D: {rows} rows)"
             )
         difference = (got.unflatten(0, (-1, rows)) - expected).abs().amax()
         scale = expected.abs().amax().clamp_min(1e-6)
@@ -56,7 +56,7 @@ def check_static_clip(
         if not error <= tol:
             raise InflationError(
                 f"layer {name!r} ({_kind(net, name)}) breaks the static-clip invariant: relative error {error:.2g}, "
-                f"allowed {tol:.0e}; the layers before it hold. Its arithmetic mixes frames in a way inflation does not know"
+                f"allowed {tol:.0e}; the layers before it hold. It mixes frames in a way that inflation does not know"
             )
 
     clip = image.unsqueeze(2).expand(-1, -1, depth, -1, -1)
@@ -67,7 +67,8 @@ def check_static_clip(
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise InflationError(
-            f"the inflated net fails on a clip of {depth} frames, soon after layer {last!r} ({_kind(net, last)}): {error}"
+            f"the inflated net fails on a clip of {depth} frames, soon after layer {last!r} "
+            f"({_kind(net, last)}): {error}"
         ) from error
 
 

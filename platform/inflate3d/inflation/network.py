@@ -67,7 +67,8 @@ class Inflated(Mixin):
         if depth < self.plan.min_depth:
             raise InputError(
                 f"input has {depth} frames in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); plan {self.plan.name!r} "
-                f"needs at least {self.plan.min_depth}: give longer clips, or plan='auto' with input_size=({depth}, {height}, {width})"
+                f"needs at least {self.plan.min_depth}: give longer clips, or plan='auto' with "
+                f"input_size=({depth}, {height}, {width})"
             )
         self.clip.batch_size = batch
         return fold_into_tubes(x_BCDHW, self.tube)

@@ -20,7 +20,8 @@ class InflationPlan:
     kernels: kernel size along D of the spatial convolutions at each level; None means the op's own spatial size
     (3x3 -> 3x3x3). 1x1 convolutions stay 1x1x1. strides: stride along D of the step INTO each level; the first is 1.
     Levels past the end repeat the last kernel and take no stride. Pooling windows follow: symmetric where the step
-    strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None averages all.
+    strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None
+    averages all.
     """
 
     name: str

@@ -9,7 +9,7 @@ from inflate3d.inflation.trace import hooked_leaves, signature
 
 
 class InflationError(RuntimeError):
-    """The inflated net does not answer as the 2D net on a static clip; the message names the first layer that differs."""
+    """The inflated net does not answer as the 2D net on a static clip; it names the first layer that differs."""
 
 
 def record_2d(net: nn.Module, image: Tensor) -> dict[str, list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 _EPILOG = """\
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace) -> None:
             "All packaged ones: platform configs list"
         )
     config = load_config(args.config, args.overrides)
-    if not args.print_config:
+    if not args.print_config and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"config: {', '.join(str(path) for path in config.files)}", flush=True)
     check_config(config)
     if args.check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
@@ -53,8 +54,10 @@ class Run:
 
     def fit(self) -> None:
         """Train, or go on training, or only repeat the ending where the run has finished."""
+        self._check_destination()
         checkpoint = self._start()
-        write_config(self.folder, yaml.safe_load(self.dump()))
+        if self.trainer.is_global_zero:
+            write_config(self.folder, yaml.safe_load(self.dump()))
         if checkpoint and checkpoint.step >= self.trainer.max_steps:
             print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
         else:
@@ -85,6 +88,16 @@ class Run:
             check_same_config(self.folder, yaml.safe_load(self.dump()))
         return checkpoint
 
+    def _check_destination(self) -> None:
+        """Refuse a destination that holds something else before the training, not after it."""
+        if destination := self._cli.config.get("publish"):
+            from inflate3d.publishing.export import destination_folder
+
+            try:
+                destination_folder(destination)
+            except InputError as error:
+                raise InputError(f"publish: {str(error).removeprefix('--output ')}") from None
+
     def _weights(self) -> Checkpoint:
         checkpoint = find_checkpoint(self.folder, self._cli.config.get("ckpt_path") or "last")
         if checkpoint is None:
@@ -108,10 +121,11 @@ class Run:
 
 def load_line(published: Path) -> str:
     """Return a shell command that loads published weights and prints what comes out; it works in any folder."""
+    net = json.loads((published / "config.json").read_text(encoding="utf-8"))["net"]
     code = (
         "import torch, inflate3d; "
         f"model = inflate3d.create_model('local-dir:{published.resolve()}', pretrained=True, num_classes=0).eval(); "
-        "print(model(torch.zeros(1, 3, 16, 64, 64)).shape)"
+        f"print(model(torch.zeros(1, {net['in_chans']}, 16, 64, 64)).shape)"
     )
     return f"{shlex.quote(sys.executable)} -c {_double_quoted(code)}"
 
@@ -151,7 +165,7 @@ class _Cli(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        config["callbacks"] = with_default_callbacks([RunSummary(), *given])
+        config["callbacks"] = [RunSummary(), *with_default_callbacks(given)]
         return super()._instantiate_trainer(config, callbacks)
 
 

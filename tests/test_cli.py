@@ -229,7 +229,7 @@ def test_a_short_fit_leaves_a_whole_run_folder_and_goes_on_in_it(tmp_path: Path,
     assert "this run has finished: 3 of 3 steps" in third.stdout
     changed = platform_command(*command, "--trainer.max_steps", "4", "--model.optimizer.lr", "1e-4")
     assert changed.returncode == 2
-    assert "model.optimizer.init_args.lr: was 0.002, now 0.0001" in changed.stderr
+    assert "model.optimizer.init_args.lr: was 0.004, now 0.0001" in changed.stderr
     validated = platform_command("validate", "--config", "runs/quickstart/config.yaml")
     assert validated.returncode == 0, validated.stderr
     assert "shapes/toy_shapes/accuracy" in validated.stdout

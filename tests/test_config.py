@@ -113,3 +113,23 @@ def test_a_bare_name_is_found_in_the_working_folder_first_then_among_the_package
 def test_lines_are_known_for_every_key(folder: Path) -> None:
     _, lines = read_document(folder / "base.yaml")
     assert lines["data", "datasets", "liver", "sample", "patch_size"] == 7
+
+
+def test_a_file_is_merged_over_the_one_it_extends(tmp_path):
+    (tmp_path / "base.yaml").write_text("trainer: {max_steps: 3, devices: 1}\ndata: {datasets: {a: {weight: 1}}}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "extends: base.yaml\ntrainer: {max_steps: 5}\ndata: {datasets: {b: {weight: 2}}}\n"
+    )
+    config = load_config([str(tmp_path / "mine.yaml")])
+    assert config.values == {
+        "trainer": {"max_steps": 5, "devices": 1},
+        "data": {"datasets": {"a": {"weight": 1}, "b": {"weight": 2}}},
+    }
+    assert [path.name for path in config.files] == ["base.yaml", "mine.yaml"]
+
+
+def test_files_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(InputError, match=r"leads back to itself: a\.yaml -> b\.yaml -> a\.yaml"):
+        load_config([str(tmp_path / "a.yaml")])

@@ -13,7 +13,7 @@ from inflate3d.discover import find
 
 CONFIGS = packaged_configs()
 # What a config is laid over, for those that are no whole by themselves.
-OVER = {"real_small_video.yaml": ["real_small.yaml"], "debug/overfit.yaml": ["quickstart.yaml"]}
+OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
 TOYS = {"rgb": "video_classification", "ct": "volume_segmentation", "mask": "volume_classification"}
 

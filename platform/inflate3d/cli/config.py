@@ -1,7 +1,8 @@
 """Configs: found by name, merged by key, overridden from the command line; every key knows where it was set.
 
 Files are merged from left to right before jsonargparse sees them: mappings key by key, everything else as a whole, and
-`null` deletes an entry. A changed class_path drops the init_args of the class before. Overrides come last.
+`null` deletes an entry. A file's `extends: OTHER.yaml` is merged before it. A changed class_path drops the
+init_args of the class before. Overrides come last.
 """
 
 from __future__ import annotations
@@ -46,19 +47,31 @@ class Config:
 
 def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
     """Find, read and merge config files, then apply overrides (`--a.b.c value` or `--a.b.c=value`)."""
-    from inflate3d.cli.document import read_document
-
     config = Config()
     for name in names:
-        path = find_config(name)
-        values, lines = read_document(path)
-        config.files.append(path)
-        _merge(config, config.values, values, {key: f"{path.name}:{line}" for key, line in lines.items()}, ())
+        _read_into(config, find_config(name), ())
     for option, text in _pairs(overrides):
         _override(config, option, text)
     for path in NAMED:
         _drop_nulls(config.get(*path))
     return config
+
+
+def _read_into(config: Config, path: Path, below: tuple[Path, ...]) -> None:
+    """Merge a file, and before it the one that it extends: beside it, or by the rules of find_config."""
+    from inflate3d.cli.document import read_document
+
+    if path in below:
+        raise InputError(f"{path}: `extends` leads back to itself: {' -> '.join(p.name for p in (*below, path))}")
+    values, lines = read_document(path)
+    base = values.pop("extends", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise InputError(f"{path}: extends is {base!r}; expected the name of one config file")
+        beside = path.parent / base
+        _read_into(config, beside if beside.is_file() else find_config(base), (*below, path))
+    config.files.append(path)
+    _merge(config, config.values, values, {key: f"{path.name}:{line}" for key, line in lines.items()}, ())
 
 
 def packaged_configs() -> dict[str, Path]:

@@ -64,6 +64,12 @@ class InflationPlan:
         """The fewest frames or slices that leave one whole `head_pool` window at the deepest level."""
         return ((self.head_pool or 1) - 1) * self.total_stride + 1
 
+    def __str__(self) -> str:
+        """One line for logs: 'isotropic: strides along D 1 2 2 2 2 2, kernels along D as along H'."""
+        own = all(kernel is None for kernel in self.kernels)
+        kernels = "as along H" if own else " ".join("own" if k is None else str(k) for k in self.kernels)
+        return f"{self.name}: strides along D {' '.join(map(str, self.strides))}, kernels along D {kernels}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
         return {

@@ -14,6 +14,7 @@ from inflate3d.data.manifest import Manifest
 from inflate3d.data.sample_options import sample_options
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
+from inflate3d.publishing.destination import destination_folder
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
@@ -32,6 +33,7 @@ def check_config(config: Config) -> None:
     for path, class_path in _CLASSES.items():
         if (found := signature(class_path)) and not found.is_open:
             _check_keys(config, path, found.names)
+    _check_destination(config)
     _check_class(config, ("model", "optimizer"))
     _check_backbone(config)
     datasets = _named(config, ("data", "datasets"), "dataset")
@@ -74,6 +76,15 @@ def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise InputError(f"{config.where(*path, name)} is {value!r}; expected keys below it")
     return mapping
+
+
+def _check_destination(config: Config) -> None:
+    """Refuse a destination that holds something else before the training, not after it."""
+    if destination := config.get("publish"):
+        try:
+            destination_folder(str(destination))
+        except InputError as error:
+            raise InputError(f"{config.where('publish')}: {str(error).removeprefix('--output ')}") from None
 
 
 def _check_class(config: Config, path: tuple[str, ...]) -> None:

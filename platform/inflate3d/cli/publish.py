@@ -22,10 +22,20 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.publishing.export import destination_folder
+    from pathlib import Path
+
+    from inflate3d.errors import InputError
+    from inflate3d.publishing.destination import destination_folder
+
+    # What can be refused without torch is refused first.
+    destination_folder(args.output)
+    if not Path(args.run_or_ckpt).is_dir():
+        raise InputError(
+            f"{args.run_or_ckpt} does not exist; give a run folder (trainer.default_root_dir) or a checkpoint"
+        )
+
     from inflate3d.publishing.run import publish_run
 
-    destination_folder(args.output)  # refuse before the weights are read
     folder = publish_run(args.run_or_ckpt, args.output, which=args.checkpoint, domain=args.domain)
     print(f"published: {folder}")
     print(f"load it: inflate3d.create_model('local-dir:{folder}', pretrained=True)")

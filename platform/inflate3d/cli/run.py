@@ -54,7 +54,6 @@ class Run:
 
     def fit(self) -> None:
         """Train, or go on training, or only repeat the ending where the run has finished."""
-        self._check_destination()
         checkpoint = self._start()
         if self.trainer.is_global_zero:
             write_config(self.folder, yaml.safe_load(self.dump()))
@@ -87,16 +86,6 @@ class Run:
         if checkpoint and checkpoint.path.is_relative_to(self.folder):
             check_same_config(self.folder, yaml.safe_load(self.dump()))
         return checkpoint
-
-    def _check_destination(self) -> None:
-        """Refuse a destination that holds something else before the training, not after it."""
-        if destination := self._cli.config.get("publish"):
-            from inflate3d.publishing.export import destination_folder
-
-            try:
-                destination_folder(destination)
-            except InputError as error:
-                raise InputError(f"publish: {str(error).removeprefix('--output ')}") from None
 
     def _weights(self) -> Checkpoint:
         checkpoint = find_checkpoint(self.folder, self._cli.config.get("ckpt_path") or "last")

@@ -21,20 +21,11 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import resolve_plan
+from inflate3d.models.layout import CONFIG, FORMAT, NORM_KEY, PREFIX, REPLAY, STEM_KEY, SUMS, WEIGHTS
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import adapt_channels, first_conv_path
 
-FORMAT = "inflate3d-weights/1"
-PREFIX = "local-dir:"
-CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
-    "config.json",
-    "model.safetensors",
-    "replay.safetensors",
-    "README.md",
-    "SHA256SUMS",
-)
-NORM_KEY, STEM_KEY = "norm_domains.", "stems."
 REPLAY_TOLERANCE = 1e-3
 
 

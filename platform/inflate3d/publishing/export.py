@@ -16,23 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.models.published import (
-    CARD,
-    CONFIG,
-    FORMAT,
-    NORM_KEY,
-    PREFIX,
-    REPLAY,
-    STEM_KEY,
-    SUMS,
-    WEIGHTS,
-    replay_features,
-)
+from inflate3d.models.layout import CARD, CONFIG, FORMAT, PRIVATE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.published import replay_features
 from inflate3d.models.timm_source import trace_size
 from inflate3d.publishing.card import render_card
+from inflate3d.publishing.destination import destination_folder, is_publication
 from inflate3d.publishing.licences import may_be_published
-
-PRIVATE = "PRIVATE"
 
 
 def publish(
@@ -85,19 +74,6 @@ def publish(
     return folder
 
 
-def destination_folder(destination: str) -> Path:
-    """Return the folder meant by "local-dir:path" or a plain path. InputError if it holds something else."""
-    if ":" in destination.partition("/")[0] and not destination.startswith(PREFIX):
-        raise InputError(f"--output {destination!r}: weights are published to {PREFIX}PATH")
-    folder = Path(destination.removeprefix(PREFIX)).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file; name an empty folder")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_publication(folder):
-        names = sorted(p.name for p in folder.iterdir())[:3]
-        raise InputError(f"--output {folder} holds something else ({', '.join(names)}, ...); name an empty folder")
-    return folder
-
-
 def default_input(in_chans: int) -> dict[str, Any]:
     """Return the contract of a net that nobody trained further: ImageNet's channels, values as its 2D net had them."""
     channels = ["red", "green", "blue"] if in_chans == 3 else [f"channel_{i}" for i in range(in_chans)]
@@ -144,7 +120,7 @@ def _source_weights(model: nn.Module) -> dict[str, Any] | None:
 
 def _put_in_place(staging: Path, folder: Path) -> None:
     """Rename the whole directory; an equal publication is left untouched."""
-    if _is_publication(folder):
+    if is_publication(folder):
         if (folder / SUMS).is_file() and (folder / SUMS).read_bytes() == (staging / SUMS).read_bytes():
             return
         old = folder.with_name(f".old-{folder.name}")
@@ -158,17 +134,6 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     staging.rename(folder)
 
 
-def _is_publication(folder: Path) -> bool:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and str(config.get("format", "")).startswith("inflate3d-weights/")
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-__all__ = ["NORM_KEY", "STEM_KEY", "default_input", "destination_folder", "publish"]

@@ -13,7 +13,7 @@ from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
-from inflate3d.models.published import NORM_KEY, STEM_KEY
+from inflate3d.models.layout import NORM_KEY, STEM_KEY
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.export import publish

@@ -49,11 +49,11 @@ class VideoAction(AbstractTask):
     def metrics(self, card: DatasetCard) -> MetricCollection:
         """Return accuracy, mean_class_accuracy and, with more than five classes, top5."""
         # torchmetrics is not in the light core, where a published head may still be built.
-        from torchmetrics import MetricCollection
+        from torchmetrics import Metric, MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 
         count = len(card.classes)
-        found = {
+        found: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(count, average="micro"),
             "mean_class_accuracy": MulticlassAccuracy(count, average="macro"),
         }

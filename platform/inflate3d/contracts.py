@@ -91,7 +91,9 @@ class DatasetCard:
             raise InputError(f"dataset card: unknown keys {extra}; a newer version wrote it? Known: {sorted(known)}")
         raw = dict(data)
         spec = dict(raw.pop("input", {}))
-        intensity = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(spec.pop("intensity", {})).items()}
+        intensity: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in dict(spec.pop("intensity", {})).items()
+        }
         spec = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
         raw["classes"] = tuple(raw["classes"])
         return cls(**raw, input=InputSpec(**spec, intensity=Intensity(**intensity)))

@@ -137,7 +137,8 @@ def _override(config: Config, option: str, text: str) -> None:
         depth = len(named)
         if path[:depth] == named and len(path) > depth + 1 and path[depth] not in names:
             raise unknown_name(f"entry of {'.'.join(named)}", path[depth], names, where=f"--{option}")
-    at, base = (), config.values
+    at: KeyPath = ()
+    base = config.values
     for key in path[:-1]:
         at, base = _descend(at, base, key, option)
     at, base = _into_init_args(at, base, path[-1])

@@ -60,7 +60,7 @@ class Run:
         if checkpoint and checkpoint.step >= self.trainer.max_steps:
             print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
         else:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint and str(checkpoint.state))
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=str(checkpoint.state) if checkpoint else None)
         if self.trainer.is_global_zero:
             self._end()
 

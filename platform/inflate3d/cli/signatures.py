@@ -87,10 +87,10 @@ def _find_class(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassD
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
-    for node in ast.walk(tree):  # a lazy package imports its face under TYPE_CHECKING
-        if isinstance(node, ast.ImportFrom) and name in [a.asname or a.name for a in node.names]:
-            original = next(a.name for a in node.names if (a.asname or a.name) == name)
-            return _find_class(_absolute(module, node), original, depth + 1)
+    imports = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom))  # also those under TYPE_CHECKING
+    for source in imports:
+        if original := next((a.name for a in source.names if (a.asname or a.name) == name), None):
+            return _find_class(_absolute(module, source), original, depth + 1)
     return None
 
 

@@ -21,15 +21,15 @@ class Mixin:
 
 def mix(module: nn.Module, mixin: type[Mixin]) -> None:
     """Put `mixin` before the module's own class."""
-    module.__class__ = mixed_class(mixin, *parts_of(type(module)))
+    module.__class__ = mixed_class(mixin, *parts_of(type(module)))  # type: ignore[arg-type]
 
 
 @cache
 def mixed_class(*parts: type) -> type:
     """Return the class of several mixins before a base; the same one for the same parts."""
     *mixins, base = parts
-    name = "".join(m.prefix for m in mixins) + base.__name__
-    return type(name, parts, {"__module__": __name__, "_parts": parts})
+    name = "".join(m.prefix for m in mixins) + base.__name__  # type: ignore[attr-defined]
+    return type(name, parts, {"__module__": __name__, "_parts": parts})  # type: ignore[call-overload]
 
 
 def parts_of(cls: type) -> tuple[type, ...]:
@@ -39,4 +39,4 @@ def parts_of(cls: type) -> tuple[type, ...]:
 
 def _empty(*parts: type) -> Any:
     cls = mixed_class(*parts)
-    return cls.__new__(cls)
+    return cls.__new__(cls)  # type: ignore[call-overload]

@@ -181,7 +181,7 @@ def inflate_in_place(
     net.clip, net.plan, net.taps, net.in_chans_expected = clip, plan, taps, channels  # type: ignore[assignment]
     net.feature_is_nhwc, net.head_over_time = layout  # type: ignore[assignment]
     if hasattr(net, "feature_info"):
-        net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strided_levels)
+        net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strided_levels)  # type: ignore[assignment]
     mix(net, InflatedTimm if _has_timm_head(net) else Inflated)
     if is_checkable:
         # Past the total stride, so that a branch that misses its stride shows.
@@ -248,7 +248,7 @@ def _use_tubes(net: nn.Module, traces: dict[str, LayerTrace]) -> int:
     """
     first = net.get_submodule(next(iter(traces)))
     if isinstance(first, FoldedConv) and first.depth_kernel == first.depth_stride > 1 and first.groups == 1:  # type: ignore[attr-defined]
-        first.tube = True
+        first.tube = True  # type: ignore[assignment]
         return first.depth_stride
     return 1
 

@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         self.domain.names = list(cards)
         for module in self.net.modules():
             if hasattr(module, "make_domains"):
-                module.make_domains(len(cards))
+                module.make_domains(len(cards))  # type: ignore[operator]
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""

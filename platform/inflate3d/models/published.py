@@ -205,5 +205,5 @@ def _lookup(state: Mapping[str, Tensor], key: str) -> Tensor | None:
 
 
 def _classifier_prefix(net: nn.Module) -> str | None:
-    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None
+    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
     return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)

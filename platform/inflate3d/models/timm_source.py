@@ -52,7 +52,7 @@ def trace_size(net: nn.Module) -> tuple[int, int]:
     """Return the (H, W) on which a net is traced: its own where that is fixed, else a smaller one that suits it."""
     cfg = getattr(net, "pretrained_cfg", None) or {}
     own = tuple((cfg.get("input_size") or (3, 224, 224))[1:])
-    embed = getattr(net, "patch_embed", None)
+    embed: Any = getattr(net, "patch_embed", None)
     if getattr(embed, "img_size", None):
         own = tuple(embed.img_size)  # img_size= was given
     if cfg.get("fixed_input_size", False):

@@ -101,4 +101,4 @@ def _adapt_stem(net: nn.Module, in_chans: int) -> None:
     stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.data))
     stem.in_channels = in_chans
     if getattr(net, "transform_input", False):
-        net.transform_input = False  # its constants are for RGB
+        net.transform_input = False  # type: ignore[assignment]  # its constants are for RGB

@@ -32,7 +32,7 @@ def create_transform(model: nn.Module, is_training: bool = False) -> InputTransf
         if channels != 3:
             intensity = Intensity("window", (0.0, 255.0), (_mean(cfg["mean"]),), (_mean(cfg["std"]),))
         return InputTransform(channels, intensity, "rgb" if is_training else None)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["intensity"].items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["intensity"].items()}
     return InputTransform(len(spec["channels"]), Intensity(**values), spec.get("modality") if is_training else None)
 
 

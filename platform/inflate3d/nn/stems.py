@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
@@ -74,10 +75,10 @@ def adapted_stem(stem: nn.Module, in_chans: int) -> nn.Module:
     """Return a copy of a (folded) stem for another number of channels."""
     fresh = copy.copy(stem)
     fresh._parameters, fresh._buffers = dict(stem._parameters), dict(stem._buffers)
-    weight: Tensor = stem.weight.detach()  # type: ignore[assignment, union-attr]
+    weight: Tensor = stem.weight.detach()  # type: ignore[assignment, union-attr, operator]
     fresh.weight = nn.Parameter(adapt_channels(weight, in_chans).clone())
     if fresh._parameters.get("bias") is not None:
-        fresh.bias = nn.Parameter(stem.bias.detach().clone())  # type: ignore[union-attr]
+        fresh.bias = nn.Parameter(stem.bias.detach().clone())  # type: ignore[union-attr, operator]
     fresh.in_channels = in_chans  # type: ignore[assignment]
     return fresh
 
@@ -99,13 +100,13 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
     return weight[:, torch.arange(in_chans, device=weight.device) % channels] * (channels / in_chans)
 
 
-def stem_channels(stem: nn.Module) -> int:
+def stem_channels(stem: Any) -> int:
     """Return the channels that a stem's input has; tubes bring those of all their frames."""
-    return int(stem.in_channels) * (stem.depth_kernel if getattr(stem, "tube", False) else 1)  # type: ignore[arg-type, return-value]
+    return int(stem.in_channels) * (stem.depth_kernel if getattr(stem, "tube", False) else 1)
 
 
-def _minimal_input(stem: nn.Module, like: Tensor) -> Tensor:
+def _minimal_input(stem: Any, like: Tensor) -> Tensor:
     """One frame a clip, as small as the kernel."""
-    clips = stem.clip.batch_size if hasattr(stem, "clip") else 1  # type: ignore[union-attr]
-    height, width = stem.kernel_size  # type: ignore[misc]
+    clips = stem.clip.batch_size if hasattr(stem, "clip") else 1
+    height, width = stem.kernel_size
     return torch.zeros(clips, stem_channels(stem), height, width, device=like.device, dtype=like.dtype)

@@ -96,7 +96,7 @@ def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], extra_tens
 def _replay(model: nn.Module) -> dict[str, Tensor]:
     plan, spec = model.plan, model.net_spec
     height, width = (min(s, 64) if not _is_fixed(model) else s for s in trace_size(model))
-    depth = max(8, plan.min_depth)  # type: ignore[union-attr]
+    depth = max(8, plan.min_depth)  # type: ignore[union-attr, type-var]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)  # type: ignore[union-attr, arg-type]
     mode = model.training

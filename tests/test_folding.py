@@ -47,13 +47,15 @@ def test_folded_conv_equals_conv3d_with_replicated_time_forward_and_backward(gro
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 9)])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_a_kernel_larger_than_the_map_is_trimmed_exactly(groups, size):
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_kernel_larger_than_the_map_is_trimmed_exactly(dilation, groups, size):
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 4, 7, padding=3, groups=groups).double()
+    pad = 3 * dilation
+    conv = nn.Conv2d(4, 4, 7, padding=pad, groups=groups, dilation=dilation).double()
     conv.weight = nn.Parameter(torch.randn(4, 4 // groups, 5, 7, 7, dtype=torch.float64))
     fold(conv, FoldedConv, 2, 5, 1)
     x = torch.randn(2, 4, 2, *size, dtype=torch.float64)
-    expected = F.conv3d(replicate(x, 5, 1), conv.weight, conv.bias, 1, (0, 3, 3), 1, groups)
+    expected = F.conv3d(replicate(x, 5, 1), conv.weight, conv.bias, 1, (0, pad, pad), (1, dilation, dilation), groups)
     torch.testing.assert_close(conv(to_frames(x)), to_frames(expected))
 
 

@@ -84,8 +84,8 @@ class FoldedConv(FoldedLayer):
     def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         frames = self.frames_of(x)
         weight = trim_depth(weight, frames)
-        if self.stride == (1, 1) and self.dilation == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
-            weight, padding = trim_space(weight, padding, x.shape[-2:])
+        if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
+            weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
         options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
         if weight.shape[2] == 1:
             x = pick_frames(x, frames, self.fold_factor, self.depth_stride)
@@ -235,19 +235,23 @@ def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
     return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
 
 
-def trim_space(weight: Tensor, padding: tuple[int, int], size: torch.Size) -> tuple[Tensor, tuple[int, int]]:
+def trim_space(
+    weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int], size: torch.Size
+) -> tuple[Tensor, tuple[int, int]]:
     """Return the kernel and padding (stride 1) without the rows and columns that only ever see zeros.
 
     Exact; libraries run kernels that are larger than the map many times slower.
     """
-    height, width = (
-        max(min(p, (k - 1) // 2) - (n - 1), 0) for p, k, n in zip(padding, weight.shape[-2:], size, strict=True)
-    )
+    trimmed = [
+        max(0, (kernel - 1) // 2 - (n - 1) // step) if 2 * pad == step * (kernel - 1) else 0
+        for kernel, pad, step, n in zip(weight.shape[-2:], padding, dilation, size, strict=True)
+    ]
+    height, width = trimmed
     if height:
         weight = weight[..., height:-height, :]
     if width:
         weight = weight[..., width:-width]
-    return weight, (padding[0] - height, padding[1] - width)
+    return weight, (padding[0] - height * dilation[0], padding[1] - width * dilation[1])
 
 
 def depth_padding(frames: int, kernel: int, stride: int) -> tuple[int, int]:

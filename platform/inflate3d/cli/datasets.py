@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from typing import Any
 
+from inflate3d.cli.dataset_arguments import dataset_from_arguments
 from inflate3d.cli.table import print_table
 from inflate3d.contracts import DatasetCard
 from inflate3d.discover import PlugIn, find, plug_ins
@@ -20,6 +21,16 @@ def add_parser(subparsers: Any) -> None:
     show = commands.add_parser("show", help="layout, arguments and licence of one dataset")
     show.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
     show.set_defaults(run=_show)
+    preview = commands.add_parser(
+        "preview",
+        help="draw a few raw cases, with masks, before any shard is built",
+        usage="platform datasets preview NAME [--root RAW] [the dataset's own arguments] [--output PNG]",
+        allow_abbrev=False,  # a dataset's argument may begin like one of these
+    )
+    preview.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
+    preview.add_argument("--output", default="preview.png", metavar="PNG", help="default preview.png")
+    preview.add_argument("--num_samples", type=int, default=4, metavar="N", help="default 4")
+    preview.set_defaults(run=_preview, takes_overrides=True)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -39,6 +50,14 @@ def _show(args: argparse.Namespace) -> None:
         if parameter.name != "self":
             print(f"  --{_describe(parameter)}")
     print(f"\nbuild its shards:\n  {_build_command(plug_in, dataset)}")
+
+
+def _preview(args: argparse.Namespace) -> None:
+    own = ("output", "num_samples")
+    dataset = dataset_from_arguments(args.name, args.overrides, command="datasets preview", own=own)
+    from inflate3d.evaluation import preview_dataset
+
+    print(f"picture: {preview_dataset(dataset, args.output, num_samples=args.num_samples)}")
 
 
 def _print_card(card: DatasetCard) -> None:

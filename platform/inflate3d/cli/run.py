@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from inflate3d.cli.config import Config
 from inflate3d.cli.parser import ConfigParser
 from inflate3d.cli.summary import RunSummary
+from inflate3d.cli.wandb_run import settle_wandb
 from inflate3d.errors import InputError
 from inflate3d.training import (
     Checkpoint,
@@ -43,6 +44,8 @@ class Run:
 
     def __init__(self, config: Config, *, instantiate: bool = True) -> None:
         _quiet()
+        if instantiate:
+            settle_wandb(config)
         self._cli = _Cli(config, instantiate=instantiate)
         if instantiate:
             self.trainer, self.module, self.data = self._cli.trainer, self._cli.model, self._cli.datamodule

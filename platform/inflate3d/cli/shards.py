@@ -7,11 +7,12 @@ import os
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from inflate3d.cli.dataset_arguments import dataset_from_arguments
 from inflate3d.cli.table import print_table
-from inflate3d.errors import InputError, unknown_name
+from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
-    from inflate3d.contracts import AbstractDataset, Intensity
+    from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
 
 
@@ -50,7 +51,7 @@ def _add_build(commands: Any) -> None:
 def _build(args: argparse.Namespace) -> None:
     from inflate3d.data import build_shards
 
-    dataset = _dataset(args.name, args.overrides)
+    dataset = dataset_from_arguments(args.name, args.overrides, command="shards build", own=_OWN)
     workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
     manifest = build_shards(
         dataset,
@@ -130,31 +131,6 @@ def _intensity(intensity: Intensity) -> str:
         return "zscore: each volume's own mean and standard deviation"
     low, high = intensity.window
     return f"window {low:g} to {high:g}, then mean {intensity.mean} and std {intensity.std} of 0..1"
-
-
-def _dataset(name: str, arguments: list[str]) -> AbstractDataset:
-    """Construct the dataset from command-line arguments, which are those of its constructor."""
-    import inspect
-
-    from jsonargparse import ArgumentParser
-
-    from inflate3d.discover import find
-
-    plug_in = find("datasets", name)
-    dataset_class = plug_in.load()
-    known = [p for p in inspect.signature(dataset_class.__init__).parameters if p != "self"]
-    given = [a[2:].partition("=")[0] for a in arguments if a.startswith("--")]
-    where, see = f"shards build {plug_in.name}", f"platform datasets show {plug_in.name}"
-    for argument in given:
-        if argument.partition(".")[0].rstrip("+") not in known:
-            raise unknown_name("argument", argument, [*known, *_OWN], where=where, see=see)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(dataset_class)
-    try:
-        values = parser.parse_args(arguments)
-    except Exception as fault:  # jsonargparse raises argparse's, its own and plain ones
-        raise InputError(f"{where}: {' '.join(str(fault).split())[:400]}. Its arguments: {see}") from fault
-    return dataset_class(**{name: values[name] for name in known})
 
 
 _OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard")

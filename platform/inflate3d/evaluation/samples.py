@@ -80,8 +80,8 @@ def _draw_clip(axes: list[Axes], picture: Picture) -> None:
     """Frames, evenly spaced."""
     depth = picture.image_CDHW.shape[1]
     for one, t in zip(axes, np.linspace(0, depth - 1, COLUMNS).round().astype(int), strict=True):
-        _show(one, _grey_or_rgb(picture.image_CDHW)[:, t])
-        _caption(one, f"frame {t}")
+        show_plane(one, grey_or_rgb(picture.image_CDHW)[:, t])
+        caption(one, f"frame {t}")
     _title(axes[0], picture, _likely(picture))
 
 
@@ -89,10 +89,10 @@ def _draw_volume(axes: list[Axes], picture: Picture) -> None:
     """The middle slice and the brightest-voxel projection along each axis."""
     image_DHW = picture.image_CDHW[0]
     for i, name in enumerate("DHW"):
-        _show(axes[2 * i], image_DHW.take(image_DHW.shape[i] // 2, axis=i), _aspect(picture, i))
-        _caption(axes[2 * i], f"middle of {name}")
-        _show(axes[2 * i + 1], image_DHW.max(axis=i), _aspect(picture, i))
-        _caption(axes[2 * i + 1], f"maximum over {name}")
+        show_plane(axes[2 * i], image_DHW.take(image_DHW.shape[i] // 2, axis=i), _aspect(picture, i))
+        caption(axes[2 * i], f"middle of {name}")
+        show_plane(axes[2 * i + 1], image_DHW.max(axis=i), _aspect(picture, i))
+        caption(axes[2 * i + 1], f"maximum over {name}")
     _title(axes[0], picture, _likely(picture))
 
 
@@ -104,10 +104,10 @@ def _draw_masks(axes: list[Axes], picture: Picture) -> None:
         index = int((truth > 0).sum(axis=others).argmax())
         plane = image_DHW.take(index, axis=axis)
         for one, mask, name in zip(axes[first:], (None, truth, guess), ("image", "truth", "prediction"), strict=False):
-            _show(one, plane, _aspect(picture, axis))
+            show_plane(one, plane, _aspect(picture, axis))
             if mask is not None:
-                one.imshow(_tint(mask.take(index, axis=axis)), origin="lower", aspect=_aspect(picture, axis))
-            _caption(one, f"{name}, {'DHW'[axis]} = {index}")
+                one.imshow(tint(mask.take(index, axis=axis)), origin="lower", aspect=_aspect(picture, axis))
+            caption(one, f"{name}, {'DHW'[axis]} = {index}")
     _title(axes[0], picture, _dice(picture, truth, guess))
 
 
@@ -136,7 +136,8 @@ def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
     return "Dice " + ", ".join(found[:6])
 
 
-def _show(axes: Axes, plane: np.ndarray, aspect: float = 1.0) -> None:
+def show_plane(axes: Axes, plane: np.ndarray, aspect: float = 1.0) -> None:
+    """Show a frame (C, H, W) or a plane of a volume, its intensities stretched."""
     low, high = np.percentile(plane, [0.5, 99.5])
     scaled = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
     if plane.ndim == 3:  # (C, H, W) frames stand upright; rows of a volume grow upwards
@@ -145,13 +146,14 @@ def _show(axes: Axes, plane: np.ndarray, aspect: float = 1.0) -> None:
         axes.imshow(scaled, cmap="gray", origin="lower", aspect=aspect)
 
 
-def _tint(labels: np.ndarray) -> np.ndarray:
+def tint(labels: np.ndarray) -> np.ndarray:
     """Return (H, W, 4): a colour a class, the background transparent."""
     colours = np.array([(0, 0, 0, 0), *[(*colormaps["tab10"](k % 10)[:3], 0.55) for k in range(1, labels.max() + 1)]])
     return colours[labels]
 
 
-def _grey_or_rgb(image_CDHW: np.ndarray) -> np.ndarray:
+def grey_or_rgb(image_CDHW: np.ndarray) -> np.ndarray:
+    """Return three channels to look at."""
     return image_CDHW[:3] if image_CDHW.shape[0] >= 3 else np.repeat(image_CDHW[:1], 3, axis=0)
 
 
@@ -167,5 +169,6 @@ def _title(axes: Axes, picture: Picture, text: str) -> None:
     axes.text(0.0, 1.03, title, transform=axes.transAxes, fontsize=8, va="bottom").set_in_layout(False)
 
 
-def _caption(axes: Axes, text: str) -> None:
+def caption(axes: Axes, text: str) -> None:
+    """Write a line below a plane."""
     axes.text(0.5, -0.02, text, transform=axes.transAxes, fontsize=6, ha="center", va="top", color="dimgray")

@@ -1,0 +1,34 @@
+"""W&B in a run folder: its files go there, and a run that goes on stays one W&B run (`wandb_id`)."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from inflate3d.cli.config import Config
+
+ID_FILE = "wandb_id"
+
+
+def settle_wandb(config: Config) -> None:
+    """Fill in what a WandbLogger of the config leaves open: save_dir, id and resume. Other loggers are left alone."""
+    loggers = config.get("trainer", "logger")
+    folder = Path(str(config.get("trainer", "default_root_dir", default=".")))
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, dict) and str(logger.get("class_path", "")).rpartition(".")[2] == "WandbLogger":
+            options: dict[str, Any] = logger.setdefault("init_args", {})
+            options.setdefault("save_dir", str(folder))
+            if "id" not in options and "version" not in options:
+                options["id"] = _id(folder)
+                # Not an argument of WandbLogger itself but of wandb.init, where it hands the rest on.
+                logger.setdefault("dict_kwargs", {}).setdefault("resume", "allow")
+
+
+def _id(folder: Path) -> str:
+    """Return the run's id; the first start makes it."""
+    file = folder / ID_FILE
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()

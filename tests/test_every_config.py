@@ -90,3 +90,10 @@ def test_it_takes_a_step_on_toy_shards(name: str, tmp_path: Path, platform_comma
     done = platform_command("fit", "--config", "mine.yaml")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / config.values["trainer"]["default_root_dir"] / "checkpoints" / "step-00000001").is_dir()
+
+
+def test_the_config_of_the_readme_is_as_good_as_its_word(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "readme.yaml"
+    path.write_text(readme.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    check_config(on_toy_data(str(path), tmp_path))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from inflate3d.cli.table import print_table
+from inflate3d.errors import InputError
 
 
 class RunSummary(Callback):
@@ -20,9 +22,35 @@ class RunSummary(Callback):
         header = ("dataset", "task", "share", "batch", "sample", "train", "val", "test", "kind")
         print_table(header, [_row(row) for row in rows])
         print(_net(pl_module))
+        for warning in one_voxel_warnings(pl_module, rows):
+            print(warning)
         start = f"from step {trainer.global_step} " if trainer.global_step else ""
         window = trainer.accumulate_grad_batches
         print(f"train {start}to step {trainer.max_steps}, {window} micro-batch{'es' * (window > 1)} a step", flush=True)
+
+
+def one_voxel_warnings(module: Any, rows: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each dataset whose deepest map is one voxel: BatchNorm has one value a sample there.
+
+    Its gradients explode there (docs/LOG.md, 2026-11-23). InputError where even the batch holds one sample.
+    """
+    if module.backbone_config.norm not in ("per_domain", "shared"):
+        return []
+    reduction = module.backbone.feature_info.reduction_dhw()[-1]
+    found = []
+    for row in rows:
+        size = [int(n) for n in str(row["sample"]).split("x")] if "x" in str(row["sample"]) else []
+        if not size or math.prod(-(-n // r) for n, r in zip(size, reduction, strict=True)) > 1:
+            continue
+        where = f"data.datasets.{row['dataset']}: {row['sample']} ends as one voxel, reduced by {reduction} (D, H, W)"
+        remedy = (
+            "larger samples, model.backbone.timm_kwargs: {output_stride: 16} where the net takes it, a plan with fewer "
+            "strides, or norm: frozen | group"
+        )
+        if row["batch_size"] == 1:
+            raise InputError(f"{where}, and BatchNorm cannot train on a single value. Remedies: batch_size, {remedy}")
+        found.append(f"warning: {where}: BatchNorm sees {row['batch_size']} values there. Remedies: {remedy}")
+    return found
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:

@@ -63,9 +63,16 @@ class Run:
         if checkpoint and checkpoint.step >= self.trainer.max_steps:
             print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
         else:
-            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=str(checkpoint.state) if checkpoint else None)
+            self._train(str(checkpoint.state) if checkpoint else None)
         if self.trainer.is_global_zero:
             self._end()
+
+    def _train(self, ckpt_path: str | None) -> None:
+        try:
+            self.trainer.fit(self.module, datamodule=self.data, ckpt_path=ckpt_path)
+        except SystemExit as stop:
+            # What Lightning makes of Ctrl-C, having closed bars and workers.
+            raise (KeyboardInterrupt if self.trainer.interrupted else stop) from None
 
     def validate(self) -> None:
         """Print the metrics of a checkpoint on the validation splits."""

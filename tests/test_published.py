@@ -59,6 +59,7 @@ def test_the_directory_is_what_the_design_says(published):
     assert config["format"] == "inflate3d-weights/1"
     assert config["net"]["plan"]["name"] == "slow"
     assert "create_model" in (published[1] / "README.md").read_text()
+    assert all(p.stat().st_mode & 0o044 for p in published[1].iterdir())
 
 
 def test_publishing_again_changes_nothing_and_a_newer_net_replaces_it(published, copy):

@@ -89,6 +89,8 @@ def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], extra_tens
     (folder / CARD).write_text(render_card(config, parameters=parameters), encoding="utf-8")
     if config["private"]:
         (folder / PRIVATE).write_text("Trained on data whose card forbids publishing weights.\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
     lines = [f"{_sha256(file)}  {file.name}" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

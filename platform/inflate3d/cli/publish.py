@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    import warnings
     from pathlib import Path
 
     from inflate3d.errors import InputError
@@ -34,8 +35,13 @@ def _run(args: argparse.Namespace) -> None:
             f"{args.run_or_ckpt} does not exist; give a run folder (trainer.default_root_dir) or a checkpoint"
         )
 
+    from inflate3d.models.layout import PRIVATE
     from inflate3d.publishing.run import publish_run
 
-    folder = publish_run(args.run_or_ckpt, args.output, which=args.checkpoint, domain=args.domain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below
+        folder = publish_run(args.run_or_ckpt, args.output, which=args.checkpoint, domain=args.domain)
     print(f"published: {folder}")
+    if (folder / PRIVATE).exists():
+        print("marked private: the card of a dataset forbids publishing weights trained on it (see its README.md)")
     print(f"load it: inflate3d.create_model('local-dir:{folder}', pretrained=True)")

@@ -31,4 +31,16 @@ def render_card(config: Mapping[str, Any], *, parameters: int) -> str:
         source=source,
         commercial={"allowed": allowed, "why": why},
         parameters=parameters,
+        intensity=describe_intensity(config["input"]["intensity"]),
     )
+
+
+def describe_intensity(intensity: Mapping[str, Any] | None) -> str:
+    """Say in words how stored values become the net's (contracts.Intensity)."""
+    if intensity is None:
+        return "as the 2D net's"
+    if intensity["mode"] == "zscore":
+        return "each volume's own mean subtracted, divided by its own standard deviation"
+    low, high = intensity["window"]
+    mean, std = list(intensity["mean"]), list(intensity["std"])
+    return f"clipped to {low:g}..{high:g}, scaled to 0..1, then minus {mean}, divided by {std}"

@@ -13,7 +13,14 @@ from inflate3d.inflation import InflationError
 from torch import nn
 
 CONV_NETS = ("resnet10t", "resnet18", "tf_efficientnet_lite0", "convnext_atto", "regnetx_002", "mobilenetv3_small_050")
-OTHER_NETS = ("densenet121", "nf_resnet26", "resnetv2_50", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+OTHER_NETS = (
+    "efficientvit_b0",
+    "densenet121",
+    "nf_resnet26",
+    "resnetv2_50",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+)
 
 
 def make_2d(name):

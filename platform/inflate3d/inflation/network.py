@@ -24,7 +24,7 @@ from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import InflationPlan, as_triple, resolve_plan
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import LayerTrace, trace_levels
-from inflate3d.inflation.verify import InflationError, check_static_clip, record_2d, tolerance
+from inflate3d.inflation.verify import Answer, InflationError, check_static_clip, record_2d, tolerance
 from inflate3d.sample import Triple
 
 
@@ -190,7 +190,7 @@ def inflate_in_place(
     return net
 
 
-def _record_small(net: nn.Module, image: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+def _record_small(net: nn.Module, image: Tensor) -> tuple[Tensor, dict[str, list[Answer]]]:
     """Record the 2D answers on a quarter of the image, or on all of it where the net's size is fixed or too small."""
     quarter = image[..., : image.shape[-2] // 2, : image.shape[-1] // 2]
     try:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inflate3d.inflation.layers import Clip, FoldedConv, FoldedDropPath, FoldedPool, depth_padding, fold_layer
+from inflate3d.inflation.convolution import FoldedConv, depth_padding
+from inflate3d.inflation.layers import Clip, FoldedDropPath, FoldedPool, fold_layer
 from timm.layers import Conv2dSame, DropPath, ScaledStdConv2d, StdConv2d
 from torch import nn
 

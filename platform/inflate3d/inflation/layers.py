@@ -5,10 +5,7 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.mixing import Mixin, mix
@@ -39,6 +36,9 @@ class FoldedLayer(Mixin):
     depth_stride: int
     fold_factor: int
 
+    def prepare(self) -> None:
+        """Read what the folded form must know of the 2D layer; called once, after mixing."""
+
     def frames_of(self, x: Tensor) -> int:
         """Return D, the frames a clip has at this layer: N / (B * n)."""
         return x.shape[0] // (self.clip.batch_size * self.fold_factor)
@@ -46,85 +46,6 @@ class FoldedLayer(Mixin):
     def extra_repr(self) -> str:
         """Return the 2D layer's own line with what was added along D."""
         return f"{super().extra_repr()}, depth_kernel={self.depth_kernel}, depth_stride={self.depth_stride}"  # type: ignore[misc]
-
-
-class FoldedConv(FoldedLayer):
-    """A Conv2d whose weight is (O, I/groups, kD, kH, kW); D is padded by replication, H and W as the 2D layer does."""
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Shapes: (N, C, H, W) -> (N', O, H', W'), where D' = ceil(D / depth_stride)."""
-        x_NCHW, padding = self._pad_space(x_NCHW)
-        weight = self._standardised_weight()
-        if self.tube:  # type: ignore[attr-defined]
-            # The net's input came as tubes: the frames of one tube stand in the channels, so this is a 2D convolution.
-            weight = weight.transpose(1, 2).flatten(1, 2)
-            return F.conv2d(x_NCHW, weight, self.bias, self.stride, padding, self.dilation)  # type: ignore[attr-defined]
-        return self._convolve(x_NCHW, weight, padding)
-
-    def _pad_space(self, x: Tensor) -> tuple[Tensor, Any]:
-        if self.same_pad:  # type: ignore[attr-defined]
-            from timm.layers import pad_same
-
-            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)  # type: ignore[attr-defined]
-        return x, self.padding  # type: ignore[attr-defined]
-
-    def _standardised_weight(self) -> Tensor:
-        weight: Tensor = self.weight  # type: ignore[attr-defined, assignment]
-        if not self.standardises:  # type: ignore[attr-defined]
-            return weight
-        # The 2D statistics are those of the temporal SUM; what is subtracted is spread evenly over the slices.
-        summed = weight.sum(2).flatten(1)
-        variance, mean = torch.var_mean(summed, dim=1, correction=0)
-        gain = (variance + self.eps).rsqrt()  # type: ignore[attr-defined]
-        if hasattr(self, "gain"):
-            gain = gain * (self.gain * self.scale).flatten()  # type: ignore[attr-defined]
-        shape = (-1, 1, 1, 1, 1)
-        return (weight - (mean / self.depth_kernel).view(shape)) * gain.view(shape)
-
-    def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
-        frames = self.frames_of(x)
-        weight = trim_depth(weight, frames)
-        if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
-            weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
-        options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
-        if weight.shape[2] == 1:
-            x = pick_frames(x, frames, self.fold_factor, self.depth_stride)
-            return F.conv2d(x, weight[:, :, 0], self.bias, *options)  # type: ignore[attr-defined]
-        if self.groups > 1 or self.fold_factor > 1 or isinstance(padding, str):  # type: ignore[attr-defined]
-            return self._sum_of_2d(x, weight, frames, options)
-        return self._conv3d(x, weight, frames, padding)
-
-    def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
-        """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
-        kernel, stride = weight.shape[2], self.depth_stride
-        if stride == 1:
-            taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
-            return sum_of_taps(taps, frames, self.fold_factor, self.bias)  # type: ignore[attr-defined]
-        total: Tensor | None = None
-        for tap in range(kernel):
-            picked = _select(x, frames, self.fold_factor, _frame_index(frames, kernel, stride, tap, x.device))
-            bias = self.bias if tap == 0 else None  # type: ignore[attr-defined]
-            part = F.conv2d(picked, weight[:, :, tap], bias, *options)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
-
-    def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        x_BDCHW = x.unflatten(0, (-1, frames))
-        before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
-        parts = [x_BDCHW[:, :1].expand(-1, before, -1, -1, -1), x_BDCHW]
-        if after > 0:
-            parts.append(x_BDCHW[:, -1:].expand(-1, after, -1, -1, -1))
-        x_BCDHW = torch.cat(parts, dim=1).transpose(1, 2)
-        y_BODHW = F.conv3d(
-            x_BCDHW,
-            weight,
-            self.bias,  # type: ignore[attr-defined]
-            (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
-            (0, *padding),
-            (1, *self.dilation),  # type: ignore[attr-defined]
-        )
-        return y_BODHW.transpose(1, 2).flatten(0, 1)
 
 
 class FoldedPool(FoldedLayer):
@@ -142,8 +63,8 @@ class FoldedPool(FoldedLayer):
         is_max = isinstance(self, nn.MaxPool2d)
         total: Tensor | None = None
         for tap in range(self.depth_kernel):
-            index = _frame_index(frames, self.depth_kernel, self.depth_stride, tap, y.device)
-            part = _select(y, frames, self.fold_factor, index)
+            index = frame_index(frames, self.depth_kernel, self.depth_stride, tap, y.device)
+            part = select_frames(y, frames, self.fold_factor, index)
             total = part if total is None else torch.maximum(total, part) if is_max else total + part
         assert total is not None
         return total if is_max else total / self.depth_kernel
@@ -162,103 +83,6 @@ class FoldedDropPath(FoldedLayer):
         if getattr(self, "scale_by_keep", True) and drop_prob < 1:
             keep.div_(1 - drop_prob)
         return (x.unflatten(0, (clips, -1)) * keep).flatten(0, 1)
-
-
-class _SumOfTaps(torch.autograd.Function):
-    """out[t] = sum over k of taps[k][clamp(t + k - center)], along axis 1 of (B, D, ...); one pass over each tap."""
-
-    @staticmethod
-    def forward(ctx: Any, *taps: Tensor) -> Tensor:
-        out = taps[center_of(len(taps))].clone()
-        for shift, tap in _shifts(taps):
-            near, far = _overlap(shift, tap.shape[1])
-            out[:, near] += tap[:, far]
-            edge = _edge(shift, tap.shape[1])
-            out[:, edge] += tap[:, :1] if shift < 0 else tap[:, -1:]
-        ctx.count = len(taps)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        (grad,) = grads
-        results = [grad] * ctx.count
-        for shift, _ in _shifts(results):
-            near, far = _overlap(shift, grad.shape[1])
-            part = torch.zeros_like(grad)
-            part[:, far] = grad[:, near]
-            part[:, 0 if shift < 0 else -1] += grad[:, _edge(shift, grad.shape[1])].sum(1)
-            results[center_of(ctx.count) + shift] = part
-        return tuple(results)
-
-
-def sum_of_taps(taps: list[Tensor], frames: int, fold_factor: int, bias: Tensor | None) -> Tensor:
-    """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
-    shape = (-1, frames * fold_factor, *taps[0].shape[1:])
-    if fold_factor > 1:
-        shape = (-1, frames, fold_factor, *taps[0].shape[1:])
-    total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
-    return total if bias is None else total + bias.view(-1, 1, 1)
-
-
-def _shifts(taps: Any) -> list[tuple[int, Any]]:
-    middle = center_of(len(taps))
-    return [(k - middle, tap) for k, tap in enumerate(taps) if k != middle]
-
-
-def _overlap(shift: int, frames: int) -> tuple[slice, slice]:
-    """The output frames that a tap reaches inside the clip, and the frames that it reads there."""
-    n = min(abs(shift), frames)
-    return (slice(n, None), slice(0, frames - n)) if shift < 0 else (slice(0, frames - n), slice(n, None))
-
-
-def _edge(shift: int, frames: int) -> slice:
-    """The output frames whose tap falls off the clip's end."""
-    n = min(abs(shift), frames)
-    return slice(0, n) if shift < 0 else slice(frames - n, None)
-
-
-def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
-    """Return the kernel with the slices that only ever see a replicated end added to the outermost that sees more.
-
-    Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
-    """
-    depth = weight_OIDHW.shape[2]
-    middle = center_of(depth)
-    before, after = min(middle, frames - 1), min(depth - 1 - middle, frames - 1)
-    if before + after + 1 == depth:
-        return weight_OIDHW
-    if frames == 1:
-        return weight_OIDHW.sum(2, keepdim=True)
-    low, high = middle - before, middle + after
-    first = weight_OIDHW[:, :, : low + 1].sum(2, keepdim=True)
-    last = weight_OIDHW[:, :, high:].sum(2, keepdim=True)
-    return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
-
-
-def trim_space(
-    weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int], size: torch.Size
-) -> tuple[Tensor, tuple[int, int]]:
-    """Return the kernel and padding (stride 1) without the rows and columns that only ever see zeros.
-
-    Exact; libraries run kernels that are larger than the map many times slower.
-    """
-    trimmed = [
-        max(0, (kernel - 1) // 2 - (n - 1) // step) if 2 * pad == step * (kernel - 1) else 0
-        for kernel, pad, step, n in zip(weight.shape[-2:], padding, dilation, size, strict=True)
-    ]
-    height, width = trimmed
-    if height:
-        weight = weight[..., height:-height, :]
-    if width:
-        weight = weight[..., width:-width]
-    return weight, (padding[0] - height * dilation[0], padding[1] - width * dilation[1])
-
-
-def depth_padding(frames: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return how many frames are replicated before and after, so that the output has ceil(frames / stride)."""
-    before = center_of(kernel)
-    out = -(-frames // stride)
-    return before, max((out - 1) * stride + kernel - frames - before, 0)
 
 
 def pick_frames(x: Tensor, frames: int, fold_factor: int, stride: int) -> Tensor:
@@ -284,33 +108,17 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
 
 def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int, stride: int, factor: int) -> None:
     """Turn a 2D layer into its folded form in place."""
-    if mixin is FoldedConv:
-        layer.same_pad = _pads_same(layer)  # type: ignore[assignment]
-        layer.tube = False  # type: ignore[assignment]
-        layer.standardises = _STANDARDISED in type(layer).__name__  # type: ignore[assignment]
     layer.clip, layer.depth_kernel, layer.depth_stride, layer.fold_factor = clip, kernel, stride, factor  # type: ignore[assignment]
     mix(layer, mixin)
+    layer.prepare()  # type: ignore[operator]
 
 
-_STANDARDISED = "StdConv2d"  # timm's StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame
-
-
-def _pads_same(layer: nn.Module) -> bool:
-    """Whether timm's layer pads dynamically as TensorFlow's SAME does."""
-    return bool(getattr(layer, "same_pad", type(layer).__name__.startswith("Conv2dSame")))
-
-
-def has_known_forward(conv: nn.Conv2d) -> bool:
-    """Whether a Conv2d's arithmetic is one that FoldedConv knows: torch's own, or timm's SAME and standardised ones."""
-    own = type(conv).forward is nn.Conv2d.forward
-    return own or type(conv).__name__.startswith("Conv2dSame") or _STANDARDISED in type(conv).__name__
-
-
-def _frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
+def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
     """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
     start = tap - center_of(kernel)
     return (torch.arange(0, frames, stride, device=device) + start).clamp_(0, frames - 1)
 
 
-def _select(x: Tensor, frames: int, fold_factor: int, index: Tensor) -> Tensor:
+def select_frames(x: Tensor, frames: int, fold_factor: int, index: Tensor) -> Tensor:
+    """Return the frames of every clip that `index` names, in its order."""
     return x.unflatten(0, (-1, frames, fold_factor)).index_select(1, index).flatten(0, 2)

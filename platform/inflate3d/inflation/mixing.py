@@ -37,6 +37,11 @@ def parts_of(cls: type) -> tuple[type, ...]:
     return cls.__dict__.get("_parts", (cls,))
 
 
+def base_name(module: Any) -> str:
+    """Return the name of a module's own class, whatever was mixed before it."""
+    return parts_of(type(module))[-1].__name__
+
+
 def _empty(*parts: type) -> Any:
     cls = mixed_class(*parts)
     return cls.__new__(cls)  # type: ignore[call-overload]

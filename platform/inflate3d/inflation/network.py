@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
+from inflate3d.inflation.convolution import FoldedConv, has_known_forward
 from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.layers import (
     Clip,
-    FoldedConv,
     FoldedDropPath,
     FoldedPool,
     fold_into_tubes,
     fold_layer,
-    has_known_forward,
 )
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import InflationPlan, as_triple, resolve_plan

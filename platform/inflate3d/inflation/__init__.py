@@ -9,6 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inflate3d.inflation.assign import ATTENTION_NAMES as ATTENTION_NAMES
+    from inflate3d.inflation.assign import STATISTICS_NAMES as STATISTICS_NAMES
+    from inflate3d.inflation.assign import AttentionName as AttentionName
+    from inflate3d.inflation.assign import StatisticsName as StatisticsName
+    from inflate3d.inflation.errors import InflationError as InflationError
     from inflate3d.inflation.features import InflatedFeatureInfo as InflatedFeatureInfo
     from inflate3d.inflation.network import Inflated as Inflated
     from inflate3d.inflation.network import inflate as inflate
@@ -20,14 +25,14 @@ if TYPE_CHECKING:
     from inflate3d.inflation.taps import TAP_NAMES as TAP_NAMES
     from inflate3d.inflation.taps import Taps as Taps
     from inflate3d.inflation.taps import inflate_kernel as inflate_kernel
-    from inflate3d.inflation.verify import InflationError as InflationError
 
 _NAMES = {
+    "assign": ("ATTENTION_NAMES", "STATISTICS_NAMES", "AttentionName", "StatisticsName"),
     "features": ("InflatedFeatureInfo",),
     "network": ("Inflated", "inflate", "inflate_in_place"),
     "plan": ("PLAN_NAMES", "PRESETS", "InflationPlan", "resolve_plan"),
     "taps": ("TAP_NAMES", "Taps", "inflate_kernel"),
-    "verify": ("InflationError",),
+    "errors": ("InflationError",),
 }
 _HOME = {name: f"inflate3d.inflation.{module}" for module, names in _NAMES.items() for name in names}
 

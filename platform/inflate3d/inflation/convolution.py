@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.layers import FoldedLayer, frame_index, pick_frames, select_frames
+from inflate3d.inflation.layers import FoldedLayer, frame_index, pick_frames, select_frames, trim_depth
 from inflate3d.inflation.mixing import base_name
 from inflate3d.inflation.taps import center_of
 
@@ -152,24 +152,6 @@ def _edge(shift: int, frames: int) -> slice:
     """The output frames whose tap falls off the clip's end."""
     n = min(abs(shift), frames)
     return slice(0, n) if shift < 0 else slice(frames - n, None)
-
-
-def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
-    """Return the kernel with the slices that only ever see a replicated end added to the outermost that sees more.
-
-    Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
-    """
-    depth = weight_OIDHW.shape[2]
-    middle = center_of(depth)
-    before, after = min(middle, frames - 1), min(depth - 1 - middle, frames - 1)
-    if before + after + 1 == depth:
-        return weight_OIDHW
-    if frames == 1:
-        return weight_OIDHW.sum(2, keepdim=True)
-    low, high = middle - before, middle + after
-    first = weight_OIDHW[:, :, : low + 1].sum(2, keepdim=True)
-    last = weight_OIDHW[:, :, high:].sum(2, keepdim=True)
-    return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
 
 
 def trim_space(

@@ -18,13 +18,13 @@ class InflatedFeatureInfo(FeatureInfo):
     num_pooled: int = 0
 
     @classmethod
-    def of(cls, info: Any, plan: InflationPlan, strided_levels: frozenset[int]) -> InflatedFeatureInfo:
+    def of(cls, info: Any, plan: InflationPlan, deepest: int) -> InflatedFeatureInfo:
         """Read timm's feature_info (a list of dicts, or a FeatureInfo) and add what the plan does along D."""
         entries = copy.deepcopy(list(info.info if isinstance(info, FeatureInfo) else info))
         indices = info.out_indices if isinstance(info, FeatureInfo) else tuple(range(len(entries)))
         for entry in entries:
             level = round(math.log2(entry["reduction"]))
-            entry["reduction_d"] = math.prod(plan.stride(s - 1, s) for s in strided_levels if s <= level)
+            entry["reduction_d"] = plan.stride(0, min(level, deepest))
         return cls(entries, indices)
 
     def reduction_dhw(self, idx: int | list[int] | None = None) -> Any:

@@ -5,7 +5,11 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.mixing import Mixin, mix
@@ -13,18 +17,19 @@ from inflate3d.inflation.taps import center_of
 
 
 class Clip:
-    """What every folded layer of one net shares: how many clips the batch holds just now."""
+    """What every folded layer of one net shares: how many clips the batch holds just now, and of how many frames."""
 
-    __slots__ = ("batch_size",)
+    __slots__ = ("batch_size", "frames")
 
     def __init__(self) -> None:
         self.batch_size = 1
+        self.frames = 1
 
-    def __getstate__(self) -> int:
-        return self.batch_size
+    def __getstate__(self) -> tuple[int, int]:
+        return self.batch_size, self.frames
 
-    def __setstate__(self, state: int) -> None:
-        self.batch_size = state
+    def __setstate__(self, state: tuple[int, int]) -> None:
+        self.batch_size, self.frames = state
 
 
 class FoldedLayer(Mixin):
@@ -40,7 +45,7 @@ class FoldedLayer(Mixin):
         """Read what the folded form must know of the 2D layer; called once, after mixing."""
 
     def frames_of(self, x: Tensor) -> int:
-        """Return D, the frames a clip has at this layer: N / (B * n)."""
+        """Return D, the frames a clip has at this layer: N / B."""
         return x.shape[0] // (self.clip.batch_size * self.fold_factor)
 
     def extra_repr(self) -> str:
@@ -70,6 +75,19 @@ class FoldedPool(FoldedLayer):
         return total if is_max else total / self.depth_kernel
 
 
+class FoldedLinear(FoldedLayer):
+    """A Linear (or pointwise layer on tokens) whose weight is (O, I, kD): tokens look at their neighbours in time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, ..., I) -> (N, ..., O); D is padded by replication."""
+        frames, weight = self.frames_of(x), trim_depth(self.weight, self.frames_of(x))  # type: ignore[attr-defined]
+        kernel = weight.shape[2]
+        if kernel > 1:
+            taps = [frame_index(frames, kernel, 1, tap, x.device) for tap in range(kernel)]
+            x = torch.cat([select_frames(x, frames, 1, index) for index in taps], -1)
+        return F.linear(x, weight.transpose(1, 2).flatten(1), self.bias)  # type: ignore[attr-defined]
+
+
 class FoldedDropPath(FoldedLayer):
     """Stochastic depth that drops whole clips, not single frames (the clip is the sample)."""
 
@@ -83,6 +101,119 @@ class FoldedDropPath(FoldedLayer):
         if getattr(self, "scale_by_keep", True) and drop_prob < 1:
             keep.div_(1 - drop_prob)
         return (x.unflatten(0, (clips, -1)) * keep).flatten(0, 1)
+
+
+class ClipStatistics(FoldedLayer):
+    """A layer with statistics over H and W (GroupNorm, GRN, squeeze-excite...): here they are the clip's.
+
+    The 2D layer runs unchanged on frames laid below each other, (B, C, D*H, W); a view where memory is channels-last.
+    """
+
+    prefix = "Clip"
+    channels_last: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W), or (N, H, W, C) where `channels_last` -> the same."""
+        x = x.unflatten(0, (self.clip.batch_size, -1))
+        if self.channels_last:
+            frames = x.shape[1]
+            return super().forward(x.flatten(1, 2)).unflatten(1, (frames, -1)).flatten(0, 1)  # type: ignore[misc]
+        x = x.transpose(1, 2)
+        frames = x.shape[2]
+        y = super().forward(x.flatten(2, 3))  # type: ignore[misc]
+        return y.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1)
+
+
+class ClipSqueeze(FoldedLayer):
+    """A pointwise layer on what was squeezed out of each frame: it is given the mean over the frames of the clip."""
+
+    prefix = "ClipSqueeze"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C) or (N, C, 1, 1), the same for every frame of a clip on the way out."""
+        x = x.unflatten(0, (self.clip.batch_size, -1))
+        y = super().forward(x.mean(1))  # type: ignore[misc]
+        return y.unsqueeze(1).expand(-1, x.shape[1], *[-1] * (y.ndim - 1)).flatten(0, 1)
+
+
+class FrameStride(FoldedLayer):
+    """A module that shrinks space in its own way; what it gives is averaged over `depth_stride` frames."""
+
+    prefix = "Strided"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Any tensors in, N first; every tensor that follows them comes out with D' = ceil(D / depth_stride)."""
+        rows = first_tensor((args, kwargs)).shape[0]
+        frames = rows // self.clip.batch_size
+        return map_tensors(super().forward(*args, **kwargs), lambda y: self._stride(y, rows, frames))  # type: ignore[misc]
+
+    def _stride(self, y: Tensor, rows: int, frames: int) -> Tensor:
+        if y.ndim < 2 or y.shape[0] % rows or not y.is_floating_point():
+            return y
+        y = y.unflatten(0, (-1, frames, y.shape[0] // rows))
+        missing = -frames % self.depth_stride
+        if missing:
+            y = torch.cat([y, y[:, -1:].expand(-1, missing, *[-1] * (y.ndim - 2))], 1)
+        return y.unflatten(1, (-1, self.depth_stride)).mean(2).flatten(0, 2)
+
+
+class AtRate(FoldedLayer):
+    """A module inside a net that counts its batch once, at its start, so that rows must stay as many from then on.
+
+    It runs on every `rate_in`-th frame only, and each frame that it gives is held for `hold` frames.
+    """
+
+    prefix = "AtRate"
+    rate_in: int = 1
+    hold: int = 1
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Any tensors in and out, with B * D rows (times n), D the frames that the net was given."""
+        if self.rate_in > 1:
+            args, kwargs = map_tensors((args, kwargs), self._pick)
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return map_tensors(output, self._hold) if self.hold > 1 else output
+
+    def _pick(self, x: Tensor) -> Tensor:
+        clips, frames = self.clip.batch_size, self.clip.frames
+        if x.ndim < 2 or x.shape[0] % (clips * frames):
+            return x
+        return x.unflatten(0, (clips, frames, -1))[:, :: self.rate_in].flatten(0, 2)
+
+    def _hold(self, y: Tensor) -> Tensor:
+        clips, frames = self.clip.batch_size, self.clip.frames
+        kept = -(-frames // self.hold)
+        if y.ndim < 2 or y.shape[0] % (clips * kept):
+            return y
+        y = y.unflatten(0, (clips, kept, -1)).repeat_interleave(self.hold, 1)
+        return y[:, :frames].flatten(0, 2)
+
+
+def fold_layer(
+    layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int = 1, stride: int = 1, factor: int = 1
+) -> None:
+    """Turn a 2D layer into its folded form in place."""
+    layer.clip, layer.depth_kernel, layer.depth_stride, layer.fold_factor = clip, kernel, stride, factor  # type: ignore[assignment]
+    mix(layer, mixin)
+    layer.prepare()  # type: ignore[operator]
+
+
+def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
+    """Return the kernel with the slices that only ever see a replicated end added to the outermost that sees more.
+
+    Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
+    """
+    depth = weight_OIDHW.shape[2]
+    middle = center_of(depth)
+    before, after = min(middle, frames - 1), min(depth - 1 - middle, frames - 1)
+    if before + after + 1 == depth:
+        return weight_OIDHW
+    if frames == 1:
+        return weight_OIDHW.sum(2, keepdim=True)
+    low, high = middle - before, middle + after
+    first = weight_OIDHW[:, :, : low + 1].sum(2, keepdim=True)
+    last = weight_OIDHW[:, :, high:].sum(2, keepdim=True)
+    return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
 
 
 def pick_frames(x: Tensor, frames: int, fold_factor: int, stride: int) -> Tensor:
@@ -106,13 +237,6 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
     return x_BDCHW.flatten(0, 1) if tube == 1 else x_BDCHW.unflatten(1, (-1, tube)).flatten(0, 1).flatten(1, 2)
 
 
-def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int, stride: int, factor: int) -> None:
-    """Turn a 2D layer into its folded form in place."""
-    layer.clip, layer.depth_kernel, layer.depth_stride, layer.fold_factor = clip, kernel, stride, factor  # type: ignore[assignment]
-    mix(layer, mixin)
-    layer.prepare()  # type: ignore[operator]
-
-
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
     """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
     start = tap - center_of(kernel)
@@ -122,3 +246,26 @@ def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.d
 def select_frames(x: Tensor, frames: int, fold_factor: int, index: Tensor) -> Tensor:
     """Return the frames of every clip that `index` names, in its order."""
     return x.unflatten(0, (-1, frames, fold_factor)).index_select(1, index).flatten(0, 2)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to a tensor, or to each tensor of a list, tuple or dict of them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, function) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(v, function) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(v, function) for v in value)
+    return value
+
+
+def first_tensor(value: Any) -> Tensor:
+    """Return the first tensor of nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, Tensor | list | tuple | dict) and len(item):
+            return first_tensor(item)
+    raise TypeError("no tensor given")

@@ -24,6 +24,12 @@ def mix(module: nn.Module, mixin: type[Mixin]) -> None:
     module.__class__ = mixed_class(mixin, *parts_of(type(module)))  # type: ignore[arg-type]
 
 
+def unmix(module: nn.Module, mixin: type[Mixin]) -> None:
+    """Take `mixin` away again, where it was mixed."""
+    parts = tuple(part for part in parts_of(type(module)) if part is not mixin)
+    module.__class__ = parts[0] if len(parts) == 1 else mixed_class(*parts)
+
+
 @cache
 def mixed_class(*parts: type) -> type:
     """Return the class of several mixins before a base; the same one for the same parts."""

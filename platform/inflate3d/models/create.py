@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from inflate3d.errors import InputError
-from inflate3d.inflation import InflationPlan, Taps, inflate_in_place, resolve_plan
+from inflate3d.inflation import AttentionName, InflationPlan, StatisticsName, Taps, inflate_in_place, resolve_plan
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.published import load_published, published_folder
 from inflate3d.models.spec import NetSpec
-from inflate3d.models.timm_source import build_timm, trace_size
+from inflate3d.models.timm_source import build_timm, trace_sizes
 from inflate3d.models.torchvision_source import build_torchvision
 
 _log = logging.getLogger("inflate3d")
@@ -26,6 +26,8 @@ def create_model(
     inflation: str = "center",
     overshoot: float = 0.25,
     plan: str | InflationPlan | dict[str, Any] = "auto",
+    attention: AttentionName = "frame",
+    statistics: StatisticsName = "clip",
     input_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
     in_chans: int | None = None,
@@ -44,7 +46,10 @@ def create_model(
     pretrained: for a 2D name its 2D weights, inflated; for a published one its 3D weights.
     inflation: mean | center | overshoot | random (see Taps); overshoot: its a.
     plan: auto | i3d | isotropic | slow | 2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm
-    (z, y, x). in_chans: 3 unless given, or the published net's own; the stem is adapted from RGB as timm does.
+    (z, y, x). attention: "frame", or "joint" for joint space-time attention in nets whose attention is
+    scaled_dot_product_attention. statistics: what GroupNorm, GRN, squeeze-excite and their kin pool over, the "clip"
+    (as 3D nets do) or each "frame". in_chans: 3 unless given, or the published net's own; the stem is adapted from
+    RGB as timm does.
     num_classes: the 2D net's own unless given; 0 gives pooled features (B, num_features).
     features_only: a list of (B, C_l, D_l, H_l, W_l), one a level. norm_domain: for a published net, whose running
     statistics (and stem) to take. Everything else is handed to timm.create_model as it is.
@@ -68,7 +73,7 @@ def create_model(
     if folder is not None:
         return load_published(
             folder,
-            build=lambda spec: build_net(spec, pretrained=False, verify=False),
+            build=lambda spec: build_net(spec, pretrained=False),
             pretrained=pretrained,
             norm_domain=norm_domain,
             plan=plan,
@@ -80,18 +85,32 @@ def create_model(
     size = as_triple(input_size, "input_size")
     resolved = resolve_plan(plan, input_size=size, spacing_mm=spacing_mm)
     _log.info("plan %s", resolved)
-    spec = NetSpec(name, Taps(inflation, overshoot), resolved, timm_kwargs=timm_kwargs, **_given(options))  # type: ignore[arg-type]
+    spec = NetSpec(
+        name,
+        Taps(inflation, overshoot),  # type: ignore[arg-type]
+        resolved,
+        attention=attention,
+        statistics=statistics,
+        timm_kwargs=timm_kwargs,
+        **_given(options),
+    )
     return build_net(spec, pretrained=pretrained, cache_dir=cache_dir)
 
 
-def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None, verify: bool = True) -> nn.Module:
+def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) -> nn.Module:
     """Build the 2D net of a spec and inflate it."""
     if spec.name.startswith("torchvision/"):
         net = build_torchvision(spec, pretrained=pretrained)
     else:
         net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
     net = inflate_in_place(
-        net, trace_size=trace_size(net), taps=spec.taps, plan=spec.plan, in_chans=spec.in_chans, verify=verify
+        net,
+        trace_sizes=trace_sizes(net),
+        taps=spec.taps,
+        plan=spec.plan,
+        attention=spec.attention,
+        statistics=spec.statistics,
+        in_chans=spec.in_chans,
     )
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     return net

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inflate3d.errors import unknown_name
-from inflate3d.inflation import InflationPlan, Taps
+from inflate3d.inflation import AttentionName, InflationPlan, StatisticsName, Taps
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class NetSpec:
     name: str
     taps: Taps
     plan: InflationPlan
+    attention: AttentionName = "frame"
+    statistics: StatisticsName = "clip"
     in_chans: int = 3
     num_classes: int | None = None
     features_only: bool = False
@@ -36,12 +38,15 @@ class NetSpec:
             "base_kwargs": kwargs,
             "inflation": {"taps": self.taps.name, "overshoot": self.taps.overshoot},
             "plan": self.plan.to_dict(),
+            "attention": self.attention,
+            "statistics": self.statistics,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetSpec:
         """Read a spec back; unknown keys are refused."""
         allowed = ("base", "in_chans", "num_classes", "global_pool", "base_kwargs", "inflation", "plan")
+        allowed += ("attention", "statistics")
         for key in data:
             if key not in allowed:
                 raise unknown_name("key", key, allowed, where="config.json: net")
@@ -50,6 +55,8 @@ class NetSpec:
             name=data["base"],
             taps=Taps(taps["taps"], taps["overshoot"]),
             plan=InflationPlan.from_dict(data["plan"]),
+            attention=data.get("attention", "frame"),
+            statistics=data.get("statistics", "frame"),
             in_chans=data["in_chans"],
             num_classes=data["num_classes"],
             global_pool=data.get("global_pool"),

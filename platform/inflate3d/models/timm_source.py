@@ -11,7 +11,7 @@ from torch import nn
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models.spec import NetSpec
 
-TRACE_SIZE = 128  # enough for a /32 net to keep a 4x4 map
+TRACE_SIZES = (64, 128)  # enough for a /32 net to keep a map of 2x2; some need more
 
 
 def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) -> nn.Module:
@@ -48,18 +48,19 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
         return  # an overlay may bring the file; timm says so itself if none does
 
 
-def trace_size(net: nn.Module) -> tuple[int, int]:
-    """Return the (H, W) on which a net is traced: its own where that is fixed, else a smaller one that suits it."""
+def trace_sizes(net: nn.Module) -> list[tuple[int, int]]:
+    """Return the (H, W) on which a net may be traced: its own where that is fixed, else small ones first."""
     cfg = getattr(net, "pretrained_cfg", None) or {}
     own = tuple((cfg.get("input_size") or (3, 224, 224))[1:])
     embed: Any = getattr(net, "patch_embed", None)
     if getattr(embed, "img_size", None):
         own = tuple(embed.img_size)  # img_size= was given
     if cfg.get("fixed_input_size", False):
-        return own  # type: ignore[return-value]
-    smallest = max((cfg.get("min_input_size") or (3, 0, 0))[1:])
-    size = max(TRACE_SIZE, -(-smallest // 32) * 32)
-    return (min(size, own[0]), min(size, own[1]))
+        return [own]  # type: ignore[list-item]
+    # An unpadded net needs room: twice what it says it takes at the least.
+    smallest = 2 * max((cfg.get("min_input_size") or (3, 0, 0))[1:])
+    sizes = [max(size, -(-smallest // 32) * 32) for size in TRACE_SIZES]
+    return [(size, size) for size in sizes if size < min(own)] + [own]  # type: ignore[list-item]
 
 
 def _is_about_fetching(error: Exception) -> bool:

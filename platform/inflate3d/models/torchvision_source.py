@@ -11,7 +11,6 @@ from torch import nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.mixing import Mixin, mix
-from inflate3d.inflation.trace import trace_levels
 from inflate3d.models.spec import NetSpec
 
 PREFIX = "torchvision/"
@@ -87,7 +86,10 @@ def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
     modules = [(n, m) for n, m in net.named_modules() if n and n.count(".") <= n.startswith("features.")]
     handles = [m.register_forward_hook(record(n)) for n, m in modules if n != "features"]
     channels = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels
-    trace_levels(net, torch.zeros(1, channels, size, size))
+    training = net.training
+    with torch.no_grad():
+        net.eval()(torch.zeros(1, channels, size, size))
+    net.train(training)
     for handle in handles:
         handle.remove()
     last_of = {level: (name, chs) for name, (level, chs) in outermost.items() if level > 0}

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from inflate3d.errors import InputError
 from inflate3d.models.layout import CARD, CONFIG, FORMAT, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.published import replay_features
-from inflate3d.models.timm_source import trace_size
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.destination import destination_folder, is_publication
 from inflate3d.publishing.licences import may_be_published
@@ -97,7 +96,7 @@ def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], extra_tens
 
 def _replay(model: nn.Module) -> dict[str, Tensor]:
     plan, spec = model.plan, model.net_spec
-    height, width = (min(s, 64) if not _is_fixed(model) else s for s in trace_size(model))
+    height, width = model.trace_size  # the smallest that the net was seen to take
     depth = max(8, plan.min_depth)  # type: ignore[union-attr, type-var]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)  # type: ignore[union-attr, arg-type]
@@ -106,11 +105,6 @@ def _replay(model: nn.Module) -> dict[str, Tensor]:
         features = replay_features(model.cpu().eval(), x)
     model.train(mode)
     return {"input": x, "features": features.contiguous()}
-
-
-def _is_fixed(model: nn.Module) -> bool:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return bool(cfg.get("fixed_input_size") or cfg.get("min_input_size"))
 
 
 def _source_weights(model: nn.Module) -> dict[str, Any] | None:

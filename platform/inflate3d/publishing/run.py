@@ -78,7 +78,7 @@ def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str,
             plain[key] = value
     spec = backbone.net.net_spec
     channels = plain[f"{path}.weight"].shape[1]
-    net = build_net(replace(spec, in_chans=channels, num_classes=0), pretrained=False, verify=False)  # type: ignore[type-var, arg-type]
+    net = build_net(replace(spec, in_chans=channels, num_classes=0), pretrained=False)  # type: ignore[type-var, arg-type]
     convert_norms(net, "group" if backbone.config.norm == "group" else "shared", Domain())
     net.load_state_dict(plain)
     return net, extra

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,29 @@ from inflate3d.sample import Spacing, Triple
 NUM_LEVELS = 6  # reductions 1, 2, 4, 8, 16, 32
 
 
+def _is_positive(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        return False
+    return 0 < value < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return _is_positive(value, whole=True)
+
+
 @dataclass(frozen=True)
 class InflationPlan:
     """How a 2D net is laid along D. Level l is where the map is 2**l times smaller than the image.
 
-    kernels: kernel size along D of the spatial convolutions at each level; None means the op's own spatial size
-    (3x3 -> 3x3x3). 1x1 convolutions stay 1x1x1. strides: stride along D of the step INTO each level; the first is 1.
-    Levels past the end repeat the last kernel and take no stride. Pooling windows follow: symmetric where the step
-    strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D: 2); None
-    averages all.
+    kernels: kernel size along D of the spatial convolutions at each level. None means the op's own spatial size (3x3 ->
+    3x3x3); a number is taken as it is, also where it is larger than the spatial kernel (7 makes 7x3x3 of a 3x3) or even
+    (the center is then the earlier of the two middle slices). 1x1 convolutions stay 1x1x1. A patch embed that strides
+    time takes tubes: its kernel along D is the stride. strides: stride along D of the step INTO each level; the first
+    is 1. A step over several levels takes their product.
+    The two lists need not be as long as the net is deep: levels past the end repeat the last kernel and take no
+    stride, entries past the net's deepest level are not used. Pooling windows follow: as wide as their spatial size
+    where the step strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D:
+    2); None averages all.
     """
 
     name: str
@@ -30,25 +45,31 @@ class InflationPlan:
     head_pool: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kernels", tuple(self.kernels))
-        object.__setattr__(self, "strides", tuple(self.strides))
-        if not self.kernels or any(k is not None and (not isinstance(k, int) or k < 1) for k in self.kernels):
-            raise InputError(
-                f"plan {self.name!r}: kernels {self.kernels}; each must be null or an integer of at least 1"
-            )
-        if not self.strides or any(not isinstance(s, int) or s < 1 for s in self.strides):
-            raise InputError(f"plan {self.name!r}: strides {self.strides}; each must be an integer of at least 1")
+        if not isinstance(self.name, str):
+            raise InputError(f"plan: name is {self.name!r}; expected a text")
+        for field, allowed in (("kernels", "null (the op's own size) or an integer"), ("strides", "an integer")):
+            values = getattr(self, field)
+            if not isinstance(values, list | tuple) or not values:
+                raise InputError(f"plan {self.name!r}: {field} is {values!r}; expected a list, one entry a level")
+            if not all(_is_count(v) or (v is None and field == "kernels") for v in values):
+                raise InputError(
+                    f"plan {self.name!r}: {field} is {list(values)}; each entry must be {allowed} of at least 1"
+                )
+            object.__setattr__(self, field, tuple(None if v is None else int(v) for v in values))
         if self.strides[0] != 1:
             raise InputError(
-                f"plan {self.name!r}: strides[0] is {self.strides[0]}; level 0 is the input itself, so it is 1"
+                f"plan {self.name!r}: strides[0] is {self.strides[0]}; level 0 is the input itself, so it is 1. "
+                f"A stride of {self.strides[0]} at the first halving of H and W is strides: [1, {self.strides[0]}, ...]"
             )
-        if self.head_pool is not None and self.head_pool < 1:
-            raise InputError(f"plan {self.name!r}: head_pool is {self.head_pool}; it must be null or at least 1")
+        if self.head_pool is not None and not _is_count(self.head_pool):
+            raise InputError(
+                f"plan {self.name!r}: head_pool is {self.head_pool!r}; it must be null or an integer of at least 1"
+            )
 
     def kernel(self, level: int, spatial: int) -> int:
-        """Return kD for an op of kernel size `spatial` whose output lies at `level`."""
+        """Return kD for an op of kernel size `spatial` whose output lies at `level`; 1x1 ops stay 1."""
         kernel = self.kernels[min(level, len(self.kernels) - 1)]
-        return spatial if kernel is None else min(kernel, spatial) if spatial > 1 else 1
+        return spatial if kernel is None or spatial == 1 else kernel
 
     def stride(self, from_level: int, to_level: int) -> int:
         """Return the stride along D of an op that goes from one level to a deeper one."""
@@ -85,7 +106,7 @@ class InflationPlan:
         allowed = ("name", "kernels", "strides", "head_pool")
         for key in data:
             if key not in allowed:
-                raise unknown_name("key", key, allowed, where="plan")
+                raise unknown_name("key", str(key), allowed, where="plan")
         return cls(**{"name": "custom", **data})
 
 
@@ -120,37 +141,39 @@ def resolve_plan(
             return PRESETS["isotropic"]
         return auto_plan(as_triple(input_size, "input_size"), as_triple(spacing_mm, "spacing_mm"))
     if plan not in PRESETS:
-        raise unknown_name("plan", plan, PLAN_NAMES)
+        raise unknown_name("plan", str(plan), PLAN_NAMES)
     return PRESETS[plan]
 
 
 def auto_plan(input_size: Triple | None = None, spacing_mm: Spacing | None = None) -> InflationPlan:
     """Return a plan for a volume's size (D, H, W) and spacing (z, y, x).
 
-    D is strided where its spacing is no coarser than that of H and W there, and two slices are left (or the input's own
-    count, if that is one). Kernels reach along D once its spacing is at most twice that of H and W: nnU-Net's rule.
+    D is strided where its spacing is at most 1.5 times that of H and W there and two slices are left (or the input's
+    own count, if that is one). Kernels reach along D once its spacing is at most twice that of H and W: nnU-Net's rule.
     """
     depth = input_size[0] if input_size else math.inf
     z, y, x = spacing_mm or (1.0, 1.0, 1.0)
     in_plane = min(y, x)
     kernels: list[int | None] = []
     strides = []
-    for level in range(NUM_LEVELS + 2):
-        stride = 2 if level > 0 and z <= 1.5 * in_plane and math.ceil(depth / 2 if depth < math.inf else 2) >= 2 else 1
+    for level in range(NUM_LEVELS + 2):  # down to /128: some nets go past /32
+        stride = 2 if level > 0 and z <= 1.5 * in_plane and depth > 2 else 1
         if level > 0:
             in_plane *= 2
-        if stride == 2:
-            z *= 2
-            depth = math.ceil(depth / 2) if depth < math.inf else depth
+        z *= stride
+        depth = depth if depth == math.inf else math.ceil(depth / stride)
         strides.append(stride)
         kernels.append(None if z <= 2 * in_plane and depth > 1 else 1)
     return InflationPlan("auto", tuple(kernels), tuple(strides))
 
 
 def as_triple(value: Sequence[Any] | None, name: str) -> Any:
-    """Check that a size or spacing has three positive entries (D, H, W); None stays None."""
+    """Check a size ("..._size": whole numbers) or a spacing of three positive entries (D, H, W); None stays None."""
     if value is None:
         return None
-    if len(value) != 3 or any(v <= 0 for v in value):
-        raise InputError(f"{name} is {tuple(value)}; expected three positive numbers (D, H, W)")
-    return tuple(value)
+    whole = name.endswith("_size")
+    entries = tuple(value) if isinstance(value, Iterable) else (value,)
+    if len(entries) != 3 or not all(_is_positive(v, whole) for v in entries):
+        kind = "positive whole numbers" if whole else "positive numbers"
+        raise InputError(f"{name} is {entries!r}; expected three {kind} (D, H, W)")
+    return entries

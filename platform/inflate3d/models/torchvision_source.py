@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import FeatureHookNet, adapt_input_conv
-from torch import nn
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.models.spec import NetSpec
 
 PREFIX = "torchvision/"
+LOOK_SIZE, OTHER_SIZE = 224, 96  # what each of them takes, and what most do
 
 
 def build_torchvision(spec: NetSpec, *, pretrained: bool) -> nn.Module:
-    """Return torchvision's 2D classifier for a spec; auxiliary heads are dropped."""
+    """Return torchvision's 2D classifier for a spec, with timm's contract; auxiliary heads are dropped."""
     from torchvision import models
 
     name = spec.name.removeprefix(PREFIX)
     known = models.list_models(module=models)
     if name not in known:
         raise unknown_name("model", spec.name, [PREFIX + k for k in known], see=f"platform models list '{PREFIX}*'")
+    if spec.global_pool not in (None, "avg"):
+        raise _fixed_pool(spec.global_pool)
     kwargs: dict[str, Any] = dict(spec.timm_kwargs)
     if name in ("googlenet", "inception_v3"):
         kwargs.setdefault("init_weights", not pretrained)
@@ -31,75 +38,189 @@ def build_torchvision(spec: NetSpec, *, pretrained: bool) -> nn.Module:
             kwargs.setdefault("aux_logits", False)
     net = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
     if getattr(net, "aux_logits", False):
-        net.aux_logits, net.aux1, net.aux2 = False, None, None
+        net.aux_logits = False
+        for head in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(net, head):
+                setattr(net, head, None)
     _adapt_stem(net, spec.in_chans)
     _give_contract(net)
-    if spec.num_classes is not None and not spec.features_only:
-        net.reset_classifier(spec.num_classes)
     if spec.features_only:
-        count = len(net.feature_info)  # type: ignore[arg-type]
-        indices = spec.out_indices if spec.out_indices is not None else tuple(range(count))
-        return FeatureHookNet(net, out_indices=indices)  # type: ignore[arg-type]
+        return _feature_net(net, spec)
+    if spec.num_classes is not None:
+        net.reset_classifier(spec.num_classes)
     return net
 
 
-class LinearClassifier(Mixin):
-    """get_classifier and reset_classifier for a net whose last Linear classifies."""
+class Classifier(Mixin):
+    """get_classifier and reset_classifier for a net whose last Linear (or 1x1 convolution) classifies."""
 
     classifier_name: str
 
     def get_classifier(self) -> nn.Module:
-        """Return the last Linear (or the Identity in its place)."""
+        """Return the last Linear or 1x1 convolution (or the Identity in its place)."""
         return self.get_submodule(self.classifier_name)  # type: ignore[attr-defined]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh classifier in place; 0 gives pooled features."""
         if global_pool not in (None, "avg"):
-            raise InputError(f"global_pool is {global_pool!r}; torchvision's nets pool as they are built")
-        fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()  # type: ignore[attr-defined]
+            raise _fixed_pool(global_pool)
+        fresh: nn.Module = nn.Identity()
+        if num_classes:
+            width = self.num_features  # type: ignore[attr-defined]
+            fresh = nn.Conv2d(width, num_classes, 1) if self.classifies_maps else nn.Linear(width, num_classes)  # type: ignore[attr-defined]
         self.set_submodule(self.classifier_name, fresh)  # type: ignore[attr-defined]
         self.num_classes = num_classes
 
 
-def _give_contract(net: nn.Module) -> None:
-    linears = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)]
-    if not linears:
-        raise InputError(f"{type(net).__name__} has no Linear classifier; inflate it yourself with inflate3d.inflate")
-    net.classifier_name, last = linears[-1]  # type: ignore[assignment]
-    net.num_features, net.num_classes = last.in_features, last.out_features  # type: ignore[assignment]
-    net.feature_info = _feature_info(net)  # type: ignore[assignment]
-    mix(net, LinearClassifier)
+class FeatureClassifier(Classifier):
+    """forward_features, forward_head and forward_intermediates too, for nets that are a trunk, a pool and a head."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last map before the pool: (N, C, H, W)."""
+        return self._maps(x, [])[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool a last map and classify it; `pre_logits` gives the classifier's input."""
+        x = self.avgpool(x) if hasattr(self, "avgpool") else nn.functional.adaptive_avg_pool2d(x, 1)
+        head: Any = getattr(self, self.classifier_name.partition(".")[0])
+        layers = list(head) if isinstance(head, nn.Sequential) else [head]
+        x = x.flatten(1) if isinstance(layers[0], nn.Dropout | nn.Linear | nn.Identity) else x
+        for layer in [*([self.dropout] if hasattr(self, "dropout") else []), *layers[: -1 if pre_logits else None]]:
+            x = layer(x)
+        return x
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return (last map, maps), as timm's; `norm` and `stop_early` change nothing here."""
+        if output_fmt != "NCHW":
+            raise InputError(f"output_fmt is {output_fmt!r}; torchvision's maps come as NCHW")
+        taken, _ = feature_take_indices(len(self._modules_of_levels()), indices)
+        *maps, last = self._maps(x, taken)
+        return maps if intermediates_only else (last, maps)
+
+    def _maps(self, x: Tensor, taken: Sequence[int]) -> list[Tensor]:
+        """Return the maps of the levels taken, and the last one."""
+        modules = self._modules_of_levels()
+        names = [*(modules[index] for index in taken), modules[-1]]
+        with _captured(self, names) as outputs:  # type: ignore[arg-type]
+            super().forward(x)  # type: ignore[misc]
+        return [outputs[name] for name in names]
+
+    def _modules_of_levels(self) -> list[str]:
+        info: Any = self.feature_info  # type: ignore[attr-defined]
+        return [entry["module"] for entry in getattr(info, "info", info)]
 
 
-def _feature_info(net: nn.Module) -> list[dict[str, Any]]:
-    """One entry a level: the last of the outermost modules whose map has that level's size."""
-    outermost: dict[str, tuple[int, int]] = {}
-    size = 224
+@contextmanager
+def _captured(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Collect what the named modules give while the body of the `with` runs; the net itself stays as it is."""
+    outputs: dict[str, Any] = {}
 
-    def record(name: str) -> Any:
-        def hook(_m: nn.Module, _i: Any, y: Any) -> None:
-            if isinstance(y, torch.Tensor) and y.ndim == 4 and y.shape[-1] > 1:
-                outermost[name] = (round(math.log2(size / y.shape[-1])), y.shape[1])
+    def hook(name: str) -> Any:
+        return lambda _module, _inputs, output: outputs.update({name: output})
 
-        return hook
+    handles = [net.get_submodule(name).register_forward_hook(hook(name)) for name in dict.fromkeys(names)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    modules = [(n, m) for n, m in net.named_modules() if n and n.count(".") <= n.startswith("features.")]
-    handles = [m.register_forward_hook(record(n)) for n, m in modules if n != "features"]
-    channels = next(m for m in net.modules() if isinstance(m, nn.Conv2d)).in_channels
-    training = net.training
-    with torch.no_grad():
-        net.eval()(torch.zeros(1, channels, size, size))
+
+def _give_contract(net: Any) -> None:
+    layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    net.classifier_name, last = layers[-1]
+    net.classifies_maps = isinstance(last, nn.Conv2d)
+    net.num_features = last.in_channels if net.classifies_maps else last.in_features
+    net.num_classes = last.out_channels if net.classifies_maps else last.out_features
+    net.feature_info, net.output_fmt = _feature_info(net)
+    is_fixed, is_split = _look_at_head(net)
+    size = (_stem(net).in_channels, LOOK_SIZE, LOOK_SIZE)
+    norm = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    net.pretrained_cfg = {"input_size": size, "fixed_input_size": is_fixed, **norm}
+    mix(net, FeatureClassifier if is_split else Classifier)
+
+
+def _look_at_head(net: Any) -> tuple[bool, bool]:
+    """Return (whether the net takes one image size alone, whether FeatureClassifier's head on its last map is it)."""
+    names = [net.feature_info[-1]["module"]] if net.feature_info else []
+    training, is_fixed = net.training, False
+    net.eval()
+    with torch.no_grad(), _captured(net, names) as outputs:
+        try:  # a size unlike the usual one, so that a head that knows only that one shows
+            logits = net(_image(net, OTHER_SIZE))
+        except (RuntimeError, AssertionError):
+            logits, is_fixed = net(_image(net, LOOK_SIZE)), True
+        try:
+            again = FeatureClassifier.forward_head(net, outputs[names[0]])
+            is_split = torch.allclose(again, logits, rtol=1e-4, atol=1e-5)
+        except (RuntimeError, IndexError):
+            is_split = False
     net.train(training)
-    for handle in handles:
-        handle.remove()
-    last_of = {level: (name, chs) for name, (level, chs) in outermost.items() if level > 0}
-    return [{"num_chs": c, "reduction": 2**level, "module": n} for level, (n, c) in sorted(last_of.items())]
+    return is_fixed, is_split
+
+
+def _image(net: nn.Module, size: int) -> Tensor:
+    return torch.randn(1, _stem(net).in_channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _feature_info(net: Any) -> tuple[list[dict[str, Any]], str]:
+    """One entry a level, and the maps' format: the last map of that level's size, of the outermost modules."""
+    head = net.classifier_name.partition(".")[0]
+    containers = {n for n, m in net.named_children() if isinstance(m, nn.Sequential | nn.ModuleList)}
+    names = [
+        n
+        for n, m in net.named_modules()
+        if n and n.partition(".")[0] != head and n.count(".") <= (n.partition(".")[0] in containers)
+        if not isinstance(m, nn.ModuleList | nn.AdaptiveAvgPool2d)
+    ]
+    training = net.training
+    with torch.no_grad(), _captured(net, names) as outputs:
+        net.eval()(_image(net, LOOK_SIZE))
+    net.train(training)
+    maps = {n: y.shape[1:] for n, y in outputs.items() if isinstance(y, Tensor) and y.ndim == 4}
+    formats = {n: "NHWC" if s[0] == s[1] != s[2] else "NCHW" for n, s in maps.items() if s[1] > 1}
+    output_fmt = max(formats.values(), default="NCHW")  # Swin's maps but for its last, which is brought to NCHW
+    last_of: dict[int, dict[str, Any]] = {}
+    for name in (n for n, fmt in formats.items() if fmt == output_fmt):
+        height, channels = (maps[name][i] for i in ((0, 2) if output_fmt == "NHWC" else (1, 0)))
+        level = round(math.log2(LOOK_SIZE / height))
+        last_of[level] = {"num_chs": channels, "reduction": 2**level, "module": name}
+    levels = [last_of[level] for level in sorted(last_of)]
+    return (levels if len(levels) > 1 else []), output_fmt  # a ViT's patch embed alone is no feature map
+
+
+def _feature_net(net: Any, spec: NetSpec) -> nn.Module:
+    """Return the net as timm's features_only nets are, without its head."""
+    if not net.feature_info:
+        raise InputError(f"{spec.name!r} gives no feature maps: it has tokens only; timm's ViTs give maps of them")
+    net.classifier_name = net.classifier_name.partition(".")[0]  # timm's feature net resets it: the whole head goes
+    count = len(net.feature_info)
+    taken, _ = feature_take_indices(count, spec.out_indices if spec.out_indices is not None else count)
+    features = FeatureHookNet(net, out_indices=taken, output_fmt=net.output_fmt)
+    features.pretrained_cfg = net.pretrained_cfg
+    return features
+
+
+def _fixed_pool(given: str) -> InputError:
+    return InputError(f"global_pool is {given!r}; torchvision's nets pool as they are built: leave it out")
+
+
+def _stem(net: nn.Module) -> nn.Conv2d:
+    return next(m for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def _adapt_stem(net: nn.Module, in_chans: int) -> None:
     if in_chans == 3:
         return
-    stem = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    stem = _stem(net)
     stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.data))
     stem.in_channels = in_chans
     if getattr(net, "transform_input", False):

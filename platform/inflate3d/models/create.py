@@ -105,7 +105,7 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
         net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
     net = inflate_in_place(
         net,
-        trace_sizes=trace_sizes(net),
+        trace_sizes=trace_sizes(net, spec.timm_kwargs.get("img_size")),
         taps=spec.taps,
         plan=spec.plan,
         attention=spec.attention,

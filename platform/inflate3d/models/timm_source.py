@@ -48,8 +48,13 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
         return  # an overlay may bring the file; timm says so itself if none does
 
 
-def trace_sizes(net: nn.Module) -> list[tuple[int, int]]:
-    """Return the (H, W) on which a net may be traced: its own where that is fixed, else small ones first."""
+def trace_sizes(net: nn.Module, img_size: Any = None) -> list[tuple[int, int]]:
+    """Return the (H, W) on which a net may be traced: its own where that is fixed, else small ones first.
+
+    img_size: what the net was built with, where that was given; timm's feature nets no longer show it themselves.
+    """
+    if img_size is not None:
+        return [(img_size, img_size) if isinstance(img_size, int) else tuple(img_size)]
     cfg = getattr(net, "pretrained_cfg", None) or {}
     own = tuple((cfg.get("input_size") or (3, 224, 224))[1:])
     embed: Any = getattr(net, "patch_embed", None)

@@ -12,7 +12,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist wo
 # The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: install quickstart test test-all lint typecheck lock clean
+.PHONY: install quickstart test test-all lint typecheck lock architectures clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -55,6 +55,10 @@ lock: install
 	{ echo "# What was tested: Linux x86-64, $$($(BIN)/python --version). Written by make lock."; \
 	  $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+
+# Builds every net that timm and torchvision register, without data; takes a quarter of an hour.
+architectures: install
+	$(BIN)/python -m inflate3d.models.survey
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,8 +2,8 @@
 
 Receptive fields are measured: with every weight one, normalisation the identity and averaging in place of maxima, the
 gradient of one output reaches each input voxel that it can see. Where torchvision's network differs from the paper's:
-its pools do not pad but round up (ceil_mode), which shifts windows and leaves receptive fields alone; its "5x5" branches
-are 3x3 convolutions, which is what I3D has as well; its second convolution of the stem has BatchNorm.
+its pools do not pad but round up (ceil_mode), which shifts windows and leaves receptive fields alone; its "5x5"
+branches are 3x3 convolutions, which is what I3D has as well; its second convolution of the stem has BatchNorm.
 
 The figure gives (7, 11, 11), (11, 27, 27) and (23, 75, 75) after the first three max-pools: they are met. It gives
 (59, 219, 219) after the fourth and (99, 539, 539) at the end. With the five blocks that it draws between the third and
@@ -65,7 +65,7 @@ def seen(net, size, axis):
         middle = y[len(y) // 2, :, y.shape[2] // 2, y.shape[3] // 2].sum()  # one clip: the rows are its frames
         (gradient,) = torch.autograd.grad(middle, x, retain_graph=True)
         reached = gradient.abs().sum([d for d in range(5) if d != axis]).nonzero().flatten()
-        assert 0 < reached[0], f"{stage}: the clip is too small to tell"
+        assert reached[0] > 0, f"{stage}: the clip is too small to tell"
         assert reached[-1] < x.shape[axis] - 1, f"{stage}: the clip is too small to tell"
         extents[stage] = int(reached[-1] - reached[0]) + 1
     return extents
@@ -134,4 +134,4 @@ def test_the_nets_of_the_literature_answer_as_2d_on_a_static_clip(name, plan):
     with torch.no_grad():
         expected = net_2d(frame)
         error = (net(frame.expand(-1, -1, 17, -1, -1)) - expected).abs().max() / expected.abs().max()
-    assert error <= 1e-6  # the weights were drawn and divided in single precision
+    assert error <= 1e-5  # the weights were drawn and divided in single precision

@@ -3,68 +3,121 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
 from inflate3d.errors import InputError
+from inflate3d.inflation.plan import PLAN_NAMES, resolve_plan
+from inflate3d.models.architectures import Architecture, table, versions
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform models`."""
     parser = subparsers.add_parser("models", help="list the 2D nets, and show how one becomes 3D")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    listing = commands.add_parser("list", help="names that create_model takes")
-    listing.add_argument("filter", nargs="?", default="*", metavar="WILDCARD", help="such as '*resnet*'")
+    listing = commands.add_parser(
+        "list",
+        help="names that create_model takes, with parameters, levels and how time is mixed",
+        description=_LIST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listing.add_argument("filter", nargs="?", default="*", metavar="WILDCARD", help="such as '*vit*'")
+    listing.add_argument("--names", action="store_true", help="names alone, one a line, for scripts")
     listing.set_defaults(run=_list)
-    show = commands.add_parser("show", help="levels of one net under a plan: kernels, strides, sizes")
+    show = commands.add_parser("show", help="levels of one net under a plan: kernels, strides, sizes, parameters")
     show.add_argument("name", metavar="NAME")
-    show.add_argument("--plan", default="auto", help="auto, i3d, isotropic, slow or 2d")
+    show.add_argument(
+        "--plan",
+        default="auto",
+        help="auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file",
+    )
     show.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
     show.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
     show.add_argument("--inflation", default="center", help="mean, center, overshoot or random")
     show.set_defaults(run=_show)
 
 
+_LIST = """\
+levels: how much smaller H and W are than the image's, at each level.
+time: what looks across frames once a net is inflated (conv: spatial convolutions; linear: pointwise layers; tubes: the
+patch embed alone); joint: attention="joint" makes its attention do so as well.
+"""
+
+
 def _list(args: argparse.Namespace) -> None:
     names = [*architectures("timm"), *(f"torchvision/{n}" for n in architectures("torchvision"))]
-    found = sorted(n for n in names if fnmatch(n, args.filter))
+    known = table()
+    found = sorted(n for n in {*names, *known} if fnmatch(n, args.filter))
     if not found:
         raise InputError(f"platform models list: no name matches {args.filter!r}; try '*{args.filter.strip('*')}*'")
-    print("\n".join(found))
+    if args.names:
+        print("\n".join(found))
+        return
+    rows = [(n, *(_facts(known[n]) if n in known else ("?", "?", "?"))) for n in found]
+    print_table(["name", "parameters", "levels", "time"], rows)
+    if unknown := [n for n in found if n not in known]:
+        print(f"?: newer than the table ({versions()}); platform models show {unknown[0]}")
+
+
+def _facts(row: Architecture) -> tuple[str, str, str]:
+    return f"{row.parameters / 1e6:.1f} M", " ".join(map(str, row.reductions)) or "-", " ".join(row.time) or "-"
 
 
 def _show(args: argparse.Namespace) -> None:
     size = _triple(args.input_size, int, "--input_size")
     spacing = _triple(args.spacing_mm, float, "--spacing_mm")
     check_model_name(args.name, where="platform models show")
+    plan = resolve_plan(_plan(args.plan), input_size=size, spacing_mm=spacing)
 
     import logging
 
-    from inflate3d.models import create_model
+    from inflate3d.models.outline import outline
 
     logging.getLogger("inflate3d").setLevel(logging.WARNING)
-    net: Any = create_model(
-        args.name, plan=args.plan, input_size=size, spacing_mm=spacing, inflation=args.inflation, features_only=True
-    )
-    plan, info = net.plan, net.feature_info
-    rows: list[list[object]] = []
-    above = 1
-    for channels, reduction, spatial in zip(info.channels(), info.reduction_dhw(), info.reduction(), strict=True):
-        level = spatial.bit_length() - 1
-        kernel = plan.kernels[min(level, len(plan.kernels) - 1)]
-        stride, above = reduction[0] // above, reduction[0]
-        row = [level, "as spatial" if kernel is None else kernel, stride, "x".join(map(str, reduction)), channels]
-        if size:
-            row.append(" x ".join(str(-(-n // r)) for n, r in zip(size, reduction, strict=True)))
-        rows.append(row)
-    parameters = sum(p.numel() for p in net.parameters())
-    print(
-        f"{args.name}, plan {plan.name}, taps {args.inflation}: {parameters / 1e6:.1f} M parameters to the last level"
-    )
-    header = ["level", "kernel D", "stride D", "reduction DxHxW", "channels", *(["map D x H x W"] if size else [])]
-    print_table(header, rows)
+    shown = size or (64, 224, 224)
+    levels = outline(args.name, input_size=shown, plan=plan, inflation=args.inflation)
+    total = sum(level.parameters for level in levels)
+    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {args.inflation}, input {_times(shown)} (D x H x W)")
+    print(f"plan {plan}")
+    rows = [
+        (
+            row.level,
+            _times(row.kernel) if row.kernel else "-",
+            _times(row.stride),
+            _times(row.size),
+            row.channels,
+            f"{row.parameters / 1e6:.2f} M",
+        )
+        for row in levels
+    ]
+    print_table(["level", "kernel D x H x W", "stride D x H x W", "output D x H x W", "channels", "parameters"], rows)
+
+
+def _plan(text: str) -> Any:
+    """Return what --plan means: a preset's name, a mapping in YAML or JSON, or what a file of one holds."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        if not path.is_file():
+            raise InputError(f"--plan: no file {text!r}; give a preset ({', '.join(PLAN_NAMES)}) or a file that exists")
+        from inflate3d.cli.document import read_document
+
+        return read_document(path)[0]
+    if not text.lstrip().startswith("{"):
+        return text
+    from inflate3d.cli.document import read_value
+
+    value = read_value(text)
+    if not isinstance(value, dict):
+        raise InputError(f"--plan is {text!r}, which is not valid YAML; such as '{{kernels: [1, 3], strides: [1, 2]}}'")
+    return value
+
+
+def _times(values: Sequence[int]) -> str:
+    return " x ".join(map(str, values))
 
 
 def _triple(text: str | None, kind: type, option: str) -> tuple[Any, ...] | None:

@@ -37,9 +37,9 @@ class FoldedLayer(Mixin):
 
     prefix = "Folded"
     clip: Clip
-    depth_kernel: int
-    depth_stride: int
-    fold_factor: int
+    depth_kernel: int = 1
+    depth_stride: int = 1
+    fold_factor: int = 1
 
     def prepare(self) -> None:
         """Read what the folded form must know of the 2D layer; called once, after mixing."""
@@ -266,6 +266,6 @@ def first_tensor(value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
     for item in value.values() if isinstance(value, dict) else value:
-        if isinstance(item, Tensor | list | tuple | dict) and len(item):
+        if isinstance(item, Tensor) or (isinstance(item, list | tuple | dict) and item):  # len(tensor) would fix N
             return first_tensor(item)
     raise TypeError("no tensor given")

@@ -71,6 +71,10 @@ def test_auto_without_a_size_is_isotropic():
     assert resolve_plan("auto") is PRESETS["isotropic"]
 
 
+def test_isotropic_treats_time_as_space_past_32_too():
+    assert [PRESETS["isotropic"].stride(0, level) for level in range(8)] == [2**level for level in range(8)]
+
+
 def test_kernels_follow_the_ops_own_size_unless_the_plan_names_one():
     plan = InflationPlan("mine", kernels=(None, 1, 3), strides=(1, 2, 2))
     assert [plan.kernel(0, 7), plan.kernel(1, 7), plan.kernel(2, 7), plan.kernel(9, 7)] == [7, 1, 3, 3]

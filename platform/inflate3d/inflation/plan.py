@@ -12,12 +12,13 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing, Triple
 
 NUM_LEVELS = 6  # reductions 1, 2, 4, 8, 16, 32
+DEEPEST = 7  # /128: some nets go past /32
 
 
 def _is_positive(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
         return False
-    return 0 < value < math.inf
+    return 0 < float(value) < math.inf
 
 
 def _is_count(value: Any) -> bool:
@@ -86,7 +87,7 @@ class InflationPlan:
         return ((self.head_pool or 1) - 1) * self.total_stride + 1
 
     def __str__(self) -> str:
-        """One line for logs: 'isotropic: strides along D 1 2 2 2 2 2, kernels along D as along H'."""
+        """One line for logs: 'slow: strides along D 1 1 1 1 1 1, kernels along D 1 1 1 1 own own'."""
         own = all(kernel is None for kernel in self.kernels)
         kernels = "as along H" if own else " ".join("own" if k is None else str(k) for k in self.kernels)
         return f"{self.name}: strides along D {' '.join(map(str, self.strides))}, kernels along D {kernels}"
@@ -116,7 +117,7 @@ PRESETS: dict[str, InflationPlan] = {
     for plan in (
         # Fig. 3 of arXiv:1705.07750: symmetric kernels; the first two max-pools keep D, later ones halve it.
         InflationPlan("i3d", _OWN, (1, 2, 1, 1, 2, 2), head_pool=2),
-        InflationPlan("isotropic", _OWN, (1, 2, 2, 2, 2, 2)),
+        InflationPlan("isotropic", _OWN, (1, *(2,) * DEEPEST)),
         # SlowFast's slow path (arXiv:1812.03982): kernels along time in the last two stages, time is never strided.
         InflationPlan("slow", (1, 1, 1, 1, None, None), (1,) * NUM_LEVELS),
         InflationPlan("2d", (1,) * NUM_LEVELS, (1,) * NUM_LEVELS),
@@ -156,7 +157,7 @@ def auto_plan(input_size: Triple | None = None, spacing_mm: Spacing | None = Non
     in_plane = min(y, x)
     kernels: list[int | None] = []
     strides = []
-    for level in range(NUM_LEVELS + 2):  # down to /128: some nets go past /32
+    for level in range(DEEPEST + 1):
         stride = 2 if level > 0 and z <= 1.5 * in_plane and depth > 2 else 1
         if level > 0:
             in_plane *= 2

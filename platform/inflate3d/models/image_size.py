@@ -64,7 +64,7 @@ def size_options(name: str, size: Size | None, given: dict[str, Any]) -> dict[st
         return {}
     with torch.device("meta"):
         net = timm.create_model(name, **given)
-    known = {word for cls in type(net).__mro__ for word in inspect.signature(cls.__init__).parameters}
+    known = {word for cls in type(net).__mro__ for word in inspect.signature(vars(cls).get("__init__", len)).parameters}
     dynamic = [dict.fromkeys([key], value) for key, value in _DYNAMIC.items() if key in known]
     if size is None:
         return dynamic[0] if dynamic else {}
@@ -72,7 +72,8 @@ def size_options(name: str, size: Size | None, given: dict[str, Any]) -> dict[st
     padded = [size, *_padded_sizes(size, reduction)]
     square = [(max(p), max(p)) for p in padded]
     fixed = [{"img_size": p} for p in dict.fromkeys([*padded, *square])] if "img_size" in known else []
-    for options in [{}, *dynamic, *fixed]:
+    tried: list[dict[str, Any]] = [{}, *dynamic, *fixed]
+    for options in tried:
         sizes = [options["img_size"]] if "img_size" in options else padded
         if any(_builds_for(name, {**given, **options}, s) for s in sizes):
             return options

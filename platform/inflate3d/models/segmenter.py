@@ -36,7 +36,8 @@ class Segmenter(nn.Module):
         """The last map at each reduction; plain ViTs have one."""
         channels = [info.channels()[level] for level in self.levels]
         self.pyramid = Pyramid(channels[0], reductions[self.levels[0]])
-        self.decoder = UNetDecoder(_Levels([*self.pyramid.channels, *channels]), num_classes)
+        levels: Any = _Levels([*self.pyramid.channels, *channels])
+        self.decoder = UNetDecoder(levels, num_classes)
         self.fits: dict[Size, Fit] = {}
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:

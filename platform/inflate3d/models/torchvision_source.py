@@ -92,7 +92,7 @@ class FeatureClassifier(Classifier):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -202,9 +202,9 @@ def _feature_net(net: Any, spec: NetSpec) -> nn.Module:
     if not net.feature_info:
         raise InputError(f"{spec.name!r} gives no feature maps: it has tokens only; timm's ViTs give maps of them")
     net.classifier_name = net.classifier_name.partition(".")[0]  # timm's feature net resets it: the whole head goes
-    count = len(net.feature_info)
-    taken, _ = feature_take_indices(count, spec.out_indices if spec.out_indices is not None else count)
-    features = FeatureHookNet(net, out_indices=taken, output_fmt=net.output_fmt)
+    indices: Any = spec.out_indices if spec.out_indices is not None else len(net.feature_info)
+    taken, _ = feature_take_indices(len(net.feature_info), indices)
+    features: Any = FeatureHookNet(net, out_indices=tuple(taken), output_fmt=net.output_fmt)
     features.pretrained_cfg = net.pretrained_cfg
     return features
 

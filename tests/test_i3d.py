@@ -75,7 +75,8 @@ def test_receptive_fields_in_time_are_those_of_figure_3():
     assert seen(ones_net(), (136, 32, 32), axis=2) == {stage: field[0] for stage, (field, _) in STAGES.items()}
 
 
-@pytest.mark.parametrize("axis", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [3, 4])
 def test_receptive_fields_in_space_are_those_of_figure_3(axis):
     size = (9, 448, 32) if axis == 3 else (9, 32, 448)
     assert seen(ones_net(), size, axis) == {stage: field[axis - 2] for stage, (field, _) in STAGES.items()}

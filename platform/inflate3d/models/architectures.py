@@ -18,7 +18,7 @@ COLUMNS = ("name", "family", "parameters", "reductions", "time")
 class Architecture:
     """One net that timm or torchvision registers.
 
-    family: the module of timm that defines it, or torchvision. reductions: of H and W, one an entry of feature_info
+    family: the module of timm that registers it, or torchvision. reductions: of H and W, one an entry of feature_info
     where it changes. time: what looks across frames once inflated with plan isotropic: "conv" (spatial convolutions),
     "linear" (pointwise layers), "tubes" (the patch embed alone); and "joint", where attention="joint" makes attention
     do so too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import timm
@@ -31,24 +32,38 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 def survey(name: str) -> Architecture:
-    """Build one net on the meta device, inflate it with plan isotropic, and tell what came out."""
+    """Build one net without data, inflate it with plan isotropic, and tell what came out."""
+    try:
+        with torch.device("meta"):
+            return _survey(name)
+    except NotImplementedError:  # some of torchvision's look at numbers while they are built
+        return _survey(name)
+
+
+def _survey(name: str) -> Architecture:
     is_timm = not name.startswith("torchvision/")
-    with torch.device("meta"):
-        net_2d: Any = timm.create_model(name) if is_timm else create_model(name, plan="2d")
-        with _AttentionCalls() as calls:
-            try:
-                kinds = list(_kinds(create_model(name, plan="isotropic")))
-            except Exception as error:  # one net that fails must not lose the other thousand
-                print(f"{name}: not inflated: {error}", file=sys.stderr)
-                kinds = []
+    net_2d: Any = timm.create_model(name) if is_timm else create_model(name, plan="2d")
+    with _AttentionCalls() as calls:
+        try:
+            headless = is_timm and name.endswith("_enc")  # timm's encoders without a head give feature maps alone
+            kinds = list(_kinds(create_model(name, plan="isotropic", features_only=headless)))
+        except (RuntimeError, AssertionError) as error:
+            print(f"{name}: not inflated: {error}", file=sys.stderr)
+            kinds = []
     info = getattr(net_2d, "feature_info", None) or []
     return Architecture(
         name,
-        family=type(net_2d).__module__.rpartition(".")[2] if is_timm else "torchvision",
+        family=families()[name] if is_timm else "torchvision",
         parameters=sum(p.numel() for p in net_2d.parameters()),
         reductions=tuple(dict.fromkeys(entry["reduction"] for entry in getattr(info, "info", info))),
         time=(*kinds, *(["joint"] if calls.count else [])),
     )
+
+
+@cache
+def families() -> dict[str, str]:
+    """Return the module of timm that registers each name."""
+    return {name: family for family in timm.list_modules() for name in timm.list_models(module=family)}
 
 
 def _kinds(net: nn.Module) -> Iterator[str]:
@@ -67,7 +82,8 @@ def _kinds(net: nn.Module) -> Iterator[str]:
 def main() -> None:
     """Write the table; takes minutes."""
     warnings.filterwarnings("ignore")
-    lines = [f"# timm {timm.__version__}, torchvision {torchvision.__version__}; written by: make architectures"]
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__.partition('+')[0]}"
+    lines = [f"# {versions}; written by: make architectures"]
     lines.append("\t".join(COLUMNS))
     names = list_models()
     for count, name in enumerate(names, 1):

@@ -172,10 +172,10 @@ def flip_a_bit(folder: Path, split: str, number: int) -> str:
     manifest = Manifest.load(folder)
     entry = manifest.entries(split)[0]
     reader = ShardReader(folder, manifest, split)
-    key, members = reader._indexes[0].samples[number]
+    key, (member, *_) = reader.keys(0)[number], reader._indexes[0].members(number)
     path = folder / entry.file
     content = bytearray(path.read_bytes())
-    content[members[0].offset + members[0].size - 1] ^= 1
+    content[member[1] + member[2] - 1] ^= 1
     path.write_bytes(content)
     return key
 

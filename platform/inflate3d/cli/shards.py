@@ -1,4 +1,4 @@
-"""`platform shards build|check|info`: raw files to shards, whether they are whole, and what is in them."""
+"""`platform shards build|merge|check|info`: raw files to shards, whether they are whole, and what is in them."""
 
 from __future__ import annotations
 
@@ -45,12 +45,19 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--max_rejects", type=int, default=0, help="cases that may be left out as broken (default 0)")
     build.add_argument("--max_samples_per_shard", type=int, default=2048, help="default 2048")
     build.add_argument("--max_bytes_per_shard", type=int, default=2**29, help="default 512 MiB")
+    build.add_argument("--part", metavar="I/N", default=None, help="only part I of N, for a SLURM array; then: merge")
     build.set_defaults(run=_build, takes_overrides=True)
+    merge = commands.add_parser("merge", help="join the finished parts of a build to one folder of shards")
+    merge.add_argument("folder", metavar="DIR", help="what --output was for every part")
+    merge.add_argument("--max_rejects", type=int, default=0, help="cases that all parts may have left out (default 0)")
+    merge.set_defaults(run=_merge)
 
 
 def _build(args: argparse.Namespace) -> None:
     from inflate3d.data import build_shards
+    from inflate3d.data.shard_parts import Part
 
+    part = None if args.part is None else Part.parse(args.part)
     dataset = dataset_from_arguments(args.name, args.overrides, command="shards build", own=_OWN)
     workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
     manifest = build_shards(
@@ -60,11 +67,23 @@ def _build(args: argparse.Namespace) -> None:
         max_rejects=args.max_rejects,
         max_samples_per_shard=args.max_samples_per_shard,
         max_bytes_per_shard=args.max_bytes_per_shard,
+        part=part,
     )
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
     _print_splits(manifest)
+    if part is not None:
+        print(f"\npart {args.part} of {manifest.name} is done; when all are: platform shards merge {args.output}")
+        return
     print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from inflate3d.data.shard_parts import merge_parts
+
+    manifest = merge_parts(args.folder, max_rejects=args.max_rejects)
+    _print_splits(manifest)
+    print(f"\nshards of {manifest.name} are in {args.folder}; more: platform shards info {args.folder}")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -133,7 +152,7 @@ def _intensity(intensity: Intensity) -> str:
     return f"window {low:g} to {high:g}, then mean {intensity.mean} and std {intensity.std} of 0..1"
 
 
-_OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard")
+_OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part")
 
 
 def _size(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from inflate3d.contracts import Intensity
+from inflate3d.data.chunked import ChunkedArray
 from inflate3d.errors import InputError
 
 
@@ -22,21 +23,29 @@ class Normalise:
         if (self.std <= 0).any():
             raise InputError(f"{where}: intensity.std is {intensity.std}; every value must be above 0")
 
-    def __call__(self, part_CDHW: np.ndarray, *, whole_CDHW: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, part_CDHW: np.ndarray, *, whole_CDHW: np.ndarray | ChunkedArray | None = None) -> np.ndarray:
         """Return `part` normalised, float32 in memory of its own; statistics come from `whole` (default: the part)."""
+        if part_CDHW.dtype.kind == "f" and not np.isfinite(part_CDHW).all():
+            raise InputError("holds voxels that are NaN or infinite")
         out = part_CDHW.astype(np.float32)
         if self.mode == "window":
             low, high = self.window
             np.clip(out, low, high, out=out)
             scale, offset = 1 / ((high - low) * self.std), -low / ((high - low) * self.std) - self.mean / self.std
         else:
-            flat = (part_CDHW if whole_CDHW is None else whole_CDHW).reshape(len(out), -1)
-            mean, std = flat.mean(1, dtype=np.float64), flat.std(1, dtype=np.float64)
+            mean, std = _moments(part_CDHW if whole_CDHW is None else whole_CDHW)
             scale = 1 / np.where(std > 0, std, 1.0)  # a constant channel becomes 0
             offset = -mean * scale
         out *= scale.reshape(-1, 1, 1, 1).astype(np.float32)
         out += offset.reshape(-1, 1, 1, 1).astype(np.float32)
         return out
+
+
+def _moments(whole_CDHW: np.ndarray | ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(whole_CDHW, ChunkedArray):
+        return whole_CDHW.moments()
+    flat = whole_CDHW.reshape(len(whole_CDHW), -1)
+    return flat.mean(1, dtype=np.float64), flat.std(1, dtype=np.float64)
 
 
 def _per_channel(name: str, values: tuple[float, ...], num_channels: int, where: str) -> np.ndarray:

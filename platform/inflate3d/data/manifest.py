@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
+from inflate3d.data.remote import RemoteFolder, is_remote
 from inflate3d.errors import InputError
 
 MANIFEST_FORMAT = "inflate3d-shards/1"
@@ -106,6 +107,8 @@ class Manifest:
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
         """Read folder/manifest.json; where there is none, the InputError names the command that makes it."""
+        if is_remote(folder):
+            return cls._load_remote(str(folder))
         path = Path(folder) / MANIFEST_FILE
         build = f"platform shards build DATASET --root RAW --output {folder} (see: platform datasets list)"
         if not path.is_file():
@@ -120,6 +123,19 @@ class Manifest:
                 f"{path}: holds a {type(data).__name__}, not a manifest. Build the shards again:\n  {build}"
             )
         return cls.from_dict(data, where=str(path))
+
+    @classmethod
+    def _load_remote(cls, url: str) -> Manifest:
+        where = f"{url}/{MANIFEST_FILE}"
+        try:
+            data = json.loads(RemoteFolder(url).read(MANIFEST_FILE))
+        except (ValueError, RecursionError) as fault:
+            if isinstance(fault, InputError):
+                raise
+            raise InputError(f"{where}: not valid JSON ({fault})") from fault
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: holds a {type(data).__name__}, not a manifest")
+        return cls.from_dict(data, where=where)
 
     def save(self, folder: str | Path) -> Path:
         """Write folder/manifest.json whole, or not at all; return its path."""
@@ -146,6 +162,12 @@ def file_sha256(path: Path) -> str:
 
 def _entry(data: Mapping[str, Any]) -> ShardEntry:
     entry = ShardEntry(**{f.name: data[f.name] for f in fields(ShardEntry)})
+    for field_name in ("samples", "bytes"):
+        if type(value := getattr(entry, field_name)) is not int or value < 0:
+            raise InputError(f"manifest: {field_name} of a shard is {value!r}; expected a whole number")
+    for field_name in ("file", "index", "sha256", "index_sha256", "split"):
+        if not isinstance(value := getattr(entry, field_name), str):
+            raise InputError(f"manifest: {field_name} of a shard is {value!r}; expected a text")
     for name in (entry.file, entry.index):
         # A manifest may come from elsewhere; it must not name files outside its folder.
         if Path(name).name != name or name in ("", ".", ".."):

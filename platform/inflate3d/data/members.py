@@ -1,20 +1,24 @@
 """One sample inside a shard: the members it is written as, and what they are read back to.
 
 A sample of key K is K.image.npy (C, D, H, W), K.mask.npy (D, H, W) or K.<video suffix>, and K.json with its label,
-spacing, affine and what was measured of it.
+spacing, affine and what was measured of it. Large volumes are K.image.b2nd and K.mask.b2nd instead, in chunks.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from inflate3d.contracts import DatasetCard, RawSample
+from inflate3d.data.chunked import SUFFIX as CHUNKED_SUFFIX
+from inflate3d.data.chunked import ChunkedArray, Region, encode_chunked
 from inflate3d.data.readers import check_pair
 from inflate3d.errors import InputError
 
@@ -23,39 +27,76 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "3gp")
 _DTYPES = (np.dtype("uint8"), np.dtype("int16"), np.dtype("float32"))
 _MEASURED_VOXELS = 100_000
+_MOST_HEADER = 4096
+_JSON = json.JSONDecoder()
+CHUNK_FROM_BYTES = 4 * 2**20
+"""Volumes of at least this size are stored in chunks (measured: docs/data.md)."""
 
 
-def encode_sample(raw: RawSample, card: DatasetCard, *, key: str, group: str | None = None) -> dict[str, bytes]:
+def encode_sample(
+    raw: RawSample, card: DatasetCard, *, key: str, group: str | None = None, chunk_from: int | None = None
+) -> dict[str, bytes]:
     """Return the members of a sample by suffix, after checking that it is what the card promises.
 
-    Raises InputError that names the key and what is wrong. The same sample gives the same bytes.
+    chunk_from: bytes from which on a volume is stored in chunks; None: never. Raises InputError that names the key and
+    what is wrong. The same sample gives the same bytes.
     """
     if not KEY_PATTERN.fullmatch(key):
         raise InputError(f"case key {key!r}: only letters, digits, '_' and '-' are allowed, 200 at the most")
     where = f"{card.name}: case {key!r}"
     is_video = card.kind == "video_classification"
-    members, facts = _encode_video(raw, where) if is_video else _encode_volume(raw, card, where)
+    members, facts = _encode_video(raw, where) if is_video else _encode_volume(raw, card, where, chunk_from)
     record = {**raw.extra, **facts, "label": _label(raw, card, where), "group": group}
     members["json"] = json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()
     return members
 
 
-def decode_members(members: Mapping[str, Buffer]) -> dict[str, Any]:
+def decode_members(members: Mapping[str, Buffer | Region]) -> dict[str, Any]:
     """Return {"image": array, "mask": array, "video": buffer, "json": dict}, with what the sample has.
 
-    Arrays share memory with `members`. Nothing is ever unpickled. Raises ValueError for damaged or unknown members.
+    Arrays share memory with `members`; those in chunks are ChunkedArray. Nothing is ever unpickled. Raises ValueError
+    for damaged or unknown members.
     """
-    return dict(_decode(suffix, content) for suffix, content in members.items())
+    decoded: dict[str, Any] = {}
+    chunked = []
+    for suffix, content in members.items():
+        name, decode = _decoder(suffix)
+        if decode is not None:
+            decoded[name] = decode(content)
+        else:
+            chunked.append((name, content))
+    for name, content in chunked:  # after the JSON member, which says where the chunks are
+        decoded[name] = ChunkedArray(content, _table(decoded, name))
+    return decoded
 
 
-def _decode(suffix: str, content: Buffer) -> tuple[str, Any]:
+@lru_cache(maxsize=64)
+def _decoder(suffix: str) -> tuple[str, Callable[[Any], Any] | None]:
+    """Return the name that a member is decoded under, and by what; None: it is in chunks."""
     if suffix.endswith(".npy"):
-        return suffix.removesuffix(".npy"), _decode_npy(content)
+        return suffix.removesuffix(".npy"), _decode_npy
     if suffix == "json":
-        return "json", json.loads(bytes(content))
+        return "json", _decode_json
     if suffix in VIDEO_SUFFIXES:
-        return "video", content
+        return "video", lambda content: content
+    if suffix.endswith(CHUNKED_SUFFIX):
+        return suffix.removesuffix(CHUNKED_SUFFIX), None
     raise ValueError(f"unknown member '.{suffix}'")
+
+
+def _decode_json(content: Buffer) -> dict[str, Any]:
+    text = str(content, "utf-8")
+    record, end = _JSON.raw_decode(text)  # a third faster than json.loads
+    if end != len(text) or not isinstance(record, dict):
+        raise ValueError(f"json holds a {type(record).__name__} of {end} characters; expected one object")
+    return record
+
+
+def _table(decoded: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    tables = decoded.get("json", {}).get("chunks")
+    if not isinstance(tables, dict) or not isinstance(tables.get(name), dict):
+        raise ValueError(f"json has no table of the chunks of {name!r}")
+    return tables[name]
 
 
 def _encode_npy(array: np.ndarray) -> bytes:
@@ -65,13 +106,28 @@ def _encode_npy(array: np.ndarray) -> bytes:
 
 
 def _decode_npy(content: Buffer) -> np.ndarray:
-    head = io.BytesIO(bytes(content[:4096]))
-    if np.lib.format.read_magic(head) != (1, 0):
+    end = 10 + int.from_bytes(content[8:10], "little")
+    if len(content) < 10 or end > _MOST_HEADER:
+        raise ValueError("npy has no header of a sane length")
+    shape, dtype, size = _read_header(bytes(content[:end]))
+    if len(content) - end != size:
+        raise ValueError(f"npy header states {shape} {dtype}, {size} bytes; {len(content) - end} follow")
+    return np.ndarray(shape, dtype, content, end)
+
+
+@lru_cache(maxsize=512)
+def _read_header(head: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return the shape, type and bytes of an .npy; kept, since most samples of a dataset have the same header."""
+    file = io.BytesIO(head)
+    if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("npy version is not 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head)
-    if dtype.hasobject or fortran_order:
-        raise ValueError(f"npy of {dtype}, fortran_order {fortran_order}; expected plain numbers in C order")
-    return np.frombuffer(content, dtype, offset=head.tell()).reshape(shape)  # reshape checks the size
+    try:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as fault:  # on hostile text NumPy lets through SyntaxError, TokenError, MemoryError ...
+        raise ValueError(f"npy header cannot be read ({fault})") from fault
+    if dtype.kind not in "biuf" or fortran_order or min(shape, default=0) < 0:
+        raise ValueError(f"npy of {dtype} {shape}, fortran_order {fortran_order}; expected plain numbers in C order")
+    return shape, dtype, math.prod(shape) * dtype.itemsize
 
 
 def _encode_video(raw: RawSample, where: str) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -95,23 +151,29 @@ def _encode_video(raw: RawSample, where: str) -> tuple[dict[str, bytes], dict[st
     return {suffix: bytes(raw.video)}, facts
 
 
-def _encode_volume(raw: RawSample, card: DatasetCard, where: str) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _encode_volume(
+    raw: RawSample, card: DatasetCard, where: str, chunk_from: int | None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
     image = _checked_image(raw.image, card, where)
-    facts = {
+    facts: dict[str, Any] = {
         "shape": list(image.shape),
         "spacing_mm": _checked_spacing(raw, card, where),
         "affine": _checked_affine(raw, card, where),
         "intensity": _measure_intensity(image),
     }
-    members = {"image.npy": _encode_npy(image)}
+    arrays = {"image": image}
     if card.kind == "volume_segmentation":
         if raw.mask is None or raw.mask.dtype != np.uint8 or raw.mask.ndim != 3:
             got = "none" if raw.mask is None else f"{raw.mask.dtype} {raw.mask.shape}"
             raise InputError(f"{where}: mask is {got}; expected uint8 (D, H, W)")
         check_pair(image, raw.mask, card.classes, where=where)
-        members["mask.npy"] = _encode_npy(raw.mask)
+        arrays["mask"] = raw.mask
         facts["label_voxels"] = np.bincount(raw.mask.ravel(), minlength=len(card.classes)).tolist()
-    return members, facts
+    if chunk_from is None or image.nbytes < chunk_from:
+        return {f"{name}.npy": _encode_npy(array) for name, array in arrays.items()}, facts
+    encoded = {name: encode_chunked(array, is_mask=name == "mask") for name, array in arrays.items()}
+    facts["chunks"] = {name: table for name, (_, table) in encoded.items()}
+    return {f"{name}{CHUNKED_SUFFIX}": content for name, (content, _) in encoded.items()}, facts
 
 
 def _checked_image(image: np.ndarray | None, card: DatasetCard, where: str) -> np.ndarray:

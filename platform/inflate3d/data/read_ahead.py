@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard
-from inflate3d.data.members import encode_sample
+from inflate3d.data.members import CHUNK_FROM_BYTES, encode_sample
 from inflate3d.errors import InputError
 
 
@@ -92,7 +92,8 @@ class ReadAhead:
 
 def _encode(dataset: AbstractDataset, card: DatasetCard, case: Case) -> Outcome:
     try:
-        members = encode_sample(dataset.read(case), card, key=case.key, group=case.group)
+        raw = dataset.read(case)
+        members = encode_sample(raw, card, key=case.key, group=case.group, chunk_from=CHUNK_FROM_BYTES)
     except InputError as fault:
         return Rejected(case.key, str(fault))
     except Exception as fault:

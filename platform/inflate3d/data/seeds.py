@@ -28,4 +28,7 @@ def permutation(size: int, *parts: int | str) -> np.ndarray:
     Sorts the raw words of PCG64: NumPy promises their stream across versions, which it does not for Generator's own
     `permutation`, and an order must survive an upgrade between two halves of a run.
     """
-    return np.argsort(np.random.PCG64(mix(*parts)).random_raw(size), kind="stable")
+    words = np.random.PCG64(mix(*parts)).random_raw(size)
+    order = np.argsort(words)  # several times faster than a stable sort, and equal to it where no two words are
+    ranked = words[order]
+    return np.argsort(words, kind="stable") if (ranked[1:] == ranked[:-1]).any() else order

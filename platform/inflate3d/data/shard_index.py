@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import xxhash
 
+from inflate3d.data.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.manifest import write_whole
 from inflate3d.errors import InputError
 
@@ -53,17 +58,63 @@ class ShardIndex:
     @classmethod
     def decode(cls, content: _Content, *, where: str) -> ShardIndex:
         """Read an index file's bytes; InputError names `where`."""
-        try:
+        with _told(where):
             data = json.loads(content)
             if data.pop("format") != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
+            PackedIndex(data["samples"], data["bytes"], where=where)  # every place is checked
             samples = [(key, [Member(*m) for m in members]) for key, members in data.pop("samples")]
-            index = cls(samples, **{**data, "cases": tuple(data["cases"]), "rejects": tuple(data["rejects"])})
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
-            if isinstance(fault, InputError):
-                raise
-            raise InputError(f"{where}: damaged index ({fault}); build the shards again") from fault
-        return index
+            return cls(samples, **{**data, "cases": tuple(data["cases"]), "rejects": tuple(data["rejects"])})
+        raise AssertionError("unreachable")
+
+
+class PackedIndex:
+    """What a reader keeps of an open shard: the places alone, in 24 bytes a member, since windows hold many shards."""
+
+    def __init__(self, samples: list[tuple[str, list[Any]]], size: int, *, where: str) -> None:
+        """Take (key, members) of a tar of `size` bytes. Raises InputError unless every member lies in it."""
+        members = [m for _, found in samples for m in found]
+        self.keys = [key for key, _ in samples]
+        shapes = [tuple(m[0] for m in found) for _, found in samples]
+        known = {shape: shape for shape in shapes}
+        self._suffixes = [known[shape] for shape in shapes]  # shared: most samples of a shard have the same members
+        hashes = np.frombuffer(bytes.fromhex("".join(m[3] for m in members)), ">u8")
+        rows = np.array([(m[1], m[2]) for m in members], np.int64).reshape(-1, 2)
+        if len(hashes) != len(rows) or rows.min(initial=0) < 0 or rows.sum(1).max(initial=0) > size:
+            raise InputError(f"{where}: a member lies outside its tar or has no hash; build the shards again")
+        self.size = size
+        self._rows = np.column_stack([rows.astype(np.uint64), hashes.astype(np.uint64)])
+        self._starts = np.cumsum([0, *(len(found) for _, found in samples)]).tolist()
+        for found in (f for _, f in samples):
+            if any(a[1] + a[2] > b[1] for a, b in itertools.pairwise(found)):
+                raise InputError(f"{where}: members overlap or are out of order; build the shards again")
+        self.has_chunks = any(suffix.endswith(CHUNKED_SUFFIX) for shape in known for suffix in shape)
+
+    @classmethod
+    def decode(cls, content: bytes, *, where: str) -> PackedIndex:
+        """Read an index file's bytes; InputError names `where`."""
+        with _told(where):
+            data = json.loads(content)
+            if data["format"] != INDEX_FORMAT:
+                raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
+            return cls(data["samples"], data["bytes"], where=where)
+        raise AssertionError("unreachable")
+
+    def members(self, i: int) -> list[tuple[str, int, int, int]]:
+        """Return (suffix, offset, size, hash as a number) of each member of sample `i`."""
+        rows = self._rows[self._starts[i] : self._starts[i + 1]].tolist()
+        return [(suffix, *row) for suffix, row in zip(self._suffixes[i], rows, strict=True)]
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Turn what a damaged index makes Python raise into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as fault:
+        raise InputError(f"{where}: damaged index ({fault}); build the shards again") from fault
 
 
 def member_hash(content: bytes | memoryview) -> str:

@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
+from inflate3d.data.chunked import SUFFIX as CHUNKED_SUFFIX
+from inflate3d.data.chunked import Region
 from inflate3d.data.manifest import Manifest, ShardEntry
 from inflate3d.data.members import decode_members as decode_members
-from inflate3d.data.shard_index import Member, ShardIndex, member_hash
+from inflate3d.data.remote import RemoteFolder, is_remote
+from inflate3d.data.shard_cache import ShardCache
+from inflate3d.data.shard_index import PackedIndex, ShardIndex
 from inflate3d.errors import InputError
 
 T = TypeVar("T")
-_OPEN_FILES, _OPEN_INDEXES = 64, 32
+_OPEN_SHARDS = 80  # more than the default window of the order, else each sample would open its shard anew
+_MAP_FROM_BYTES = 2**16  # below that a copy costs less than a map
 
 
 class BrokenSample(InputError):
     """A sample whose bytes are missing or differ from what was written."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RawMembers:
-    """One sample as it lies in the tar: members by suffix ("image.npy", "json", "mp4"), views of one buffer."""
+    """One sample as it lies in the tar: members by suffix ("image.npy", "json", "mp4"), views of one buffer.
+
+    A large volume in chunks ("image.b2nd") is a Region: nothing of it is read before a part of it is asked for.
+    """
 
     key: str
-    members: dict[str, memoryview]
+    members: dict[str, memoryview | Region]
 
     def decode(self) -> dict[str, Any]:
         """Return {"image", "mask", "video", "json"}, with what the sample has; BrokenSample if a member is damaged."""
         try:
             return decode_members(self.members)
-        except (ValueError, EOFError) as fault:
+        except (ValueError, EOFError, RecursionError) as fault:
             raise BrokenSample(f"sample {self.key!r}: {fault}") from fault
 
 
@@ -47,8 +56,13 @@ class ShardReader:
     open. It pickles without them, so each DataLoader worker opens its own; reads by offset, so forks may share them.
     """
 
-    def __init__(self, folder: str | Path, manifest: Manifest, split: str | None = None) -> None:
-        self.folder, self.manifest, self.split = Path(folder), manifest, split
+    def __init__(
+        self, folder: str | Path, manifest: Manifest, split: str | None = None, cache: ShardCache | None = None
+    ) -> None:
+        """A remote `folder` (http, s3) needs a cache."""
+        self.remote = RemoteFolder(str(folder)) if is_remote(folder) else None
+        assert cache is not None or self.remote is None, "a remote folder needs a cache"
+        self.folder, self.manifest, self.split, self.cache = Path(folder), manifest, split, cache
         self.entries = manifest.entries(split)
         self._forget()
 
@@ -56,7 +70,8 @@ class ShardReader:
         return sum(e.samples for e in self.entries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest, "split": self.split}
+        folder = self.folder if self.remote is None else self.remote.url
+        return {"folder": folder, "manifest": self.manifest, "split": self.split, "cache": self.cache}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -67,55 +82,105 @@ class ShardReader:
     def close(self) -> None:
         """Close every file; the next read opens what it needs."""
         self._files.clear()
+        self._maps.clear()
         self._indexes.clear()
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch remote shards in the background; nothing for local ones."""
+        if self.remote is not None and self.cache is not None:
+            self.cache.prefetch(self.remote, [self.entries[shard] for shard in shards])
 
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard in order."""
-        return [key for key, _ in self._indexes[shard].samples]
+        return self._indexes[shard].keys
 
-    def sample(self, shard: int, i: int) -> RawMembers:
-        """Return sample `i` of a shard. BrokenSample: file missing, cut short, or a member's hash differs."""
-        entry = self.entries[shard]
-        assert 0 <= i < entry.samples, (entry.file, i)
-        key, members = self._indexes[shard].samples[i]
-        return RawMembers(key, self._read_members(shard, key, members))
+    def sample(self, shard: int, i: int, *, borrow: bool = False) -> RawMembers:
+        """Return sample `i` of a shard. BrokenSample: file missing, cut short, or a member's hash differs.
+
+        The memory is the caller's own; if he borrows it, it is read-only and gone with the next call.
+        """
+        index = self._indexes[shard]
+        assert 0 <= i < len(index.keys), (self.entries[shard].file, i)
+        key, members = index.keys[i], index.members(i)
+        if not index.has_chunks:
+            return RawMembers(key, self._read_members(shard, key, members, borrow))
+        large = [m for m in members if m[0].endswith(CHUNKED_SUFFIX)]
+        regions = {suffix: self._region(shard, offset, size) for suffix, offset, size, _ in large}
+        small = [m for m in members if m not in large]
+        return RawMembers(key, {**regions, **self._read_members(shard, key, small, borrow)})
 
     def record(self, shard: int, i: int) -> dict[str, Any]:
         """Return only the JSON member of sample `i` of a shard: label, spacing, affine, shape, group, measurements."""
-        key, members = self._indexes[shard].samples[i]
-        only = [m for m in members if m.suffix == "json"]
-        return RawMembers(key, self._read_members(shard, key, only)).decode()["json"]
+        index = self._indexes[shard]
+        key, only = index.keys[i], [m for m in index.members(i) if m[0] == "json"]
+        return RawMembers(key, self._read_members(shard, key, only, False)).decode()["json"]
 
-    def _read_members(self, shard: int, key: str, members: list[Member]) -> dict[str, memoryview]:
+    def _region(self, shard: int, offset: int, size: int) -> Region:
+        """Return a member that is read in pieces, each checked by who reads it."""
+        return Region(size, lambda start, count: self._read(shard, offset + start, count, False))
+
+    def _read_members(
+        self, shard: int, key: str, members: list[tuple[str, int, int, int]], borrow: bool
+    ) -> dict[str, memoryview | Region]:
         """Read members that lie side by side in one go."""
-        start = members[0].offset
-        content = self._read(shard, start, members[-1].offset + members[-1].size - start)
-        views = {}
-        for member in members:
-            view = content[member.offset - start : member.offset - start + member.size]
-            if member_hash(view) != member.hash:
+        if not members:
+            return {}
+        start, last = members[0][1], members[-1]
+        content = self._read(shard, start, last[1] + last[2] - start, borrow)
+        views: dict[str, memoryview | Region] = {}
+        for suffix, offset, size, expected in members:
+            offset -= start
+            views[suffix] = view = content[offset : offset + size]
+            if xxh3_64_intdigest(view) != expected:
                 where = self.folder / self.entries[shard].file
-                raise BrokenSample(f"{where}: {key}.{member.suffix} differs from what was written")
-            views[member.suffix] = view
+                raise BrokenSample(f"{where}: {key}.{suffix} differs from what was written")
         return views
 
     def _forget(self) -> None:
-        self._indexes: _Recent[ShardIndex] = _Recent(_OPEN_INDEXES, self._open_index, lambda _: None)
-        self._files: _Recent[int] = _Recent(_OPEN_FILES, self._open_file, os.close)
+        self._indexes: _Recent[PackedIndex] = _Recent(_OPEN_SHARDS, self._open_index, lambda _: None)
+        self._files: _Recent[int] = _Recent(_OPEN_SHARDS, self._open_file, os.close)
+        if self.remote is not None:  # a file in use cannot be evicted from the cache: one at a time
+            self._files = _OneFile(self._open_file, os.close)
+        self._maps: _Recent[memoryview] = _Recent(_OPEN_SHARDS, self._open_map, lambda _: None)
+        self._memory = np.empty(0, np.uint8).data
 
-    def _read(self, shard: int, offset: int, size: int) -> memoryview:
-        """Read into fresh writable memory. Not mmap: a file that shrinks or a failing disk would kill the process."""
-        content = np.empty(size, np.uint8).data
-        done = 0
-        while done < size:
-            count = os.preadv(self._files[shard], [content[done:]], offset + done)
-            if count == 0:
-                raise BrokenSample(f"{self.folder / self.entries[shard].file}: is cut short at byte {offset + done}")
-            done += count
-        return content
+    def _read(self, shard: int, offset: int, size: int, borrow: bool) -> memoryview:
+        if borrow and size >= _MAP_FROM_BYTES and self.remote is None:
+            return self._map(shard, offset, size)
+        handle, done = self._files[shard], 0  # first: its size is checked before any memory is asked for
+        if borrow:
+            if len(self._memory) < size:
+                self._memory = np.empty(max(size, _MAP_FROM_BYTES), np.uint8).data
+            content = self._memory[:size]
+        else:
+            content = np.empty(size, np.uint8).data
+        try:
+            while done < size:
+                count = os.preadv(handle, [content[done:] if done else content], offset + done)
+                if count == 0:
+                    where = self.folder / self.entries[shard].file
+                    raise BrokenSample(f"{where}: is cut short at byte {offset + done}")
+                done += count
+        except OSError as fault:
+            raise BrokenSample(f"{self.folder / self.entries[shard].file}: {fault.strerror}") from fault
+        return content.toreadonly() if borrow else content
+
+    def _map(self, shard: int, offset: int, size: int) -> memoryview:
+        """Return a view of the page cache: no copy. The file's size is asked first, for a read past its end kills."""
+        if (found := os.fstat(self._files[shard]).st_size) < offset + size:
+            raise BrokenSample(f"{self.folder / self.entries[shard].file}: is cut short at byte {found}")
+        return self._maps[shard][offset : offset + size]
+
+    def _open_map(self, shard: int) -> memoryview:
+        return memoryview(mmap.mmap(self._files[shard], 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
 
     def _open_file(self, shard: int) -> int:
         entry = self.entries[shard]
+        if self.remote is not None and self.cache is not None:
+            try:
+                return self.cache.open(self.remote, entry)
+            except InputError as fault:
+                raise BrokenSample(str(fault)) from fault
         path = self.folder / entry.file
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -126,38 +191,57 @@ class ShardReader:
             raise BrokenSample(f"{path}: {size} bytes; the manifest states {entry.bytes}. Build the shards again")
         return handle
 
-    def _open_index(self, shard: int) -> ShardIndex:
-        return read_index(self.folder, self.entries[shard])
+    def _open_index(self, shard: int) -> PackedIndex:
+        entry = self.entries[shard]
+        where = self.folder / entry.index
+        index = PackedIndex.decode(_read_index(self.remote or self.folder, entry), where=str(where))
+        if index.size != entry.bytes:
+            raise BrokenSample(f"{where}: describes a tar of {index.size} bytes; the manifest states {entry.bytes}")
+        if len(index.keys) != entry.samples:
+            raise BrokenSample(f"{where}: {len(index.keys)} samples; the manifest states {entry.samples}")
+        return index
 
 
 def read_index(folder: Path, entry: ShardEntry) -> ShardIndex:
     """Read and verify the index of one shard; BrokenSample if it is missing or differs from what was written."""
-    path = folder / entry.index
+    return ShardIndex.decode(_read_index(folder, entry), where=str(folder / entry.index))
+
+
+def _read_index(folder: Path | RemoteFolder, entry: ShardEntry) -> bytes:
+    path = f"{folder.url}/{entry.index}" if isinstance(folder, RemoteFolder) else str(folder / entry.index)
     try:
-        content = path.read_bytes()
+        content = folder.read(entry.index) if isinstance(folder, RemoteFolder) else Path(path).read_bytes()
     except OSError as fault:
         raise BrokenSample(f"{path}: {fault.strerror}. See: platform shards check {folder}") from fault
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
         raise BrokenSample(f"{path}: differs from what was written. See: platform shards check {folder}")
-    return ShardIndex.decode(content, where=str(path))
+    return content
 
 
-class _Recent(Generic[T]):
-    """What was opened last, by shard; the one unused for longest is closed first."""
+class _Recent(dict[int, T]):
+    """What was opened last, by shard; past `most`, what has been open for longest is closed."""
 
     def __init__(self, most: int, open_: Callable[[int], T], close: Callable[[T], None]) -> None:
+        super().__init__()
         self._most, self._open, self._close = most, open_, close
-        self._held: OrderedDict[int, T] = OrderedDict()
 
-    def __getitem__(self, shard: int) -> T:
-        if shard in self._held:
-            self._held.move_to_end(shard)
-            return self._held[shard]
-        self._held[shard] = self._open(shard)
-        if len(self._held) > self._most:
-            self._close(self._held.popitem(last=False)[1])
-        return self._held[shard]
+    def __missing__(self, shard: int) -> T:
+        self[shard] = found = self._open(shard)
+        if len(self) > self._most:
+            self._close(self.pop(next(iter(self))))
+        return found
 
     def clear(self) -> None:
-        while self._held:
-            self._close(self._held.popitem()[1])
+        while self:
+            self._close(self.popitem()[1])
+
+
+class _OneFile(_Recent[int]):
+    """One open file: the old one is closed before the next is asked for, so that nobody waits while he holds one."""
+
+    def __init__(self, open_: Callable[[int], int], close: Callable[[int], None]) -> None:
+        super().__init__(1, open_, close)
+
+    def __missing__(self, shard: int) -> int:
+        self.clear()
+        return super().__missing__(shard)

@@ -26,6 +26,7 @@ from inflate3d.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, Sh
 from inflate3d.data.members import KEY_PATTERN
 from inflate3d.data.read_ahead import Encoded, ReadAhead, Rejected
 from inflate3d.data.shard_index import Member, ShardIndex, index_file, member_hash
+from inflate3d.data.shard_parts import Part
 from inflate3d.data.shard_statistics import measure_shards
 from inflate3d.errors import InputError
 
@@ -52,8 +53,11 @@ def build_shards(
     max_rejects: int = 0,
     progress: bool = True,
     cases: Sequence[Case] | None = None,
+    part: Part | None = None,
 ) -> Manifest:
     """Write a dataset (or only `cases` of it) as shards under `output` and return the manifest.
+
+    part: only that part of the cases, into a folder of its own under `output`; merge_parts joins them.
 
     Cases that raise InputError are left out and listed in the manifest with the reason; with more than `max_rejects`
     of them the build ends in an InputError that lists them, and writes no manifest. InputError as well: a folder that
@@ -65,22 +69,26 @@ def build_shards(
     cases = _checked_cases(list(dataset.cases() if cases is None else cases), card.name)
     limits = ShardLimits(max_samples_per_shard, max_bytes_per_shard)
     output = Path(output)
+    digest = _build_digest(dataset, card, cases, limits)
+    if part is not None:
+        output, cases = part.folder(output), part.take(cases)
     with (
         _locked(output),
         ReadAhead(dataset, card, min(num_workers, len(cases) // 8)) as ahead,
         BuildProgress(len(cases), progress) as bar,
     ):
-        builder = _Builder(output, _build_digest(dataset, card, cases, limits), limits, ahead, bar)
+        builder = _Builder(output, digest, limits, ahead, bar)
         builder.check_folder()
         for split in SPLITS:
             builder.build_split(split, [c for c in cases if c.split == split])
     if len(builder.rejects) > max_rejects:
         raise InputError(_reject_message(card.name, builder.rejects, max_rejects))
-    if not builder.entries:
+    if not builder.entries and part is None:
         raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
     builder.remove_leftovers()
     manifest = Manifest(card, tuple(builder.entries), tuple(builder.rejects))
-    manifest = replace(manifest, statistics=measure_shards(output, manifest))
+    if builder.entries:
+        manifest = replace(manifest, statistics=measure_shards(output, manifest))
     manifest.save(output)
     return manifest
 

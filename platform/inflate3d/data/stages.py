@@ -16,7 +16,9 @@ from torch.nn.functional import interpolate
 
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.augment import AugmentSpec, VideoAugment, VolumeAugment
+from inflate3d.data.chunked import ChunkedArray
 from inflate3d.data.intensity import Normalise
+from inflate3d.data.member_check import check_members
 from inflate3d.data.sample_options import SegmentationSample as SegmentationSample
 from inflate3d.data.sample_options import VideoSample as VideoSample
 from inflate3d.data.sample_options import VolumeSample as VolumeSample
@@ -41,6 +43,29 @@ def make_stage(
     where: str = "data",
 ) -> Stage:
     """Return the stage for a dataset; augmentation is built in training only. InputError begins with `where`."""
+    return Checked(_make_stage(card, options, training=training, augment=augment, where=where), card)
+
+
+class Checked:
+    """A stage that looks at the members first: InputError, never a crash, whatever a shard holds."""
+
+    def __init__(self, stage: Stage, card: DatasetCard) -> None:
+        self.stage, self.card = stage, card
+
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+        """Return the stage's sample."""
+        check_members(key, members, self.card)
+        return self.stage(key, members, seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "stage":
+            raise AttributeError(name)
+        return getattr(self.stage, name)
+
+
+def _make_stage(
+    card: DatasetCard, options: Mapping[str, Any], *, training: bool, augment: AugmentSpec | None, where: str
+) -> Stage:
     checked = sample_options(card.kind, options, where=f"{where}.sample")
     if isinstance(checked, VideoSample):
         frames = VideoAugment(augment, where=f"{where}.augment") if augment and training else None
@@ -70,22 +95,30 @@ class SegmentationStage:
             size = _at_least(mask.shape, self.options.patch_size)
             start = _centre(mask.shape, size)
         patch = self.normalise(cut(image, start, size, fill=None), whole_CDHW=image)
-        image_CDHW, mask_DHW = torch.from_numpy(patch), torch.from_numpy(cut(mask, start, size, fill=0))
+        image_CDHW, mask_DHW = torch.from_numpy(patch), torch.from_numpy(np.array(cut(mask, start, size, fill=0)))
         if self.augment is not None:
             affine = _affine(members["json"])
             image_CDHW, mask_DHW = self.augment(image_CDHW, mask_DHW, affine=affine, seed=mix(seed, "augment"))  # type: ignore[assignment]
         return Sample(key, image_CDHW, mask_DHW.long(), _spacing(members["json"]))
 
-    def _draw_start(self, mask_DHW: np.ndarray, seed: int) -> Triple:
+    def _draw_start(self, mask_DHW: np.ndarray | ChunkedArray, seed: int) -> Triple:
         draw = generator(seed, "crop")
         shape, size = mask_DHW.shape, self.options.patch_size
         if draw.random() < self.options.foreground:
             for label in draw.permutation(np.arange(1, self.num_classes)):
-                voxels = np.flatnonzero(mask_DHW == label)
-                if len(voxels):
-                    voxel = np.unravel_index(voxels[draw.integers(len(voxels))], shape)
+                voxel = _draw_voxel(mask_DHW, int(label), draw)
+                if voxel is not None:
                     return _random_start(shape, size, draw, holds=voxel)
         return _random_start(shape, size, draw)
+
+
+def _draw_voxel(mask_DHW: np.ndarray | ChunkedArray, label: int, draw: np.random.Generator) -> Any:
+    """Return a voxel of a label, each as likely; None if there is none. A mask in chunks decodes one of them."""
+    if isinstance(mask_DHW, ChunkedArray):
+        count = mask_DHW.voxels(label)
+        return mask_DHW.voxel(label, int(draw.integers(count))) if count else None
+    voxels = np.flatnonzero(mask_DHW == label)
+    return np.unravel_index(voxels[draw.integers(len(voxels))], mask_DHW.shape) if len(voxels) else None
 
 
 class VolumeStage:
@@ -158,7 +191,7 @@ def frame_indices(total: int, num_frames: int, interval: int, draw: np.random.Ge
     return [min(first + i * interval, total - 1) for i in range(num_frames)]
 
 
-def cut(array: np.ndarray, start: Triple, size: Triple, *, fill: float | None) -> np.ndarray:
+def cut(array: np.ndarray | ChunkedArray, start: Triple, size: Triple, *, fill: float | None) -> np.ndarray:
     """Return the box of `size` voxels at `start` of (D, H, W) or (C, D, H, W); it may reach beyond on every side.
 
     What lies beyond is `fill`, or each channel's own minimum where that is None. A view where nothing lies beyond.

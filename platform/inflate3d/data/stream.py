@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from inflate3d.data.chunked import ChunkError
 from inflate3d.data.mixture import Mixture
 from inflate3d.data.order import SampleOrder
 from inflate3d.data.seeds import mix
@@ -27,6 +29,8 @@ from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
+_BATCHES_AHEAD = 8
+_NO_TENSORS: dict[str, Any] = {"image": None, "target": None, "spacing_mm": None}
 
 
 class StreamError(InputError):
@@ -67,8 +71,11 @@ class Source:
         raise AssertionError("unreachable")
 
     def _make(self, epoch: int, shard: int, index: int) -> Sample:
-        raw = self.reader.sample(shard, index)
-        return self.stage(raw.key, raw.decode(), mix(self.order.seed, "sample", epoch, raw.key))
+        raw = self.reader.sample(shard, index, borrow=True)  # stages copy what they keep
+        try:
+            return self.stage(raw.key, raw.decode(), mix(self.order.seed, "sample", epoch, raw.key))
+        except ChunkError as fault:
+            raise InputError(f"sample {raw.key!r}: {fault}") from fault
 
     def _count(self, shard: int, index: int, fault: InputError) -> None:
         self.broken[shard, index] = str(fault)
@@ -101,7 +108,17 @@ class TrainStream(IterableDataset[Batch]):
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for micro_batch in itertools.count(self.start + first, step):
+            self._prefetch(micro_batch)
             yield self.batch(micro_batch)
+
+    def _prefetch(self, micro_batch: int) -> None:
+        """Tell a remote reader which shards the next batches of this dataset need, in the order of their need."""
+        name, number = self.mixture.at(micro_batch)
+        source = self.sources[name]
+        if source.reader.remote is None:
+            return
+        slots = source.order.slots(number * source.batch_size, _BATCHES_AHEAD * source.batch_size)
+        source.reader.prefetch(list(dict.fromkeys(slots.shard.tolist())))
 
     def batch(self, micro_batch: int) -> Batch:
         """Return this rank's even share of a global micro-batch; the shares of the ranks follow each other."""
@@ -148,13 +165,13 @@ class EvalStream(Dataset[Batch]):
         return collate(samples, len(numbers), source, micro_batch=-1)
 
 
-def collate(samples: Iterator[Sample], count: int, source: Source, *, micro_batch: int) -> Batch:
+def collate(samples: Iterator[Sample], count: int, source: Source, *, micro_batch: int) -> Any:
     """Build a batch of `count` samples in one allocation. Raises StreamError if their shapes differ."""
     first = next(samples)
-    image = _allocate((count, *first.image.shape), torch.float32)
-    target = _allocate((count, *getattr(first.target, "shape", ())), torch.int64)
-    spacing_mm = torch.empty(count, 3)
-    keys: list[str] = []
+    shape, target_shape = (count, *first.image.shape), (count, *getattr(first.target, "shape", ()))
+    memory = _Memory(shape, target_shape)
+    image, target, spacing_mm = memory.tensors()
+    spacings, keys = [], []
     for i, sample in enumerate(itertools.chain([first], samples)):
         if sample.image.shape != image.shape[1:]:
             raise StreamError(
@@ -164,19 +181,54 @@ def collate(samples: Iterator[Sample], count: int, source: Source, *, micro_batc
             )
         image[i] = sample.image
         target[i] = sample.target
-        spacing_mm[i] = torch.tensor(sample.spacing_mm)
+        spacings.append(sample.spacing_mm)
         keys.append(sample.key)
-    return Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch)
+    spacing_mm[:] = torch.tensor(spacings)
+    batch = Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch)
+    return batch if get_worker_info() is None else _OnItsWay(memory, batch)
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return memory for a batch; in a worker it is shared, so that the batch is not copied again on its way out."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    element = torch.empty((), dtype=dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
-    storage: Any = element.untyped_storage()._new_shared(size)  # as torch's own default_collate does
-    return element.new_empty(0).set_(storage).view(shape)
+class _Memory:
+    """The bytes of a batch: image float32, target int64 and spacing float32 side by side.
+
+    In a worker it is shared memory, and one: what a batch costs on its way to the trainer is a file handle a tensor.
+    """
+
+    def __init__(self, shape: tuple[int, ...], target_shape: tuple[int, ...]) -> None:
+        self.shape, self.target_shape = shape, target_shape
+        self._ends = list(itertools.accumulate([_aligned(4 * math.prod(shape)), _aligned(8 * math.prod(target_shape))]))
+        size = self._ends[-1] + 12 * shape[0]
+        self.content = torch.empty(0 if get_worker_info() else size, dtype=torch.uint8)
+        if get_worker_info() is not None:
+            storage: Any = self.content.untyped_storage()._new_shared(size)  # as torch's own default_collate does
+            self.content = self.content.new_empty(0).set_(storage)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return views: image, target, spacing_mm."""
+        first, second = self._ends
+        count, target_count = math.prod(self.shape), math.prod(self.target_shape)
+        image = self.content[: 4 * count].view(torch.float32).view(self.shape)
+        target = self.content[first : first + 8 * target_count].view(torch.int64).view(self.target_shape)
+        return image, target, self.content[second:].view(torch.float32).view(self.shape[0], 3)
+
+
+class _OnItsWay:
+    """A batch in a worker; it unpickles as a Batch whose tensors are views of the one memory."""
+
+    def __init__(self, memory: _Memory, batch: Batch) -> None:
+        self.memory, self.batch = memory, batch
+
+    def __reduce__(self) -> Any:
+        return _arrive, (self.memory, replace(self.batch, **_NO_TENSORS))
+
+
+def _arrive(memory: _Memory, batch: Batch) -> Batch:
+    image, target, spacing_mm = memory.tensors()
+    return replace(batch, image=image, target=target, spacing_mm=spacing_mm)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

@@ -22,8 +22,10 @@ from inflate3d.contracts import Split
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.mixture import Mixture
 from inflate3d.data.order import SampleOrder
+from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import SegmentationSample, sample_options
 from inflate3d.data.seeds import mix
+from inflate3d.data.shard_cache import GB, ShardCache
 from inflate3d.data.shard_reader import ShardReader
 from inflate3d.data.stages import make_stage
 from inflate3d.data.stream import EvalStream, Source, TrainStream
@@ -75,15 +77,19 @@ class DataModule(pl.LightningDataModule):
         seed: int | None = None,
         window_shards: int = 64,
         max_broken: float = 0.01,
+        cache_gb: float = 50,
+        cache_dir: str = "~/.cache/inflate3d/shards",
     ) -> None:
-        """root: the folder of shard folders. num_workers: loading processes a rank.
+        """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
 
         seed: of order, crops and augmentation; default: seed_everything. window_shards: samples are shuffled among that
         many shards, shuffled themselves. max_broken: share of a split's samples that may be broken, each replaced by
-        another, before a process stops; at least 3 are let pass, unless it is 0.
+        another, before a process stops; at least 3 are let pass, unless it is 0. cache_gb, cache_dir: what remote
+        shards may take of the local disk, and where; all runs of a machine share it.
         """
         super().__init__()
-        self.root = Path(root).expanduser()
+        self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
+        self.cache = ShardCache(cache_dir, int(cache_gb * GB)) if is_remote(root) else None
         self.datasets = {
             name: d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(name, d)
             for name, d in datasets.items()
@@ -105,12 +111,17 @@ class DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the shards that are missing and have a `build:`; Lightning calls it in one process a machine."""
         for name, config in self.datasets.items():
-            folder = self.root / name
-            if config.build is not None and not (folder / MANIFEST_FILE).is_file():
+            folder = self._folder(name)
+            if config.build is None or isinstance(folder, str):
+                continue
+            if not (folder / MANIFEST_FILE).is_file():
                 from inflate3d.data.shard_writer import build_shards
 
                 dataset = find("datasets", config.build["class_path"]).load()
                 build_shards(dataset(**config.build.get("init_args", {})), folder)
+
+    def _folder(self, name: str) -> Path | str:
+        return f"{self.root}/{name}" if isinstance(self.root, str) else self.root / name
 
     def prepare(self) -> DataModule:
         """Build what is missing, read the manifests and return self: for use without a Trainer."""
@@ -126,7 +137,7 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
         """The manifest of each dataset. Raises InputError that names the build command where there is none."""
-        return {name: Manifest.load(self.root / name) for name in self.datasets}
+        return {name: Manifest.load(self._folder(name)) for name in self.datasets}
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -221,12 +232,12 @@ class DataModule(pl.LightningDataModule):
         where, training = f"data.datasets.{name}", split == "train"
         total = manifest.num_samples(split)
         if not total:
-            raise InputError(f"{where}: no sample in split {split!r} of {self.root / name}; drop it: --{where} null")
+            raise InputError(f"{where}: no sample in split {split!r} of {self._folder(name)}; drop it: --{where} null")
         one = manifest.kind == "volume_segmentation"
         return Source(
             name=name,
             task=self.task_of.get(name, ""),
-            reader=ShardReader(self.root / name, manifest, split),
+            reader=ShardReader(self._folder(name), manifest, split, self.cache),
             order=SampleOrder(
                 [entry.samples for entry in manifest.entries(split)],
                 mix(self.seed, "order", name),

@@ -1,0 +1,70 @@
+"""Folders of shards that lie elsewhere: http(s)://, s3:// and whatever else fsspec opens; every read is retried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from inflate3d.errors import InputError
+
+TRIES = 5
+_CONNECT_S, _READ_S = 10, 30
+
+
+class RemoteFolder:
+    """Reads byte ranges of the files of one remote folder; it connects when it first reads, in each process anew."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url}
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Return a file, or its bytes start..stop. Raises InputError if it still fails after several tries."""
+        system, path = self._opened
+        where = f"{self.url}/{name}"
+        content = self._retried(where, lambda: system.cat_file(f"{path}/{name}", start=start, end=stop, timeout=120))
+        if start is not None and stop is not None and len(content) > stop - start:
+            content = content[start:stop]  # a server that knows no ranges sends the whole
+        return content
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        scheme = self.url.partition("://")[0]
+        options: dict[str, Any] = {}
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
+            options["client_kwargs"] = {"timeout": timeout}
+        elif scheme == "s3":
+            options["config_kwargs"] = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
+        from fsspec.core import url_to_fs
+
+        try:
+            return url_to_fs(self.url, use_listings_cache=False, **options)
+        except ImportError as fault:
+            raise InputError(f"{self.url}: {fault}. For s3: pip install 'inflate3d[s3]'") from fault
+        except ValueError as fault:
+            raise InputError(f"{self.url}: {fault}. Allowed: a local folder, http(s)://, s3://") from fault
+
+    def _retried(self, where: str, read: Callable[[], bytes]) -> bytes:
+        for attempt in range(TRIES):
+            try:
+                return read()
+            except FileNotFoundError as fault:
+                raise InputError(f"{where}: no such file") from fault
+            except Exception as fault:  # aiohttp, botocore and sockets raise dozens of kinds
+                if attempt == TRIES - 1:
+                    reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+                    raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
+                time.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def is_remote(place: object) -> bool:
+    """Is this the address of a remote folder, not a local path?"""
+    return "://" in str(place)

@@ -1,0 +1,199 @@
+"""A bounded folder of shards fetched from afar, shared by every process and rank of a machine.
+
+Files are named by their sha256, checked on arrival. Whoever reads a file holds a shared lock on it and whoever fetches
+one holds an exclusive lock on its partial file; locks end with their process, so a crash leaves nothing locked, and a
+partial file is gone on with or evicted. Room is reserved under one lock before a byte is fetched, and a partial file
+counts with its full size: the bound is never exceeded.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from inflate3d.data.manifest import ShardEntry
+from inflate3d.data.remote import RemoteFolder
+from inflate3d.errors import InputError
+
+GB = 10**9
+_STEP = 8 * 2**20  # what a broken transfer may lose
+_POLL_S, _MOST_WAIT_S = 0.02, 600
+
+
+class ShardCache:
+    """Local copies of remote shards, `limit` bytes at the most."""
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self.folder, self.limit = Path(folder).expanduser(), int(limit)
+        self._ahead: queue.Queue[tuple[RemoteFolder, ShardEntry]] | None = None
+        self._asked: set[str] = set()
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "limit": self.limit}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__init__(state["folder"], state["limit"])  # type: ignore[misc, arg-type]
+
+    def open(self, remote: RemoteFolder, entry: ShardEntry) -> int:
+        """Return a handle on a whole shard, fetched if need be; it cannot be evicted before the handle is closed.
+
+        InputError: it cannot be fetched, differs from the manifest, or does not fit.
+        """
+        if entry.bytes > self.limit:
+            raise InputError(
+                f"{remote.url}/{entry.file}: {entry.bytes} bytes; the cache {self.folder} is bounded to {self.limit}. "
+                "Raise data.cache_gb"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _MOST_WAIT_S
+        while time.monotonic() < deadline:
+            handle = self._whole(entry)
+            if handle is None:
+                handle = self._fetch(remote, entry)
+            if handle is not None:
+                return handle
+            time.sleep(_POLL_S)
+        raise InputError(f"{self.folder}: no room for {entry.file} in {_MOST_WAIT_S} s. Raise data.cache_gb")
+
+    def prefetch(self, remote: RemoteFolder, entries: list[ShardEntry]) -> None:
+        """Fetch these in the background, in order; faults are left to who reads them."""
+        if self._process != os.getpid():  # a fork has no threads
+            self._process, self._ahead, self._asked = os.getpid(), queue.Queue(), set()
+            threading.Thread(target=self._work, daemon=True).start()
+        assert self._ahead is not None
+        for entry in entries:
+            if entry.sha256 not in self._asked:
+                self._asked.add(entry.sha256)
+                self._ahead.put((remote, entry))
+
+    def _work(self) -> None:
+        assert self._ahead is not None
+        while True:
+            remote, entry = self._ahead.get()
+            with suppress(InputError, OSError):
+                os.close(self.open(remote, entry))
+            self._asked.discard(entry.sha256)
+
+    def _whole(self, entry: ShardEntry) -> int | None:
+        """Open and lock a finished file; None if there is none."""
+        try:
+            handle = os.open(self.folder / entry.sha256, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if os.fstat(handle).st_nlink == 0:  # evicted between the two calls
+            os.close(handle)
+            return None
+        with suppress(OSError):
+            os.utime(handle)  # used last now
+        return handle
+
+    def _fetch(self, remote: RemoteFolder, entry: ShardEntry) -> int | None:
+        """Reserve room, fetch and check a file; None if another process fetches it or there is no room yet."""
+        partial = self.folder / f".part-{entry.sha256}-{entry.bytes}"
+        with self._locked():
+            if (self.folder / entry.sha256).exists() or not self._make_room(partial, entry.bytes):
+                return None
+            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if not _lock(handle):
+                os.close(handle)
+                return None
+        try:
+            self._transfer(remote, entry, handle)
+            os.rename(partial, self.folder / entry.sha256)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def _transfer(self, remote: RemoteFolder, entry: ShardEntry, handle: int) -> None:
+        """Go on where the partial file ends; what arrives wrong is fetched once more from its start."""
+        for _ in range(2):
+            done = min(os.fstat(handle).st_size, entry.bytes)
+            try:
+                while done < entry.bytes:
+                    content = remote.read(entry.file, done, min(done + _STEP, entry.bytes))
+                    if not content:
+                        break
+                    _write(handle, content, done)
+                    done += len(content)
+            except OSError as fault:
+                raise InputError(f"{self.folder}: {fault.strerror}; free space, or give data.cache_dir") from fault
+            if done == entry.bytes and _sha256(handle) == entry.sha256:
+                return
+            os.ftruncate(handle, 0)
+        raise InputError(f"{remote.url}/{entry.file}: differs from what its manifest states (sha256)")
+
+    def _make_room(self, partial: Path, size: int) -> bool:
+        """Evict what was used longest ago and is not in use, until `size` more bytes fit; False if they cannot yet."""
+        found = []
+        used = 0
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.name == "lock" or path == partial:
+                    continue
+                reserved = int(path.name.rpartition("-")[2]) if path.name.startswith(".part-") else path.stat().st_size
+                used += reserved
+                found.append((path.stat().st_mtime_ns, reserved, path))
+        for _, reserved, path in sorted(found):
+            if used + size <= self.limit:
+                break
+            if _evict(path):
+                used -= reserved
+        return used + size <= self.limit
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _evict(path: Path) -> bool:
+    """Delete a file that nobody has locked; return whether it is gone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _lock(handle):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(handle: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(handle, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _sha256(handle: int) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while content := os.pread(handle, _STEP, offset):
+        digest.update(content)
+        offset += len(content)
+    return digest.hexdigest()

@@ -1,0 +1,238 @@
+"""Remote shards: bytes arrive whole through a server's faults, and ranks share a cache that keeps its bound."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards
+from inflate3d.data.shard_cache import ShardCache
+from inflate3d.datasets.toy import Toy
+from inflate3d.errors import InputError
+from inflate3d.training.datamodule import DataModule
+
+KIND = "volume_classification"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("served")
+    build_shards(
+        Toy(kind=KIND, num_train=40, num_val=4, size=24), root / "shapes", max_samples_per_shard=5, progress=False
+    )
+    return root
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves ranges of the files of `folder`; `faults` takes what goes wrong, one a request for a tar."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    faults: list[str]
+    taken: list[str]
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        fault = self.faults.pop(0) if self.faults and path.suffix == ".tar" else ""
+        if fault == "500" or not path.is_file():
+            self.send_error(500 if fault else 404)
+            return
+        content = path.read_bytes()
+        start, _, stop = self.headers.get("Range", "bytes=0-")[6:].partition("-")
+        part = content[int(start) : int(stop) + 1 if stop else None]
+        self.taken.append(f"{path.name} {start}")
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        if fault == "cut":
+            part, self.close_connection = part[: len(part) // 2], True
+        if fault == "rot":
+            part = bytes([part[0] ^ 1]) + part[1:]
+        self.wfile.write(part)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str, type[Server]]]:
+    handler = type("Handler", (Server,), {"folder": folder, "faults": faults or [], "taken": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", handler
+        server.shutdown()
+
+
+def every_sample(reader: ShardReader) -> list[tuple[str, dict[str, bytes]]]:
+    raw = (reader.sample(s, i) for s, e in enumerate(reader.entries) for i in range(e.samples))
+    return [(r.key, {k: bytes(v) for k, v in r.members.items()}) for r in raw]  # type: ignore[arg-type]
+
+
+def local(root: Path) -> list[tuple[str, dict[str, bytes]]]:
+    return every_sample(ShardReader(root / "shapes", Manifest.load(root / "shapes")))
+
+
+def remote(url: str, cache: Path, limit: int = 10**9) -> ShardReader:
+    return ShardReader(f"{url}/shapes", Manifest.load(f"{url}/shapes"), cache=ShardCache(cache, limit))
+
+
+def held(cache: Path) -> int:
+    total = 0
+    for path in cache.iterdir() if cache.is_dir() else ():
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, tmp_path: Path) -> None:
+    with served(root) as (url, handler):
+        assert every_sample(remote(url, tmp_path)) == local(root)
+        tars = [t for t in handler.taken if ".tar" in t]
+        assert len(tars) == len(Manifest.load(root / "shapes").shards)
+        assert every_sample(remote(url, tmp_path)) == local(root)
+        assert [t for t in handler.taken if ".tar" in t] == tars  # the cache is warm
+
+
+@pytest.mark.parametrize("faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"]])
+def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str]) -> None:
+    with served(root, list(faults)) as (url, handler):
+        assert every_sample(remote(url, tmp_path)) == local(root)
+        assert handler.faults == []
+
+
+def test_a_server_that_stays_broken_breaks_the_sample_not_the_process(root: Path, tmp_path: Path) -> None:
+    with served(root, ["500"] * 50) as (url, _), pytest.raises(BrokenSample, match="after 5 tries"):
+        remote(url, tmp_path).sample(0, 0)
+    with served(root, ["rot"] * 50) as (url, _), pytest.raises(BrokenSample, match="sha256"):
+        remote(url, tmp_path).sample(0, 0)
+    with pytest.raises(InputError, match="after 5 tries"):
+        Manifest.load("http://127.0.0.1:9/shapes")  # nobody is there
+    with served(root) as (url, _), pytest.raises(InputError, match="no such file"):
+        Manifest.load(f"{url}/absent")
+
+
+def test_a_partial_file_is_gone_on_with(root: Path, tmp_path: Path) -> None:
+    entry = Manifest.load(root / "shapes").shards[0]
+    content = (root / "shapes" / entry.file).read_bytes()
+    (tmp_path / f".part-{entry.sha256}-{entry.bytes}").write_bytes(content[:20_000])  # of a process that was killed
+    with served(root) as (url, handler):
+        remote(url, tmp_path).sample(0, 0)
+        assert f"{entry.file} 20000" in handler.taken
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_a_cache_smaller_than_a_shard_is_refused(root: Path, tmp_path: Path) -> None:
+    with served(root) as (url, _), pytest.raises(BrokenSample, match=r"bounded to 1000.*Raise data.cache_gb"):
+        remote(url, tmp_path, 1000).sample(0, 0)
+
+
+RANK = """
+import sys
+from itertools import islice
+from inflate3d.training.datamodule import DataModule
+url, cache, gigabytes, seed = sys.argv[1:]
+if __name__ == "__main__":
+    datasets = {"shapes": {"batch_size": 5}}
+    data = DataModule(url, datasets, seed=int(seed), num_workers=1, cache_gb=float(gigabytes), cache_dir=cache)
+    for batch in islice(data.train_dataloader(), 24):
+        print(*batch.keys)
+"""
+
+
+def test_two_ranks_share_a_cache_smaller_than_the_data_and_it_keeps_its_bound(root: Path, tmp_path: Path) -> None:
+    entries = Manifest.load(root / "shapes").entries("train")
+    limit = 3 * max(e.bytes for e in entries)
+    assert limit < sum(e.bytes for e in entries) / 2
+    script, cache = tmp_path / "rank.py", tmp_path / "cache"
+    script.write_text(RANK)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    with served(root) as (url, _):
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), url, str(cache), str(limit / 1e9), str(seed)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            for seed in (0, 1, 2)
+        ]
+        most, killed = 0, False
+        while any(r.poll() is None for r in ranks[:2]):
+            most = max(most, held(cache))
+            if not killed and most and list(cache.glob(".part-*")):
+                os.killpg(ranks[2].pid, signal.SIGKILL)  # a third, in the middle of its work
+                killed = True
+            time.sleep(0.001)
+    for seed, rank in enumerate(ranks[:2]):
+        assert rank.wait() == 0
+        assert rank.stdout is not None
+        data = DataModule(str(root), {"shapes": {"batch_size": 5}}, seed=seed)
+        assert rank.stdout.read().splitlines() == [" ".join(b.keys) for b in islice(data.train_dataloader(), 24)]
+    ranks[2].kill()
+    ranks[2].wait()
+    assert 0 < most <= limit
+
+
+def test_a_real_nginx_serves_shards(root: Path, tmp_path: Path) -> None:
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        pytest.skip("nginx is not installed: apt-get install nginx")
+    port = 20_000 + os.getpid() % 20_000
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}\n"
+        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
+    )
+    os.chmod(root, 0o755)
+    for folder in root.parents:
+        if folder.owner() == root.owner() and str(folder).startswith(str(root.parents[1])):
+            os.chmod(folder, 0o755)
+    command = [nginx, "-c", str(tmp_path / "nginx.conf"), "-g", "user root;" if os.getuid() == 0 else ""]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        assert every_sample(remote(f"http://127.0.0.1:{port}", tmp_path / "cache")) == local(root)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_motos_s3_serves_shards(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3 = pytest.importorskip("boto3", reason="the test extra is not installed")
+    pytest.importorskip("s3fs", reason="pip install 'inflate3d[s3]'")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="shards")
+        for path in (root / "shapes").iterdir():
+            client.upload_file(str(path), "shards", f"sets/shapes/{path.name}")
+        assert every_sample(remote("s3://shards/sets", tmp_path)) == local(root)
+    finally:
+        server.stop()

@@ -164,14 +164,14 @@ def _pointwise_stand_ins(modules: dict[str, nn.Module], trace: Trace) -> list[tu
     return chosen
 
 
-def _preference(layer: nn.Module, width: int) -> tuple[bool, bool, int]:
+def _preference(layer: Any, width: int) -> tuple[bool, bool, int]:
     """Order pointwise layers: wide enough first, then those that keep the block's width, then the smaller ones."""
     into, out = (
         (layer.in_features, layer.out_features)
         if isinstance(layer, nn.Linear)
-        else (layer.in_channels, layer.out_channels)  # type: ignore[union-attr]
+        else (layer.in_channels, layer.out_channels)
     )
-    return (min(into, out) < FEWEST_CHANNELS, 2 * min(into, out) < width, layer.weight.numel())  # type: ignore[arg-type, operator]
+    return (min(into, out) < FEWEST_CHANNELS, 2 * min(into, out) < width, layer.weight.numel())
 
 
 def _looks_across(module: nn.Module) -> bool:
@@ -196,9 +196,9 @@ def is_pool(module: nn.Module) -> bool:
     return isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
 
 
-def is_tile(conv: nn.Conv2d) -> bool:
+def is_tile(conv: Any) -> bool:
     """Whether a convolution tiles its input without overlap, as a patch embed does."""
-    return conv.kernel_size[0] == conv.stride[0] > 1
+    return bool(conv.kernel_size[0] == conv.stride[0] > 1)
 
 
 def _level(record: LayerTrace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,11 +150,12 @@ class InflatedTimm(Inflated):
         as_map = kwargs.get("output_fmt", "NCHW") == "NCHW"
         indices = args[0] if args else kwargs.get("indices")
 
+        def unfold_one(reduction: int | None, y: Tensor) -> Tensor:
+            return self._unfold_map(y, reduction) if as_map and y.ndim == 4 else self._unfold(y, reduction)
+
         def unfold(maps: list[Any]) -> list[Any]:
-            return [
-                map_tensors(m, lambda y, r=r: self._unfold_map(y, r) if as_map and y.ndim == 4 else self._unfold(y, r))
-                for m, r in zip(maps, self._reductions(maps, indices), strict=True)
-            ]
+            reductions = self._reductions(maps, indices)
+            return [map_tensors(m, partial(unfold_one, r)) for m, r in zip(maps, reductions, strict=True)]
 
         if isinstance(output, list):
             return unfold(output)
@@ -264,7 +266,8 @@ def _trace_smallest(
 
 def _draw_kernels(net: nn.Module, taps: Taps) -> None:
     """Give every inflated layer a fresh kernel of its 2D kernel's scale."""
-    for module in net.modules():
+    modules: Any = net.modules()
+    for module in modules:
         if isinstance(module, FoldedLayer) and module.depth_kernel > 1 and hasattr(module, "weight"):
             weight: Tensor = module.weight.data
             flat = weight.sum(2).reshape(*weight.shape[:2], *(weight.shape[3:] or (1, 1)))

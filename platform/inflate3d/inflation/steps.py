@@ -105,9 +105,10 @@ class Strides:
         Then the batch has one size from the first line of the 2D forward on, which many transformers rely on.
         """
         first = [name for name, record in self.trace.items() if _reads_input(self.modules[name], record)]
-        embeds = [self.modules[name] for name in first]
-        strides = {(m.depth_kernel, m.depth_stride) for m in embeds if isinstance(m, FoldedConv) and is_tile(m)}
-        if len(strides) == 1 and all(isinstance(m, FoldedConv) and is_tile(m) and m.groups == 1 for m in embeds):
+        embeds: list[Any] = [self.modules[name] for name in first]
+        tiles = [m for m in embeds if m.groups == 1 and is_tile(m) and isinstance(m, FoldedConv)]
+        strides = {(m.depth_kernel, m.depth_stride) for m in tiles}
+        if len(strides) == 1 and len(tiles) == len(embeds):
             ((kernel, stride),) = strides
             if kernel == stride > 1:
                 self.tube = stride

@@ -34,24 +34,23 @@ def settle_strides(net: nn.Module, strides: Strides, images: Tensor, trace: Trac
     strides.apply()
     try:
         return check_static_clips(net, strides, images, trace)
-    except CheckFailure as failure:
-        first = failure
+    except CheckFailure as broken:
+        first = failure = broken
     if first.is_numeric and images.dtype == torch.float32:
         return _settle_in_double(net, strides, images, trace)
     strides.remove()
     try:
         check_static_clips(net, strides, images, trace)
-    except CheckFailure as failure:
-        raise InflationError(str(failure)) from failure
-    failure = first
+    except CheckFailure as broken:
+        raise InflationError(str(broken)) from broken
     for _ in range(MOST_REPAIRS):
         if not strides.repair(failure.finished):
             break
         strides.apply()
         try:
             return check_static_clips(net, strides, images, trace)
-        except CheckFailure as again:
-            failure = again
+        except CheckFailure as broken:
+            failure = broken
     raise InflationError(f"{first}. Without strides along D it holds: plan='slow' or '2d'") from first
 
 
@@ -117,7 +116,7 @@ def check_static_clips(net: nn.Module, strides: Strides, images: Tensor, trace: 
 class _Watch:
     """Compares what passes by with the trace, and remembers what has run."""
 
-    def __init__(self, net: nn.Module, strides: Strides, trace: Trace, tolerance: float) -> None:
+    def __init__(self, net: Any, strides: Strides, trace: Trace, tolerance: float) -> None:
         self.net, self.strides, self.trace, self.tolerance = net, strides, trace, tolerance
         self.calls: dict[str, int] = {}
         self.finished: list[str] = []
@@ -127,7 +126,7 @@ class _Watch:
         # Inside these, frames lie below each other; what they give is compared.
         self.skip = tuple(f"{name}." for name, m in modules if isinstance(m, ClipStatistics))
 
-    def enter(self, name: str, module: nn.Module, inputs: list[Tensor], _caller: str) -> None:
+    def enter(self, name: str, module: Any, inputs: list[Tensor], _caller: str) -> None:
         record = self.trace.get(name)
         if record is None or not inputs or not record.fold:
             return

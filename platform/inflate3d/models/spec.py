@@ -45,8 +45,10 @@ class NetSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NetSpec:
         """Read a spec back; unknown keys are refused."""
-        allowed = ("base", "in_chans", "num_classes", "global_pool", "base_kwargs", "inflation", "plan")
-        allowed += ("attention", "statistics")
+        allowed = (
+            *("base", "in_chans", "num_classes", "global_pool", "base_kwargs"),
+            *("inflation", "plan", "attention", "statistics"),
+        )
         for key in data:
             if key not in allowed:
                 raise unknown_name("key", key, allowed, where="config.json: net")

@@ -188,7 +188,8 @@ def is_pointwise(module: nn.Module) -> bool:
 
 def pool_kernel(pool: Any, record: LayerTrace, plan: InflationPlan) -> int:
     """Return the frames that a pool's window covers: symmetric, as far as the plan's kernels reach."""
-    return plan.kernel(_level(record), _scalar(pool.kernel_size))
+    spatial = _scalar(pool.kernel_size)
+    return min(plan.kernel(_level(record), spatial), spatial)
 
 
 def is_pool(module: nn.Module) -> bool:

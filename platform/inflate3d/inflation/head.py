@@ -26,12 +26,18 @@ class HeadLayout:
     shape: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, net: Any, images: Tensor) -> HeadLayout:
-        """Look at the head of a 2D net with timm's forward_features and forward_head."""
+    def of(cls, net: Any, images: Tensor) -> HeadLayout | None:
+        """Look at the head of a 2D net; None if it has none as timm's: of feature nets some refuse forward_features."""
+        if not hasattr(net, "forward_features") or not hasattr(net, "forward_head"):
+            return None
         modes = _evaluate(net)
-        with torch.no_grad():
-            features = net.forward_features(images)
-        _restore(modes)
+        try:
+            with torch.no_grad():
+                features = net.forward_features(images)
+        except _REFUSALS:
+            return None
+        finally:
+            _restore(modes)
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             return cls()
         width = getattr(net, "num_features", features.shape[1])

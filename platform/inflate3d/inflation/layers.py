@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.taps import center_of
 
+RGB = 3
+
 
 class Clip:
     """What every folded layer of one net shares: how many clips the batch holds just now, and of how many frames."""
@@ -148,8 +150,10 @@ class FrameStride(FoldedLayer):
         return map_tensors(super().forward(*args, **kwargs), lambda y: self._stride(y, rows, frames))  # type: ignore[misc]
 
     def _stride(self, y: Tensor, rows: int, frames: int) -> Tensor:
-        if y.ndim < 2 or y.shape[0] % rows or not y.is_floating_point():
+        if y.ndim < 2 or y.shape[0] % rows:
             return y
+        if not y.is_floating_point():  # places and masks of tokens: those of the first frame
+            return pick_frames(y, frames, y.shape[0] // rows, self.depth_stride)
         y = y.unflatten(0, (-1, frames, y.shape[0] // rows))
         missing = -frames % self.depth_stride
         if missing:
@@ -235,6 +239,18 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
         x_BCDHW = torch.cat([x_BCDHW, x_BCDHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
     x_BDCHW = x_BCDHW.transpose(1, 2)
     return x_BDCHW.flatten(0, 1) if tube == 1 else x_BDCHW.unflatten(1, (-1, tube)).flatten(0, 1).flatten(1, 2)
+
+
+def as_rgb(x_BCDHW: Tensor) -> Tensor:
+    """Bring any channels to three, as timm adapts the weights of an RGB stem: (B, C, D, H, W) -> (B, 3, D, H, W).
+
+    One channel is repeated; of more, every third is summed, scaled by 3 / C.
+    """
+    channels = x_BCDHW.shape[1]
+    if channels == 1:
+        return x_BCDHW.expand(-1, RGB, -1, -1, -1)
+    x_BCDHW = F.pad(x_BCDHW, (0, 0, 0, 0, 0, 0, 0, -channels % RGB))
+    return x_BCDHW.unflatten(1, (-1, RGB)).sum(1) * (RGB / channels)
 
 
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:

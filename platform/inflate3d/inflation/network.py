@@ -22,7 +22,7 @@ from inflate3d.inflation.assign import (
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.head import HeadLayout
-from inflate3d.inflation.layers import Clip, FoldedLayer, fold_into_tubes, map_tensors
+from inflate3d.inflation.layers import RGB, Clip, FoldedLayer, as_rgb, fold_into_tubes, map_tensors
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import InflationPlan, as_triple, resolve_plan
 from inflate3d.inflation.steps import Strides
@@ -45,6 +45,8 @@ class Inflated(Mixin):
     plan: InflationPlan
     taps: Taps
     tube: int
+    takes_rgb_alone: bool
+    """The 2D net cannot be built for another number of channels; they are brought to three (see as_rgb)."""
     held: list[str]
     """The modules that hold their frames (see AtRate); most nets have none."""
     depth_reduction: int
@@ -79,6 +81,8 @@ class Inflated(Mixin):
                 f"input_size=({depth}, {height}, {width})"
             )
         self.clip.batch_size, self.clip.frames = batch, -(-depth // self.tube)
+        if self.takes_rgb_alone:
+            x_BCDHW = as_rgb(x_BCDHW)
         return fold_into_tubes(x_BCDHW, self.tube)
 
     def _unfold(self, y: Tensor, reduction: int | None = None) -> Tensor:
@@ -227,20 +231,27 @@ def inflate_in_place(
         raise unknown_name("statistics", str(statistics), STATISTICS_NAMES)
     weight = next(net.parameters())
     channels = in_chans or first_in_chans(net)
-    images, trace = _trace_smallest(net, trace_sizes, channels, weight)
-    head = HeadLayout.of(net, images) if _has_timm_head(net) else HeadLayout()
+    try:
+        images, trace = _trace_smallest(net, trace_sizes, channels, weight)
+    except InflationError:
+        if channels == RGB:
+            raise
+        images, trace = _trace_smallest(net, trace_sizes, RGB, weight)
+    head = HeadLayout.of(net, images)
     clip = Clip()
     # Random taps keep no answer to check by; they come once everything has found its place.
     settled = taps if taps.is_exact else Taps("mean")
     assign_layers(net, trace, plan=plan, taps=settled, attention=attention, statistics=statistics, clip=clip)
     strides = Strides(net, trace, plan, clip)
-    net.clip, net.plan, net.taps, net.in_chans_expected = clip, plan, taps, channels  # type: ignore[assignment]
-    net.head_layout, net.held, net.depth_reduction = head, strides.holds, strides.total  # type: ignore[assignment]
+    net.clip, net.plan, net.taps, net.in_chans_expected = clip, plan, taps, images.shape[1]  # type: ignore[assignment]
+    net.head_layout, net.held, net.depth_reduction = head or HeadLayout(), strides.holds, strides.total  # type: ignore[assignment]
     if hasattr(net, "feature_info"):
         net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strides.deepest)  # type: ignore[assignment]
-    mix(net, InflatedTimm if _has_timm_head(net) else Inflated)
+    mix(net, InflatedTimm if head else Inflated)
     net.trace_size = tuple(images.shape[-2:])  # type: ignore[assignment]
+    net.takes_rgb_alone = False  # type: ignore[assignment]  # the check gives what the 2D net takes
     settle_strides(net, strides, images, trace)
+    net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
     if not taps.is_exact:
         _draw_kernels(net, taps)
     return net
@@ -280,10 +291,6 @@ def first_in_chans(net: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels * 1
     raise InputError(f"{type(net).__name__} has no Conv2d; name its input channels with in_chans=")
-
-
-def _has_timm_head(net: Any) -> bool:
-    return hasattr(net, "forward_features") and hasattr(net, "forward_head")
 
 
 __all__ = ["Inflated", "InflationError", "Triple", "first_in_chans", "inflate", "inflate_in_place"]

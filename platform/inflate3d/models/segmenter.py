@@ -123,4 +123,7 @@ def _encoder(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return Intermediates(net)
 
 
-_OURS = {"inflation", "overshoot", "plan", "input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"}
+_OURS = {
+    *("inflation", "overshoot", "plan", "attention", "statistics"),
+    *("input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"),
+}

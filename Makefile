@@ -12,7 +12,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist wo
 # The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: install quickstart test test-all lint typecheck lock architectures clean
+.PHONY: install quickstart test test-all lint typecheck lock architectures pass-table clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -59,6 +59,10 @@ lock: install
 # Builds every net that timm and torchvision register, without data; takes a quarter of an hour.
 architectures: install
 	$(BIN)/python -m inflate3d.models.survey
+
+# What inflation does to the smallest net of each family: docs/pass-table.md. About an hour; goes on where it stopped.
+pass-table: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -41,6 +41,7 @@ class Inflated(Mixin):
     """
 
     prefix = "Inflated"
+    has_timm_methods = False
     clip: Clip
     plan: InflationPlan
     taps: Taps
@@ -131,6 +132,8 @@ class Inflated(Mixin):
 
 class InflatedTimm(Inflated):
     """An inflated net with timm's forward_features, forward_head, forward_intermediates and reset_classifier."""
+
+    has_timm_methods = True
 
     def forward(self, x_BCDHW: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Answer for a clip: (B, C, D, H, W) -> (B, K); without global pooling, the features of every frame."""

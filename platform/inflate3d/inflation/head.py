@@ -26,12 +26,16 @@ class HeadLayout:
     shape: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, net: Any, images: Tensor) -> HeadLayout:
-        """Look at the head of a 2D net with timm's forward_features and forward_head."""
-        modes = _evaluate(net)
-        with torch.no_grad():
-            features = net.forward_features(images)
-        _restore(modes)
+    def of(cls, net: Any, images: Tensor, features: Any = None) -> HeadLayout:
+        """Look at the head of a 2D net with timm's forward_features and forward_head.
+
+        features: what forward_features gave for `images`, where that is known.
+        """
+        if features is None:
+            modes = _evaluate(net)
+            with torch.no_grad():
+                features = net.forward_features(images)
+            _restore(modes)
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             return cls()
         width = getattr(net, "num_features", features.shape[1])

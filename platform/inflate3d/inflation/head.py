@@ -26,18 +26,22 @@ class HeadLayout:
     shape: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, net: Any, images: Tensor) -> HeadLayout | None:
-        """Look at the head of a 2D net; None if it has none as timm's: of feature nets some refuse forward_features."""
+    def of(cls, net: Any, images: Tensor, features: Any = None) -> HeadLayout | None:
+        """Look at the head of a 2D net; None if it has none as timm's: of feature nets some refuse forward_features.
+
+        features: what forward_features gave for `images`, where that is known.
+        """
         if not hasattr(net, "forward_features") or not hasattr(net, "forward_head"):
             return None
-        modes = _evaluate(net)
-        try:
-            with torch.no_grad():
-                features = net.forward_features(images)
-        except _REFUSALS:
-            return None
-        finally:
-            _restore(modes)
+        if features is None:
+            modes = _evaluate(net)
+            try:
+                with torch.no_grad():
+                    features = net.forward_features(images)
+            except _REFUSALS:
+                return None
+            finally:
+                _restore(modes)
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             return cls()
         width = getattr(net, "num_features", features.shape[1])

@@ -234,13 +234,14 @@ def inflate_in_place(
         raise unknown_name("statistics", str(statistics), STATISTICS_NAMES)
     weight = next(net.parameters())
     channels = in_chans or first_in_chans(net)
+    is_joint = attention == "joint"
     try:
-        images, trace = _trace_smallest(net, trace_sizes, channels, weight)
+        images, trace = _trace_smallest(net, trace_sizes, channels, weight, attention=is_joint)
     except InflationError:
         if channels == RGB:
             raise
-        images, trace = _trace_smallest(net, trace_sizes, RGB, weight)
-    head = HeadLayout.of(net, images)
+        images, trace = _trace_smallest(net, trace_sizes, RGB, weight, attention=is_joint)
+    head = HeadLayout.of(net, images, trace.features)
     clip = Clip()
     # Random taps keep no answer to check by; they come once everything has found its place.
     settled = taps if taps.is_exact else Taps("mean")
@@ -261,14 +262,14 @@ def inflate_in_place(
 
 
 def _trace_smallest(
-    net: nn.Module, sizes: Sequence[tuple[int, int]], channels: int, weight: Tensor
+    net: nn.Module, sizes: Sequence[tuple[int, int]], channels: int, weight: Tensor, *, attention: bool
 ) -> tuple[Tensor, Trace]:
     """Trace the net on the first of `sizes` that it takes."""
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         images = torch.randn(IMAGES, channels, *size, generator=generator).to(weight.device, weight.dtype)
         try:
-            return images, trace_net(net, images, answers=not weight.is_meta)
+            return images, trace_net(net, images, answers=not weight.is_meta, attention=attention)
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             if size == sizes[-1]:
                 raise InflationError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class Trace(dict[str, LayerTrace]):
     """A LayerTrace for each module that was called, by name, in the order in which they were first called."""
 
     output: Any = None
+    features: Any = None
+    """What timm's forward_features gave, where the net's forward called it."""
 
     def ancestors(self, name: str) -> list[LayerTrace]:
         """Return the modules above one in the tree, from its parent up, as far as they were called."""
@@ -71,8 +73,11 @@ class Trace(dict[str, LayerTrace]):
         return name
 
 
-def trace_net(net: nn.Module, images: Tensor, *, answers: bool) -> Trace:
-    """Run the 2D `net` on two images (2, C, H, W) and record every module; `answers`: what the leaves gave, too."""
+def trace_net(net: nn.Module, images: Tensor, *, answers: bool, attention: bool = True) -> Trace:
+    """Run the 2D `net` on two images (2, C, H, W) and record every module.
+
+    answers: what the leaves gave, too. attention: also which modules call scaled_dot_product_attention.
+    """
     levels, trace = _Levels(images.shape[-2:]), Trace()
 
     def enter(name: str, module: nn.Module, inputs: list[Tensor], caller: str) -> None:
@@ -99,14 +104,33 @@ def trace_net(net: nn.Module, images: Tensor, *, answers: bool) -> Trace:
             record.level_out = min((levels.level(e, above if is_map else None) for e, is_map in extents), default=None)
             record.is_global = bool(extents) and all(max(e) == 1 for e, _ in extents)
         if answers and _is_leaf(module) and isinstance(output, Tensor) and _is_comparable(output):
-            record.answers.append(Answer(output.shape, signature(output)))
+            record.answers.append(Answer(output.shape, signature(output).clone()))
 
-    def attention(name: str) -> None:
+    def attend(name: str) -> None:
         trace[name].calls_attention = True
 
-    with watched(net, enter, leave, attention):
+    with watched(net, enter, leave, attend if attention else None), _kept_features(net, trace):
         trace.output = net(images)
     return trace
+
+
+@contextmanager
+def _kept_features(net: Any, trace: Trace) -> Iterator[None]:
+    """Keep what the net's own forward_features gives, so that nobody need run it again."""
+    if not hasattr(net, "forward_features") or "forward_features" in vars(net):
+        yield
+        return
+    own = net.forward_features
+
+    def forward_features(*args: Any, **kwargs: Any) -> Any:
+        trace.features = own(*args, **kwargs)
+        return trace.features
+
+    net.forward_features = forward_features
+    try:
+        yield
+    finally:
+        del net.forward_features
 
 
 @contextmanager
@@ -135,7 +159,9 @@ def watched(net: nn.Module, enter: Any, leave: Any, attention: Any = None) -> It
         ]
     net.eval()
     try:
-        with torch.no_grad(), _AttentionCalls(lambda: attention and attention(stack[-1])):
+        # The mode sees every operation, the hooks' own included, so it comes only where somebody listens.
+        listening = _AttentionCalls(lambda: attention(stack[-1])) if attention else nullcontext()
+        with torch.no_grad(), listening:
             yield stack
     finally:
         for handle in handles:
@@ -200,9 +226,12 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def signature(x: Tensor) -> Tensor:
-    """Return at most SIGNATURE_SIZE values of each row of x (rows, ...), evenly spaced: enough to compare nets by."""
+    """Return at most SIGNATURE_SIZE values of each row of x (rows, ...), evenly spaced: enough to compare nets by.
+
+    A view of x where that can be.
+    """
     rows = x.detach().flatten(1) if x.ndim > 1 else x.detach().unsqueeze(1)
-    return rows[:, :: max(1, rows.shape[1] // SIGNATURE_SIZE)].clone()
+    return rows[:, :: max(1, rows.shape[1] // SIGNATURE_SIZE)]
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +83,7 @@ def _record(exact: Trace, trace: Trace, name: str, output: object) -> None:
         shape = trace[name].answers[call].shape
         is_folded = output.shape[1:] == shape[1:] and output.shape[0] % shape[0] == 0
         first = output.unflatten(0, (IMAGES, -1, shape[0] // IMAGES))[:, 0].flatten(0, 1) if is_folded else output
-        exact[name].answers.append(Answer(shape, signature(first)))
+        exact[name].answers.append(Answer(shape, signature(first).clone()))
 
 
 def check_static_clips(net: nn.Module, strides: Strides, images: Tensor, trace: Trace) -> None:
@@ -153,11 +154,10 @@ class _Watch:
         rows = answer.shape[0]
         if output.shape[0] == rows and output.shape != answer.shape and self.net.head_layout.time == "space":
             return  # a head's layer before its pool, where frames stand below each other; what is pooled is compared
-        where = f"layer {name!r} ({_kind(self.net, name)})"
         if output.shape[0] % rows or output.shape[1:] != answer.shape[1:]:
             raise CheckFailure(
-                f"{where} gives shape {tuple(output.shape)} on static clips, which no longer folds frames into the "
-                f"batch (2D: {tuple(answer.shape)})",
+                f"{self._where(name)} gives shape {tuple(output.shape)} on static clips, which no longer folds frames "
+                f"into the batch (2D: {tuple(answer.shape)})",
                 self.finished,
             )
         if output.is_meta:
@@ -166,11 +166,15 @@ class _Watch:
         error = _relative(got, answer.values.unflatten(0, (IMAGES, 1, rows // IMAGES)).flip(0))
         if not error <= self.tolerance:
             raise CheckFailure(
-                f"{where} breaks the static-clip invariant: relative error {error:.2g}, allowed {self.tolerance:.0e}; "
-                "the layers before it hold. It mixes frames in a way that inflation does not know",
+                f"{self._where(name)} breaks the static-clip invariant: relative error {error:.2g}, allowed "
+                f"{self.tolerance:.0e}; the layers before it hold. It mixes frames in a way that inflation does not "
+                "know",
                 self.finished,
                 is_numeric=True,
             )
+
+    def _where(self, name: str) -> str:
+        return f"layer {name!r} ({_kind(self.net, name)})"
 
 
 def static_error(output: Any, output_2d: Any) -> float:
@@ -202,8 +206,10 @@ def _spreads(shape: torch.Size, onto: torch.Size) -> bool:
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
-    scale = expected.abs().amax().clamp_min(1e-6)
-    return ((got - expected).abs().amax() / scale).item() if got.numel() else 0.0
+    if not got.numel():
+        return 0.0
+    largest = torch.linalg.vector_norm(expected, math.inf).item()
+    return torch.dist(got, expected, math.inf).item() / max(largest, 1e-6)
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,8 +73,29 @@ class Classifier(Mixin):
         self.num_classes = num_classes
 
 
+class _Passing:
+    """The maps of the levels during one forward; None else."""
+
+    maps: dict[str, Tensor] | None = None
+
+
+@dataclass
+class _Keep:
+    """A forward hook that keeps a map while somebody wants it; a class, so that nets with it are copied and pickled."""
+
+    passing: _Passing
+    name: str
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        """Keep the map."""
+        if self.passing.maps is not None:
+            self.passing.maps[self.name] = output
+
+
 class FeatureClassifier(Classifier):
     """forward_features, forward_head and forward_intermediates too, for nets that are a trunk, a pool and a head."""
+
+    passing: _Passing
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last map before the pool: (N, C, H, W)."""
@@ -109,9 +131,11 @@ class FeatureClassifier(Classifier):
         """Return the maps of the levels taken, and the last one."""
         modules = self._modules_of_levels()
         names = [*(modules[index] for index in taken), modules[-1]]
-        with _captured(self, names) as outputs:  # type: ignore[arg-type]
-            super().forward(x)  # type: ignore[misc]
-        return [outputs[name] for name in names]
+        self.passing.maps = {}
+        super().forward(x)  # type: ignore[misc]
+        maps = [self.passing.maps[name] for name in names]
+        self.passing.maps = None
+        return maps
 
     def _modules_of_levels(self) -> list[str]:
         info: Any = self.feature_info  # type: ignore[attr-defined]
@@ -146,6 +170,10 @@ def _give_contract(net: Any) -> None:
     norm = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
     net.pretrained_cfg = {"input_size": size, "fixed_input_size": is_fixed, **norm}
     mix(net, FeatureClassifier if is_split else Classifier)
+    if is_split:  # hooks that stay: one that comes and goes in each forward cannot be compiled
+        net.passing = _Passing()
+        for entry in net.feature_info:
+            net.get_submodule(entry["module"]).register_forward_hook(_Keep(net.passing, entry["module"]))
 
 
 def _look_at_head(net: Any) -> tuple[bool, bool]:

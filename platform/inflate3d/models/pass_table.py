@@ -128,14 +128,13 @@ def measure_all(name: str, cases: Sequence[Case] = CASES) -> Iterator[Row]:
 def _measure(subject: Subject, case: Case, row: Row) -> Row:
     net_2d = copy.deepcopy(subject.net).double()
     net = subject.inflate(net_2d, case)
-    images = torch.randn(2, 3, *net.trace_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(1, 3, *net.trace_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        fp64 = _static(net_2d, net, images)
+        fp64, deepest = _static(net_2d, net, images)
         order = _order(net, DEPTH)
         if not order >= LEAST_ORDER:  # all frames fell into one tube or one mean, whose order nothing can tell
             order = _order(net, 2 * net.depth_reduction + 1)
-        deepest = _deepest(net, images.unsqueeze(2).expand(-1, -1, DEPTH, -1, -1))
-        fp32 = _static(subject.net, net.float(), images.float())
+        fp32, _ = _static(subject.net, net.float(), images.float())
     return replace(row, fp64=fp64, fp32=fp32, order=order, depths=deepest, stride=net.depth_reduction)
 
 
@@ -151,32 +150,25 @@ def _answers(net: Any, x: Tensor) -> list[Tensor]:
     return [t for t in tensors_of(net(x)) if t.is_floating_point()]
 
 
-def _static(net_2d: Any, net: Any, images: Tensor) -> float:
-    """Static error of logits, and of features where there are any."""
+def _static(net_2d: Any, net: Any, images: Tensor) -> tuple[float, int]:
+    """Return the static error of logits and features (where the net tells them apart), and D at the net's end."""
     clips = images.unsqueeze(2).expand(-1, -1, DEPTH, -1, -1)
-    error = static_error(net(clips), net_2d(images))
-    if net.has_timm_methods:
-        error = max(error, static_error(net.forward_features(clips), net_2d.forward_features(images)))
-    return error
+    if not net.has_timm_methods:
+        frames: list[int] = []
+        hooks = [m.register_forward_hook(lambda _m, x, _y: frames.append(len(x[0]))) for m in _convolutions(net)]
+        error = static_error(net(clips), net_2d(images))
+        for hook in hooks:
+            hook.remove()
+        return error, frames[-1] // len(images)
+    features, features_2d = net.forward_features(clips), net_2d.forward_features(images)
+    error = static_error(features, features_2d)
+    error = max(error, static_error(net.forward_head(features), net_2d.forward_head(features_2d)))
+    y = tensors_of(features)[0]
+    return error, y.shape[2] if y.ndim == 5 and not net.head_layout.is_nhwc else y.shape[1]
 
 
-def _deepest(net: Any, clip: Tensor) -> int:
-    """Frames that are left at the net's end: counted on its features, or on what its last layers were given."""
-    seen: list[int] = []
-
-    def look(_module: nn.Module, args: Any, _output: Any) -> None:
-        rows = [t.shape[0] for t in tensors_of(args) if t.ndim > 2]
-        seen.extend(rows[:1])
-
-    if net.has_timm_methods:
-        features = net.forward_features(clip)
-        y = tensors_of(features)[0]
-        return y.shape[2] if y.ndim == 5 and not net.head_layout.is_nhwc else y.shape[1]
-    hooks = [m.register_forward_hook(look) for m in net.modules() if isinstance(m, nn.Conv2d)]
-    net(clip)
-    for hook in hooks:
-        hook.remove()
-    return seen[-1]
+def _convolutions(net: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in net.modules() if isinstance(m, nn.Conv2d))
 
 
 def _in_full(subject: Subject, case: Case, row: Row) -> Row:

@@ -24,7 +24,7 @@ from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.head import HeadLayout
 from inflate3d.inflation.layers import RGB, Clip, FoldedLayer, as_rgb, fold_into_tubes, map_tensors
 from inflate3d.inflation.mixing import Mixin, mix
-from inflate3d.inflation.plan import InflationPlan, as_triple, resolve_plan
+from inflate3d.inflation.plan import DEEPEST, InflationPlan, as_triple, resolve_plan
 from inflate3d.inflation.steps import Strides
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import IMAGES, Trace, trace_net
@@ -45,6 +45,8 @@ class Inflated(Mixin):
     clip: Clip
     plan: InflationPlan
     taps: Taps
+    min_depth: int
+    """Frames that leave one window of the plan's head_pool; 1 for feature nets, which have no head."""
     tube: int
     takes_rgb_alone: bool
     """The 2D net cannot be built for another number of channels; they are brought to three (see as_rgb)."""
@@ -75,10 +77,10 @@ class Inflated(Mixin):
                 f"input has {channels} channels in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); the net takes "
                 f"{expected}: build it with in_chans={channels}"
             )
-        if depth < self.plan.min_depth:
+        if depth < self.min_depth:
             raise InputError(
                 f"input has {depth} frames in shape {tuple(x_BCDHW.shape)} (B, C, D, H, W); plan {self.plan.name!r} "
-                f"needs at least {self.plan.min_depth}: give longer clips, or plan='auto' with "
+                f"needs at least {self.min_depth}: give longer clips, or plan='auto' with "
                 f"input_size=({depth}, {height}, {width})"
             )
         self.clip.batch_size, self.clip.frames = batch, -(-depth // self.tube)
@@ -91,8 +93,10 @@ class Inflated(Mixin):
         y = y.unflatten(0, (self.clip.batch_size, -1))
         if not self.held:
             return y
-        rate = (reduction or self.depth_reduction) // self.tube
-        return y[:, ::rate] if y.shape[1] == self.clip.frames else y
+        wanted = (reduction or self.depth_reduction) // self.tube
+        rates = sorted({max(1, self.plan.stride(0, level) // self.tube) for level in range(DEEPEST + 1)})
+        given = next((rate for rate in rates if -(-self.clip.frames // rate) == y.shape[1]), wanted)
+        return y[:, :: max(1, wanted // given)]
 
     def _unfold_map(self, y: Tensor, reduction: int | None = None, *, nhwc: bool = False) -> Tensor:
         """(B*D', C, H, W) -> (B, C, D', H, W); a channels-last map is brought to the same order."""
@@ -253,6 +257,7 @@ def inflate_in_place(
         net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strides.deepest)  # type: ignore[assignment]
     mix(net, InflatedTimm if head else Inflated)
     net.trace_size = tuple(images.shape[-2:])  # type: ignore[assignment]
+    net.min_depth = 1 if isinstance(trace.output, list) else plan.min_depth  # type: ignore[assignment]
     net.takes_rgb_alone = False  # type: ignore[assignment]  # the check gives what the 2D net takes
     settle_strides(net, strides, images, trace)
     net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.inflation import Taps, inflate_in_place, resolve_plan
-from inflate3d.inflation.taps import TapName
+from inflate3d.inflation.taps import TapName, inflate_kernel
 from inflate3d.inflation.trace import tensors_of
 from inflate3d.inflation.verify import static_error
 from inflate3d.models.image_size import size_options
@@ -24,7 +24,7 @@ from inflate3d.models.spec import NetSpec
 from inflate3d.models.timm_source import build_timm, trace_sizes
 from inflate3d.models.torchvision_source import build_torchvision
 
-DEPTH = 9  # frames of a clip, unlike H and W, and not a multiple of any stride
+DEPTH = 9  # frames of a clip: unlike H and W, no multiple of a stride, and enough for I3D's last pool
 SMALL = (64, 64)
 MOST_FP64, MOST_FP32 = 1e-10, 1e-4
 LEAST_ORDER = 1e-6  # of what another clip changes; rounding changes 1e-15
@@ -126,16 +126,29 @@ def measure_all(name: str, cases: Sequence[Case] = CASES) -> Iterator[Row]:
 
 
 def _measure(subject: Subject, case: Case, row: Row) -> Row:
-    net_2d = copy.deepcopy(subject.net).double()
-    net = subject.inflate(net_2d, case)
-    images = torch.randn(1, 3, *net.trace_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    net = subject.inflate(subject.net, case)
+    images = torch.randn(1, 3, *net.trace_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        fp64, deepest = _static(net_2d, net, images)
+        fp32, _ = _static(subject.net, net, images)
+        net_2d, net = copy.deepcopy(subject.net).double(), _in_double(net, subject.net, case)
+        fp64, deepest = _static(net_2d, net, images.double())
         order = _order(net, DEPTH)
         if not order >= LEAST_ORDER:  # all frames fell into one tube or one mean, whose order nothing can tell
             order = _order(net, 2 * net.depth_reduction + 1)
-        fp32, _ = _static(subject.net, net.float(), images.float())
     return replace(row, fp64=fp64, fp32=fp32, order=order, depths=deepest, stride=net.depth_reduction)
+
+
+def _in_double(net: Any, net_2d: nn.Module, case: Case) -> Any:
+    """Return the net in float64, its kernels made anew of the 2D ones: a third of a weight is another in float32."""
+    kernels = dict(net_2d.named_parameters())
+    net = net.double()
+    for name, parameter in net.named_parameters():
+        kernel = kernels[name].double()
+        if parameter.ndim > kernel.ndim:
+            kernel = kernel.view(*kernel.shape[:2], *(kernel.shape[2:] or (1, 1)))
+            inflated = inflate_kernel(kernel, parameter.shape[2], taps=Taps(case.taps))
+            parameter.copy_(inflated.view(parameter.shape))
+    return net
 
 
 def _order(net: Any, depth: int) -> float:

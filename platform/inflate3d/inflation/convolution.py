@@ -5,6 +5,7 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.layers import FoldedLayer, frame_index, pick_frames, select_frames, trim_depth
+from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
+from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.mixing import base_name
+from inflate3d.inflation.small_maps import convolve_small
 from inflate3d.inflation.taps import center_of
+
+# Where one way of convolving overtakes another on a CPU (docs/LOG.md); positions: of the answer, over the batch.
+SMALL_MAPS = 128
+LONG_KERNEL = 2048
+FILTER_POSITIONS = 256
 
 
 class FoldedConv(FoldedLayer):
@@ -61,22 +70,55 @@ class FoldedConv(FoldedLayer):
         if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
         options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
+        is_dense = self.groups == 1 and not isinstance(padding, str)  # type: ignore[attr-defined]
+        if is_dense and _is_eager_on_cpu(x):
+            return self._convolve_fast(x, weight, frames, padding)
         if weight.shape[2] == 1:
-            x = pick_frames(x, frames, self.fold_factor, self.depth_stride)
+            x = pick_frames(x, frames, self.depth_stride)
             return F.conv2d(x, weight[:, :, 0], self.bias, *options)  # type: ignore[attr-defined]
-        if self.groups > 1 or self.fold_factor > 1 or isinstance(padding, str):  # type: ignore[attr-defined]
-            return self._sum_of_2d(x, weight, frames, options)
-        return self._conv3d(x, weight, frames, padding)
+        return self._conv3d(x, weight, frames, padding) if is_dense else self._sum_of_2d(x, weight, frames, options)
+
+    def _convolve_fast(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
+        """A dense convolution in the cheapest of the ways that give the same; measured in docs/LOG.md."""
+        stride, dilation, bias = self.stride, self.dilation, self.bias  # type: ignore[attr-defined]
+        depth = weight.shape[2]
+        positions = x.shape[0] * x[0, 0].numel() // math.prod((self.depth_stride, *stride))
+        if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
+            y = convolve_small(x, weight, frames, (self.depth_stride, *stride), padding, dilation)
+        elif depth == 1:
+            return F.conv2d(pick_frames(x, frames, self.depth_stride), weight[:, :, 0], bias, stride, padding, dilation)
+        elif depth == FILTER_TAPS and self.depth_stride == 1 == max(stride) and positions >= FILTER_POSITIONS:
+            y = convolve_filtered(x, weight, frames, padding, dilation)
+        elif frames == x.shape[0]:
+            return self._channels_as_time(x, weight, frames, padding)  # conv3d is slow on a single clip
+        else:
+            return self._conv3d(x, weight, frames, padding)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+
+    def _channels_as_time(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
+        """One 2D convolution of frames that hold, in their channels, all that the kernel sees of their neighbours."""
+        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+        taps = range(weight.shape[2])
+        seen = [frame_index(frames, len(taps), self.depth_stride, tap, x.device) for tap in taps]
+        x_BDHWK = torch.cat([x_BDHWC.index_select(1, index) for index in seen], -1)
+        return F.conv2d(
+            x_BDHWK.flatten(0, 1).permute(0, 3, 1, 2),
+            weight.transpose(1, 2).flatten(1, 2),
+            self.bias,  # type: ignore[attr-defined]
+            self.stride,  # type: ignore[attr-defined]
+            padding,
+            self.dilation,  # type: ignore[attr-defined]
+        )
 
     def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
         """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
         kernel, stride = weight.shape[2], self.depth_stride
         if stride == 1:
             taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
-            return sum_of_taps(taps, frames, self.fold_factor, self.bias)  # type: ignore[attr-defined]
+            return sum_of_taps(taps, frames, self.bias)  # type: ignore[attr-defined]
         total: Tensor | None = None
         for tap in range(kernel):
-            picked = select_frames(x, frames, self.fold_factor, frame_index(frames, kernel, stride, tap, x.device))
+            picked = select_frames(x, frames, frame_index(frames, kernel, stride, tap, x.device))
             bias = self.bias if tap == 0 else None  # type: ignore[attr-defined]
             part = F.conv2d(picked, weight[:, :, tap], bias, *options)
             total = part if total is None else total + part
@@ -99,6 +141,15 @@ class FoldedConv(FoldedLayer):
             (1, *self.dilation),  # type: ignore[attr-defined]
         )
         return y_BODHW.transpose(1, 2).flatten(0, 1)
+
+
+def _is_eager_on_cpu(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class _SumOfTaps(torch.autograd.Function):
@@ -128,11 +179,9 @@ class _SumOfTaps(torch.autograd.Function):
         return tuple(results)
 
 
-def sum_of_taps(taps: list[Tensor], frames: int, fold_factor: int, bias: Tensor | None) -> Tensor:
+def sum_of_taps(taps: list[Tensor], frames: int, bias: Tensor | None) -> Tensor:
     """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
-    shape = (-1, frames * fold_factor, *taps[0].shape[1:])
-    if fold_factor > 1:
-        shape = (-1, frames, fold_factor, *taps[0].shape[1:])
+    shape = (-1, frames, *taps[0].shape[1:])
     total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
     return total if bias is None else total + bias.view(-1, 1, 1)
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.layers import FoldedLayer, frame_index, pick_frames, select_frames, trim_depth
+from inflate3d.inflation.layers import FoldedLayer, frame_index, is_eager_on_cpu, pick_frames, select_frames, trim_depth
 from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
 from inflate3d.inflation.minimal_filtering import convolve_filtered
-from inflate3d.inflation.mixing import base_name
+from inflate3d.inflation.mixing import Mixin, base_name, mix
 from inflate3d.inflation.small_maps import convolve_small
 from inflate3d.inflation.taps import center_of
 
@@ -23,6 +23,7 @@ from inflate3d.inflation.taps import center_of
 SMALL_MAPS = 128
 LONG_KERNEL = 2048
 FILTER_POSITIONS = 256
+POINTWISE_POSITIONS, POINTWISE_CHANNELS = 1024, 256
 
 
 class FoldedConv(FoldedLayer):
@@ -66,12 +67,14 @@ class FoldedConv(FoldedLayer):
 
     def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         frames = self.frames_of(x)
+        if frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
+            weight = _SummedTaps.apply(weight)
         weight = trim_depth(weight, frames)
         if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
         options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
         is_dense = self.groups == 1 and not isinstance(padding, str)  # type: ignore[attr-defined]
-        if is_dense and _is_eager_on_cpu(x):
+        if is_dense and is_eager_on_cpu(x):
             return self._convolve_fast(x, weight, frames, padding)
         if weight.shape[2] == 1:
             x = pick_frames(x, frames, self.depth_stride)
@@ -89,8 +92,8 @@ class FoldedConv(FoldedLayer):
             return F.conv2d(pick_frames(x, frames, self.depth_stride), weight[:, :, 0], bias, stride, padding, dilation)
         elif depth == FILTER_TAPS and self.depth_stride == 1 == max(stride) and positions >= FILTER_POSITIONS:
             y = convolve_filtered(x, weight, frames, padding, dilation)
-        elif frames == x.shape[0]:
-            return self._channels_as_time(x, weight, frames, padding)  # conv3d is slow on a single clip
+        elif frames == x.shape[0] and max(weight.shape[-2:]) <= 3:
+            return self._channels_as_time(x, weight, frames, padding)  # torch's conv3d is slow on a single clip there
         else:
             return self._conv3d(x, weight, frames, padding)
         return y if bias is None else y + bias.view(-1, 1, 1)
@@ -126,14 +129,11 @@ class FoldedConv(FoldedLayer):
         return total
 
     def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        x_BDCHW = x.unflatten(0, (-1, frames))
         before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
-        parts = [x_BDCHW[:, :1].expand(-1, before, -1, -1, -1), x_BDCHW]
-        if after > 0:
-            parts.append(x_BDCHW[:, -1:].expand(-1, after, -1, -1, -1))
-        x_BCDHW = torch.cat(parts, dim=1).transpose(1, 2)
+        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+        ends = (x_BDHWC[:, :1].expand(-1, before, -1, -1, -1), x_BDHWC[:, -1:].expand(-1, after, -1, -1, -1))
         y_BODHW = F.conv3d(
-            x_BCDHW,
+            torch.cat([ends[0], x_BDHWC, ends[1]], 1).permute(0, 4, 1, 2, 3),
             weight,
             self.bias,  # type: ignore[attr-defined]
             (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
@@ -143,13 +143,41 @@ class FoldedConv(FoldedLayer):
         return y_BODHW.transpose(1, 2).flatten(0, 1)
 
 
-def _is_eager_on_cpu(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-    )
+class _SummedTaps(torch.autograd.Function):
+    """The sum over the slices of a kernel, (O, I, kD, kH, kW) -> (O, I, 1, kH, kW); nothing is written twice."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.depth = weight.shape[2]
+        total = weight[:, :, 0] + weight[:, :, 1]
+        for tap in range(2, ctx.depth):
+            total += weight[:, :, tap]
+        return total.unsqueeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].expand(-1, -1, ctx.depth, -1, -1)
+
+
+class FoldedPointwise(Mixin):
+    """An unstrided 1x1 convolution; where maps are small a matrix product does it several times faster on a CPU."""
+
+    prefix = "Folded"
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, O, H, W)."""
+        positions = x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]
+        if not is_eager_on_cpu(x_NCHW) or (positions > POINTWISE_POSITIONS and x_NCHW.shape[1] < POINTWISE_CHANNELS):
+            return super().forward(x_NCHW)  # type: ignore[misc, no-any-return]
+        return F.linear(x_NCHW.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)  # type: ignore
+
+
+def fold_pointwise(net: nn.Module) -> None:
+    """Let every plain 1x1 convolution of a net choose how it computes; what it computes stays."""
+    for module in net.modules():
+        is_pointwise = type(module) is nn.Conv2d and module.groups == max(module.kernel_size) == max(module.stride) == 1
+        if is_pointwise and module.padding == (0, 0):
+            mix(module, FoldedPointwise)
 
 
 class _SumOfTaps(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.mixing import Mixin, mix
+from inflate3d.inflation.mixing import Mixin, mix, parts_of
 from inflate3d.inflation.taps import center_of
 
 
@@ -58,12 +58,18 @@ class FoldedPool(FoldedLayer):
     Any other layer that shrinks H and W is treated as an average over `depth_kernel` frames.
     """
 
+    def prepare(self) -> None:
+        """See whether the 2D layer is torch's own max pool."""
+        self.is_plain_max = parts_of(type(self))[-1].forward is nn.MaxPool2d.forward  # type: ignore[attr-defined]
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N', C, H', W'), where D' = ceil(D / depth_stride)."""
         frames = self.frames_of(x_NCHW)
-        y = super().forward(x_NCHW)  # type: ignore[misc]
         if self.depth_kernel == 1:
-            return pick_frames(y, frames, self.depth_stride)
+            return super().forward(pick_frames(x_NCHW, frames, self.depth_stride))  # type: ignore[misc]
+        if self.depth_kernel % 2 and self.is_plain_max and is_eager_on_cpu(x_NCHW):
+            return self._max_pool3d(x_NCHW, frames)
+        y = super().forward(x_NCHW)  # type: ignore[misc]
         is_max = isinstance(self, nn.MaxPool2d)
         total: Tensor | None = None
         for tap in range(self.depth_kernel):
@@ -72,6 +78,15 @@ class FoldedPool(FoldedLayer):
             total = part if total is None else torch.maximum(total, part) if is_max else total + part
         assert total is not None
         return total if is_max else total / self.depth_kernel
+
+    def _max_pool3d(self, x: Tensor, frames: int) -> Tensor:
+        """Pool in one pass: a window that reaches past an end holds that end's frame already, so padding is exact."""
+        size = [_pair(v) for v in (self.kernel_size, self.stride, self.padding, self.dilation)]  # type: ignore[attr-defined]
+        along_d = (self.depth_kernel, self.depth_stride, self.depth_kernel // 2, 1)
+        options = [(d, *hw) for d, hw in zip(along_d, size, strict=True)]
+        x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
+        y = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore[attr-defined]
+        return y[:, :, : -(-frames // self.depth_stride)].transpose(1, 2).flatten(0, 1)
 
 
 class FoldedLinear(FoldedLayer):
@@ -218,7 +233,7 @@ def pick_frames(x: Tensor, frames: int, stride: int) -> Tensor:
     """Return every `stride`-th frame of every clip; x itself if the stride is 1."""
     if stride == 1:
         return x
-    return x.unflatten(0, (-1, frames))[:, ::stride].flatten(0, 1)
+    return _keep_layout(x, lambda rows: rows.unflatten(0, (-1, frames))[:, ::stride].flatten(0, 1))
 
 
 def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
@@ -243,7 +258,28 @@ def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.d
 
 def select_frames(x: Tensor, frames: int, index: Tensor) -> Tensor:
     """Return the frames of every clip that `index` names, in its order."""
-    return x.unflatten(0, (-1, frames)).index_select(1, index).flatten(0, 1)
+    return _keep_layout(x, lambda rows: rows.unflatten(0, (-1, frames)).index_select(1, index).flatten(0, 1))
+
+
+def _keep_layout(x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """Choose frames of maps so that what is copied stays channels-last; a graph need not be told."""
+    if x.ndim != 4 or torch.compiler.is_compiling():
+        return choose(x)
+    return choose(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether x is computed with right here, by CPU kernels in full precision: where other ways of computing pay."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 def fold(layer, mixin, clips, kernel, stride):
     clip = Clip()
     clip.batch_size = clips
-    fold_layer(layer, mixin, clip, kernel, stride, 1)
+    fold_layer(layer, mixin, clip, kernel, stride)
     return layer
 
 

@@ -5,15 +5,25 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.layers import FoldedLayer, frame_index, pick_frames, select_frames, trim_depth
-from inflate3d.inflation.mixing import base_name
+from inflate3d.inflation.layers import FoldedLayer, frame_index, is_eager_on_cpu, pick_frames, select_frames, trim_depth
+from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
+from inflate3d.inflation.minimal_filtering import convolve_filtered
+from inflate3d.inflation.mixing import Mixin, base_name, mix
+from inflate3d.inflation.small_maps import convolve_small
 from inflate3d.inflation.taps import center_of
+
+# Where one way of convolving overtakes another on a CPU (docs/LOG.md); positions: of the answer, over the batch.
+SMALL_MAPS = 128
+LONG_KERNEL = 2048
+FILTER_POSITIONS = 256
+POINTWISE_POSITIONS, POINTWISE_CHANNELS = 1024, 256
 
 
 class FoldedConv(FoldedLayer):
@@ -57,26 +67,61 @@ class FoldedConv(FoldedLayer):
 
     def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         frames = self.frames_of(x)
+        if frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
+            weight = _SummedTaps.apply(weight)
         weight = trim_depth(weight, frames)
         if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
         options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
+        is_dense = self.groups == 1 and not isinstance(padding, str)  # type: ignore[attr-defined]
+        if is_dense and is_eager_on_cpu(x):
+            return self._convolve_fast(x, weight, frames, padding)
         if weight.shape[2] == 1:
-            x = pick_frames(x, frames, self.fold_factor, self.depth_stride)
+            x = pick_frames(x, frames, self.depth_stride)
             return F.conv2d(x, weight[:, :, 0], self.bias, *options)  # type: ignore[attr-defined]
-        if self.groups > 1 or self.fold_factor > 1 or isinstance(padding, str):  # type: ignore[attr-defined]
-            return self._sum_of_2d(x, weight, frames, options)
-        return self._conv3d(x, weight, frames, padding)
+        return self._conv3d(x, weight, frames, padding) if is_dense else self._sum_of_2d(x, weight, frames, options)
+
+    def _convolve_fast(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
+        """A dense convolution in the cheapest of the ways that give the same; measured in docs/LOG.md."""
+        stride, dilation, bias = self.stride, self.dilation, self.bias  # type: ignore[attr-defined]
+        depth = weight.shape[2]
+        positions = x.shape[0] * x[0, 0].numel() // math.prod((self.depth_stride, *stride))
+        if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
+            y = convolve_small(x, weight, frames, (self.depth_stride, *stride), padding, dilation)
+        elif depth == 1:
+            return F.conv2d(pick_frames(x, frames, self.depth_stride), weight[:, :, 0], bias, stride, padding, dilation)
+        elif depth == FILTER_TAPS and self.depth_stride == 1 == max(stride) and positions >= FILTER_POSITIONS:
+            y = convolve_filtered(x, weight, frames, padding, dilation)
+        elif frames == x.shape[0] and max(weight.shape[-2:]) <= 3:
+            return self._channels_as_time(x, weight, frames, padding)  # torch's conv3d is slow on a single clip there
+        else:
+            return self._conv3d(x, weight, frames, padding)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+
+    def _channels_as_time(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
+        """One 2D convolution of frames that hold, in their channels, all that the kernel sees of their neighbours."""
+        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+        taps = range(weight.shape[2])
+        seen = [frame_index(frames, len(taps), self.depth_stride, tap, x.device) for tap in taps]
+        x_BDHWK = torch.cat([x_BDHWC.index_select(1, index) for index in seen], -1)
+        return F.conv2d(
+            x_BDHWK.flatten(0, 1).permute(0, 3, 1, 2),
+            weight.transpose(1, 2).flatten(1, 2),
+            self.bias,  # type: ignore[attr-defined]
+            self.stride,  # type: ignore[attr-defined]
+            padding,
+            self.dilation,  # type: ignore[attr-defined]
+        )
 
     def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
         """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
         kernel, stride = weight.shape[2], self.depth_stride
         if stride == 1:
             taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
-            return sum_of_taps(taps, frames, self.fold_factor, self.bias)  # type: ignore[attr-defined]
+            return sum_of_taps(taps, frames, self.bias)  # type: ignore[attr-defined]
         total: Tensor | None = None
         for tap in range(kernel):
-            picked = select_frames(x, frames, self.fold_factor, frame_index(frames, kernel, stride, tap, x.device))
+            picked = select_frames(x, frames, frame_index(frames, kernel, stride, tap, x.device))
             bias = self.bias if tap == 0 else None  # type: ignore[attr-defined]
             part = F.conv2d(picked, weight[:, :, tap], bias, *options)
             total = part if total is None else total + part
@@ -84,14 +129,11 @@ class FoldedConv(FoldedLayer):
         return total
 
     def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        x_BDCHW = x.unflatten(0, (-1, frames))
         before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
-        parts = [x_BDCHW[:, :1].expand(-1, before, -1, -1, -1), x_BDCHW]
-        if after > 0:
-            parts.append(x_BDCHW[:, -1:].expand(-1, after, -1, -1, -1))
-        x_BCDHW = torch.cat(parts, dim=1).transpose(1, 2)
+        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+        ends = (x_BDHWC[:, :1].expand(-1, before, -1, -1, -1), x_BDHWC[:, -1:].expand(-1, after, -1, -1, -1))
         y_BODHW = F.conv3d(
-            x_BCDHW,
+            torch.cat([ends[0], x_BDHWC, ends[1]], 1).permute(0, 4, 1, 2, 3),
             weight,
             self.bias,  # type: ignore[attr-defined]
             (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
@@ -99,6 +141,43 @@ class FoldedConv(FoldedLayer):
             (1, *self.dilation),  # type: ignore[attr-defined]
         )
         return y_BODHW.transpose(1, 2).flatten(0, 1)
+
+
+class _SummedTaps(torch.autograd.Function):
+    """The sum over the slices of a kernel, (O, I, kD, kH, kW) -> (O, I, 1, kH, kW); nothing is written twice."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.depth = weight.shape[2]
+        total = weight[:, :, 0] + weight[:, :, 1]
+        for tap in range(2, ctx.depth):
+            total += weight[:, :, tap]
+        return total.unsqueeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].expand(-1, -1, ctx.depth, -1, -1)
+
+
+class FoldedPointwise(Mixin):
+    """An unstrided 1x1 convolution; where maps are small a matrix product does it several times faster on a CPU."""
+
+    prefix = "Folded"
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Shapes: (N, C, H, W) -> (N, O, H, W)."""
+        positions = x_NCHW.shape[0] * x_NCHW.shape[2] * x_NCHW.shape[3]
+        if not is_eager_on_cpu(x_NCHW) or (positions > POINTWISE_POSITIONS and x_NCHW.shape[1] < POINTWISE_CHANNELS):
+            return super().forward(x_NCHW)  # type: ignore[misc, no-any-return]
+        return F.linear(x_NCHW.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)  # type: ignore
+
+
+def fold_pointwise(net: nn.Module) -> None:
+    """Let every plain 1x1 convolution of a net choose how it computes; what it computes stays."""
+    for module in net.modules():
+        is_pointwise = type(module) is nn.Conv2d and module.groups == max(module.kernel_size) == max(module.stride) == 1
+        if is_pointwise and module.padding == (0, 0):
+            mix(module, FoldedPointwise)
 
 
 class _SumOfTaps(torch.autograd.Function):
@@ -128,11 +207,9 @@ class _SumOfTaps(torch.autograd.Function):
         return tuple(results)
 
 
-def sum_of_taps(taps: list[Tensor], frames: int, fold_factor: int, bias: Tensor | None) -> Tensor:
+def sum_of_taps(taps: list[Tensor], frames: int, bias: Tensor | None) -> Tensor:
     """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
-    shape = (-1, frames * fold_factor, *taps[0].shape[1:])
-    if fold_factor > 1:
-        shape = (-1, frames, fold_factor, *taps[0].shape[1:])
+    shape = (-1, frames, *taps[0].shape[1:])
     total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
     return total if bias is None else total + bias.view(-1, 1, 1)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.mixing import Mixin, mix
+from inflate3d.inflation.mixing import Mixin, mix, parts_of
 from inflate3d.inflation.taps import center_of
 
 RGB = 3
@@ -41,14 +41,13 @@ class FoldedLayer(Mixin):
     clip: Clip
     depth_kernel: int = 1
     depth_stride: int = 1
-    fold_factor: int = 1
 
     def prepare(self) -> None:
         """Read what the folded form must know of the 2D layer; called once, after mixing."""
 
     def frames_of(self, x: Tensor) -> int:
         """Return D, the frames a clip has at this layer: N / B."""
-        return x.shape[0] // (self.clip.batch_size * self.fold_factor)
+        return x.shape[0] // self.clip.batch_size
 
     def extra_repr(self) -> str:
         """Return the 2D layer's own line with what was added along D."""
@@ -61,20 +60,35 @@ class FoldedPool(FoldedLayer):
     Any other layer that shrinks H and W is treated as an average over `depth_kernel` frames.
     """
 
+    def prepare(self) -> None:
+        """See whether the 2D layer is torch's own max pool."""
+        self.is_plain_max = parts_of(type(self))[-1].forward is nn.MaxPool2d.forward  # type: ignore[attr-defined]
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N', C, H', W'), where D' = ceil(D / depth_stride)."""
         frames = self.frames_of(x_NCHW)
-        y = super().forward(x_NCHW)  # type: ignore[misc]
         if self.depth_kernel == 1:
-            return pick_frames(y, frames, self.fold_factor, self.depth_stride)
+            return super().forward(pick_frames(x_NCHW, frames, self.depth_stride))  # type: ignore[misc]
+        if self.depth_kernel % 2 and self.is_plain_max and is_eager_on_cpu(x_NCHW):
+            return self._max_pool3d(x_NCHW, frames)
+        y = super().forward(x_NCHW)  # type: ignore[misc]
         is_max = isinstance(self, nn.MaxPool2d)
         total: Tensor | None = None
         for tap in range(self.depth_kernel):
             index = frame_index(frames, self.depth_kernel, self.depth_stride, tap, y.device)
-            part = select_frames(y, frames, self.fold_factor, index)
+            part = select_frames(y, frames, index)
             total = part if total is None else torch.maximum(total, part) if is_max else total + part
         assert total is not None
         return total if is_max else total / self.depth_kernel
+
+    def _max_pool3d(self, x: Tensor, frames: int) -> Tensor:
+        """Pool in one pass: a window that reaches past an end holds that end's frame already, so padding is exact."""
+        size = [_pair(v) for v in (self.kernel_size, self.stride, self.padding, self.dilation)]  # type: ignore[attr-defined]
+        along_d = (self.depth_kernel, self.depth_stride, self.depth_kernel // 2, 1)
+        options = [(d, *hw) for d, hw in zip(along_d, size, strict=True)]
+        x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
+        y = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore[attr-defined]
+        return y[:, :, : -(-frames // self.depth_stride)].transpose(1, 2).flatten(0, 1)
 
 
 class FoldedLinear(FoldedLayer):
@@ -86,7 +100,7 @@ class FoldedLinear(FoldedLayer):
         kernel = weight.shape[2]
         if kernel > 1:
             taps = [frame_index(frames, kernel, 1, tap, x.device) for tap in range(kernel)]
-            x = torch.cat([select_frames(x, frames, 1, index) for index in taps], -1)
+            x = torch.cat([select_frames(x, frames, index) for index in taps], -1)
         return F.linear(x, weight.transpose(1, 2).flatten(1), self.bias)  # type: ignore[attr-defined]
 
 
@@ -193,11 +207,9 @@ class AtRate(FoldedLayer):
         return y[:, :frames].flatten(0, 2)
 
 
-def fold_layer(
-    layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int = 1, stride: int = 1, factor: int = 1
-) -> None:
+def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int = 1, stride: int = 1) -> None:
     """Turn a 2D layer into its folded form in place."""
-    layer.clip, layer.depth_kernel, layer.depth_stride, layer.fold_factor = clip, kernel, stride, factor  # type: ignore[assignment]
+    layer.clip, layer.depth_kernel, layer.depth_stride = clip, kernel, stride  # type: ignore[assignment]
     mix(layer, mixin)
     layer.prepare()  # type: ignore[operator]
 
@@ -213,18 +225,19 @@ def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
     if before + after + 1 == depth:
         return weight_OIDHW
     if frames == 1:
-        return weight_OIDHW.sum(2, keepdim=True)
+        first, *others = weight_OIDHW.unbind(2)
+        return sum(others, first).unsqueeze(2)  # faster than .sum(2), forward and backward
     low, high = middle - before, middle + after
     first = weight_OIDHW[:, :, : low + 1].sum(2, keepdim=True)
     last = weight_OIDHW[:, :, high:].sum(2, keepdim=True)
     return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
 
 
-def pick_frames(x: Tensor, frames: int, fold_factor: int, stride: int) -> Tensor:
+def pick_frames(x: Tensor, frames: int, stride: int) -> Tensor:
     """Return every `stride`-th frame of every clip; x itself if the stride is 1."""
     if stride == 1:
         return x
-    return x.unflatten(0, (-1, frames, fold_factor))[:, ::stride].flatten(0, 2)
+    return _keep_layout(x, lambda rows: rows.unflatten(0, (-1, frames))[:, ::stride].flatten(0, 1))
 
 
 def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
@@ -259,9 +272,30 @@ def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.d
     return (torch.arange(0, frames, stride, device=device) + start).clamp_(0, frames - 1)
 
 
-def select_frames(x: Tensor, frames: int, fold_factor: int, index: Tensor) -> Tensor:
+def select_frames(x: Tensor, frames: int, index: Tensor) -> Tensor:
     """Return the frames of every clip that `index` names, in its order."""
-    return x.unflatten(0, (-1, frames, fold_factor)).index_select(1, index).flatten(0, 2)
+    return _keep_layout(x, lambda rows: rows.unflatten(0, (-1, frames)).index_select(1, index).flatten(0, 1))
+
+
+def _keep_layout(x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """Choose frames of maps so that what is copied stays channels-last; a graph need not be told."""
+    if x.ndim != 4 or torch.compiler.is_compiling():
+        return choose(x)
+    return choose(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether x is computed with right here, by CPU kernels in full precision: where other ways of computing pay."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:

@@ -19,6 +19,7 @@ from inflate3d.inflation.assign import (
     StatisticsName,
     assign_layers,
 )
+from inflate3d.inflation.convolution import fold_pointwise
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.head import HeadLayout
@@ -250,6 +251,7 @@ def inflate_in_place(
     # Random taps keep no answer to check by; they come once everything has found its place.
     settled = taps if taps.is_exact else Taps("mean")
     assign_layers(net, trace, plan=plan, taps=settled, attention=attention, statistics=statistics, clip=clip)
+    fold_pointwise(net)
     strides = Strides(net, trace, plan, clip)
     net.clip, net.plan, net.taps, net.in_chans_expected = clip, plan, taps, images.shape[1]  # type: ignore[assignment]
     net.head_layout, net.held, net.depth_reduction = head or HeadLayout(), strides.holds, strides.total  # type: ignore[assignment]

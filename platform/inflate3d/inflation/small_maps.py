@@ -1,0 +1,74 @@
+"""Convolutions over small maps as one matrix product: what they cost is reading the kernel, and this reads it once."""
+
+# N folded frames, P output positions, K = C*kD*kH*kW values that one position sees, O channels out.
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inflate3d.inflation.taps import center_of
+
+
+def convolve_small(
+    x_NCHW: Tensor,
+    weight_OIDHW: Tensor,
+    frames: int,
+    stride: tuple[int, int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Convolve folded clips, D padded by replication: (B*D, C, H, W) -> (B*D', O, H', W'), channels-last.
+
+    Needs O(P*K) memory, so it is for maps of few positions and kernels of many channels.
+    """
+    return _SmallMaps.apply(x_NCHW, weight_OIDHW, frames, stride, padding, dilation)  # type: ignore[no-any-return]
+
+
+class _SmallMaps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
+        out_channels, _, depth, *kernel = weight.shape
+        rows, channels, height, width = x.shape
+        columns = F.unfold(x, kernel, dilation, padding, stride[1:])  # (N, C*kH*kW, positions of a frame)
+        columns = columns.view(-1, frames, channels, kernel[0] * kernel[1], columns.shape[-1])
+        index = _frames_seen(frames, depth, stride[0])
+        seen = columns[:, index] if depth * stride[0] > 1 else columns.unsqueeze(2)
+        seen_KP = seen.permute(3, 2, 4, 0, 1, 5).reshape(weight[0].numel(), -1)
+        ctx.save_for_backward(seen_KP, weight, index)
+        ctx.size = (columns.shape, (rows, channels, height, width), kernel, stride[1:], padding, dilation)
+        size = [
+            _out_size(n, *sizes)
+            for n, *sizes in zip((height, width), kernel, stride[1:], padding, dilation, strict=True)
+        ]
+        y_PO = seen_KP.t() @ weight.reshape(out_channels, -1).t()
+        return y_PO.view(-1, *size, out_channels).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        seen_KP, weight, index = ctx.saved_tensors
+        shape, (_, _, height, width), kernel, stride, padding, dilation = ctx.size
+        grad_PO = grads[0].permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        grad_weight = (grad_PO.t() @ seen_KP.t()).view(weight.shape) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, None, None, None, None
+        clips, frames, channels, area, positions = shape
+        grad_KP = weight.reshape(weight.shape[0], -1).t() @ grad_PO.t()
+        seen = grad_KP.view(channels, index.shape[1], area, clips, index.shape[0], positions).permute(3, 4, 1, 0, 2, 5)
+        columns = seen.new_zeros(shape).index_add_(1, index.flatten(), seen.flatten(1, 2))
+        columns = columns.view(clips * frames, channels * area, positions)
+        grad_x = F.fold(columns, (height, width), kernel, dilation, padding, stride)
+        return grad_x, grad_weight, None, None, None, None
+
+
+def _frames_seen(frames: int, kernel: int, stride: int) -> Tensor:
+    """Return the input frames that each output frame sees (D', kD); the ends are replicated."""
+    first = torch.arange(0, frames, stride) - center_of(kernel)
+    return (first[:, None] + torch.arange(kernel)).clamp_(0, frames - 1)
+
+
+def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

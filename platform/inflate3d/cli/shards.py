@@ -1,4 +1,4 @@
-"""`platform shards build|merge|check|info`: raw files to shards, whether they are whole, and what is in them."""
+"""`platform shards build|merge|index|check|info`: raw files or tars to shards, and what is in them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,32 @@ if TYPE_CHECKING:
     from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
 
+EXAMPLE = """\
+card:
+  name: clips
+  kind: video_classification        # or volume_segmentation, volume_classification
+  modality: rgb                     # chooses the stem: rgb, ct, mri, mask, ...
+  classes: [jump, run, wave]        # in index order; for segmentation the first is the background
+  licence: CC-BY-4.0                # with title, url, citation, commercial_use, weights_may_be_published: optional
+  input:                            # optional: channels, spacing_mm, orientation, intensity
+    channels: [red, green, blue]
+    intensity: {mode: window, window: [0, 255], mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
+splits:                             # patterns of the tars' file names; left out: all are train
+  train: train-*.tar
+  val: [val-*.tar, extra-000.tar]
+members:                            # what follows the first dot of a member's name
+  video: mp4                        # image: npy and mask: seg.npy for volumes
+  label: cls                        # a text: class number or class name; or a field of a JSON member, json:label
+prefix_keys: false                  # true where the same key stands in several tars: TAR_KEY
+"""
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform shards`."""
     parser = subparsers.add_parser("shards", help="build, check and describe shards")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_index(commands)
     check = commands.add_parser("check", help="read everything once and verify every hash, array, mask and video")
     check.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
     check.set_defaults(run=_check)
@@ -51,6 +71,42 @@ def _add_build(commands: Any) -> None:
     merge.add_argument("folder", metavar="DIR", help="what --output was for every part")
     merge.add_argument("--max_rejects", type=int, default=0, help="cases that all parts may have left out (default 0)")
     merge.set_defaults(run=_merge)
+
+
+def _add_index(commands: Any) -> None:
+    index = commands.add_parser(
+        "index",
+        help="a manifest for WebDataset tars that exist already; they stay where and as they are",
+        epilog=f"a mapping:\n\n{EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    index.add_argument(
+        "tars", metavar="TARS", nargs="+", help="a folder, files, patterns, or https://host/set/train-{000..099}.tar"
+    )
+    index.add_argument("--mapping", metavar="FILE", required=True, help="YAML: card, splits and members, as below")
+    index.add_argument("--output", metavar="DIR", required=True, help="folder for manifest and indexes")
+    index.add_argument("--num_workers", type=int, default=None, help="tars read at once; default: one a core, up to 8")
+    index.add_argument("--max_rejects", type=int, default=0, help="samples that may be left out as broken (default 0)")
+    index.set_defaults(run=_index)
+
+
+def _index(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from inflate3d.cli.document import read_document
+    from inflate3d.data.tar_index import index_tars
+    from inflate3d.data.tar_mapping import TarMapping
+
+    path = Path(args.mapping).expanduser()
+    if not path.is_file():
+        raise InputError(f"--mapping: no file {args.mapping!r}. An example: platform shards index --help")
+    mapping = TarMapping.from_dict(read_document(path)[0], where=str(path))
+    workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
+    manifest = index_tars(args.tars, mapping, args.output, num_workers=workers, max_rejects=args.max_rejects)
+    for reject in manifest.rejects:
+        print(f"rejected {reject['key']}: {reject['reason']}")
+    _print_splits(manifest)
+    print(f"\nindexed; use it as data.root/NAME: {args.output}; more: platform shards info {args.output}")
 
 
 def _build(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ Buffer = bytes | memoryview
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "3gp")
 _DTYPES = (np.dtype("uint8"), np.dtype("int16"), np.dtype("float32"))
+_NDIM = {"image": 4, "mask": 3}
 _MEASURED_VOXELS = 100_000
 _MOST_HEADER = 4096
 _JSON = json.JSONDecoder()
@@ -65,9 +66,25 @@ def decode_members(members: Mapping[str, Buffer | Region]) -> dict[str, Any]:
             decoded[name] = decode(content)
         else:
             chunked.append((name, content))
+    for name in ("image", "mask"):
+        if (array := decoded.get(name)) is not None and (array.dtype not in _DTYPES or array.ndim != _NDIM[name]):
+            decoded[name] = _as_stored(array, name)
     for name, content in chunked:  # after the JSON member, which says where the chunks are
         decoded[name] = ChunkedArray(content, _table(decoded, name))
     return decoded
+
+
+def _as_stored(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of tars that others wrote as shards hold it: image (C, D, H, W), mask (D, H, W) uint8."""
+    if name == "image":
+        array = array[None] if array.ndim == 3 else array
+        return array if array.dtype in _DTYPES else array.astype(np.uint8 if array.dtype == bool else np.float32)
+    array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if array.dtype != np.uint8 and array.dtype.kind in "biu" and array.size:
+        if not 0 <= int(array.min()) <= int(array.max()) <= 255:
+            raise ValueError(f"mask holds labels from {array.min()} to {array.max()}; allowed: 0 to 255")
+        return array.astype(np.uint8)
+    return array
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -37,6 +37,7 @@ class ShardIndex:
 
     samples: (key, members) in the tar's order. bytes, sha256: the whole tar. build: digest of what was to be built.
     cases: [start, stop) among the split's cases, rejects included. rejects: {"key", "reason"} of these cases.
+    records: the JSON of each sample where the tar itself does not hold it (`platform shards index`).
     """
 
     samples: list[tuple[str, list[Member]]]
@@ -45,11 +46,15 @@ class ShardIndex:
     build: str = ""
     cases: tuple[int, int] = (0, 0)
     rejects: tuple[dict[str, str], ...] = ()
+    records: tuple[str, ...] = ()
 
     @cached_property
     def encoded(self) -> _Content:
         """The index file's bytes."""
-        return json.dumps({"format": INDEX_FORMAT, **asdict(self)}, separators=(",", ":")).encode()
+        content = {"format": INDEX_FORMAT, **asdict(self)}
+        if not self.records:
+            del content["records"]
+        return json.dumps(content, separators=(",", ":")).encode()
 
     def save(self, path: Path) -> None:
         """Write the index file whole, or not at all."""
@@ -62,7 +67,9 @@ class ShardIndex:
             data = json.loads(content)
             if data.pop("format") != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            PackedIndex(data["samples"], data["bytes"], where=where)  # every place is checked
+            records = data.pop("records", [])
+            PackedIndex(data["samples"], data["bytes"], records, where=where)  # every place is checked
+            data["records"] = tuple(records)
             samples = [(key, [Member(*m) for m in members]) for key, members in data.pop("samples")]
             return cls(samples, **{**data, "cases": tuple(data["cases"]), "rejects": tuple(data["rejects"])})
         raise AssertionError("unreachable")
@@ -71,8 +78,13 @@ class ShardIndex:
 class PackedIndex:
     """What a reader keeps of an open shard: the places alone, in 24 bytes a member, since windows hold many shards."""
 
-    def __init__(self, samples: list[tuple[str, list[Any]]], size: int, *, where: str) -> None:
+    def __init__(
+        self, samples: list[tuple[str, list[Any]]], size: int, records: Sequence[str] = (), *, where: str
+    ) -> None:
         """Take (key, members) of a tar of `size` bytes. Raises InputError unless every member lies in it."""
+        self.records = [record.encode() for record in records]
+        if records and len(records) != len(samples):
+            raise InputError(f"{where}: {len(records)} records for {len(samples)} samples; index the tars again")
         members = [m for _, found in samples for m in found]
         self.keys = [key for key, _ in samples]
         shapes = [tuple(m[0] for m in found) for _, found in samples]
@@ -97,7 +109,7 @@ class PackedIndex:
             data = json.loads(content)
             if data["format"] != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            return cls(data["samples"], data["bytes"], where=where)
+            return cls(data["samples"], data["bytes"], data.get("records", ()), where=where)
         raise AssertionError("unreachable")
 
     def members(self, i: int) -> list[tuple[str, int, int, int]]:

@@ -73,7 +73,7 @@ def build_shards(
     if part is not None:
         output, cases = part.folder(output), part.take(cases)
     with (
-        _locked(output),
+        locked_folder(output),
         ReadAhead(dataset, card, min(num_workers, len(cases) // 8)) as ahead,
         BuildProgress(len(cases), progress) as bar,
     ):
@@ -82,7 +82,7 @@ def build_shards(
         for split in SPLITS:
             builder.build_split(split, [c for c in cases if c.split == split])
     if len(builder.rejects) > max_rejects:
-        raise InputError(_reject_message(card.name, builder.rejects, max_rejects))
+        raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
         raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
     builder.remove_leftovers()
@@ -131,7 +131,7 @@ class _Builder:
             self.rejects += index.rejects
             position, number = index.cases[1], number + 1
             if index.samples:
-                self.entries.append(_entry(tar.name, split, index))
+                self.entries.append(shard_entry(tar.name, split, index))
 
     def remove_leftovers(self) -> None:
         """Delete temporary files, and shards beyond the last one, of a build that was interrupted."""
@@ -210,7 +210,7 @@ class _TarWriter:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Make the folder and hold it against a second build; the lock ends with the process, however that ends."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the shards")
@@ -263,12 +263,14 @@ def _read_index(path: Path) -> ShardIndex | None:
         return None
 
 
-def _entry(file: str, split: str, index: ShardIndex) -> ShardEntry:
+def shard_entry(file: str, split: str, index: ShardIndex) -> ShardEntry:
+    """Return what the manifest says of a shard."""
     index_hash = hashlib.sha256(index.encoded).hexdigest()
     return ShardEntry(file, split, len(index.samples), index.bytes, index.sha256, index_file(file), index_hash)
 
 
-def _reject_message(name: str, rejects: list[dict[str, str]], most: int) -> str:
+def reject_message(name: str, rejects: list[dict[str, str]], most: int) -> str:
+    """Return the message for more rejects than are allowed: the first few, each with its reason."""
     shown = [f"  {r['key']}: {r['reason'].splitlines()[0][:300]}" for r in rejects[:4]]
     if len(rejects) > 4:
         shown.append(f"  ... and {len(rejects) - 4} more")

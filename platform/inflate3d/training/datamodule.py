@@ -89,7 +89,7 @@ class DataModule(pl.LightningDataModule):
         """
         super().__init__()
         self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
-        self.cache = ShardCache(cache_dir, int(cache_gb * GB)) if is_remote(root) else None
+        self.cache = ShardCache(cache_dir, int(cache_gb * GB))  # touched for remote tars alone
         self.datasets = {
             name: d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(name, d)
             for name, d in datasets.items()

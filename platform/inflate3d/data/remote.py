@@ -71,14 +71,20 @@ class RemoteFolder:
         for attempt in range(TRIES):
             try:
                 return read()
-            except FileNotFoundError as fault:
-                raise InputError(f"{where}: no such file") from fault
             except Exception as fault:  # aiohttp, botocore and sockets raise dozens of kinds
+                if isinstance(fault, FileNotFoundError) and _is_absent(fault):
+                    raise InputError(f"{where}: no such file") from fault
                 if attempt == TRIES - 1:
                     reason = " ".join(str(fault).split())[:200] or type(fault).__name__
                     raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
+
+
+def _is_absent(fault: FileNotFoundError) -> bool:
+    """Is the file not there? fsspec says so of any answer to its question for the size; the cause tells."""
+    cause = fault.__cause__
+    return cause is None or 400 <= getattr(cause, "status", 500) < 500
 
 
 def is_remote(place: object) -> bool:

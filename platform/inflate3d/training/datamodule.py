@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from inflate3d.contracts import Split
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest
-from inflate3d.data.mixture import Mixture
+from inflate3d.data.manifest_change import describe_change, snapshot
+from inflate3d.data.mixture import Mixture, tempered
 from inflate3d.data.order import SampleOrder
 from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import SegmentationSample, sample_options
@@ -79,13 +80,16 @@ class DataModule(pl.LightningDataModule):
         max_broken: float = 0.01,
         cache_gb: float = 50,
         cache_dir: str = "~/.cache/inflate3d/shards",
+        temperature: float | None = None,
     ) -> None:
         """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
 
         seed: of order, crops and augmentation; default: seed_everything. window_shards: samples are shuffled among that
         many shards, shuffled themselves. max_broken: share of a split's samples that may be broken, each replaced by
         another, before a process stops; at least 3 are let pass, unless it is 0. cache_gb, cache_dir: what remote
-        shards may take of the local disk, and where; all runs of a machine share it.
+        shards may take of the local disk, and where; all runs of a machine share it. temperature: multiplies each
+        weight by (micro-batches of one pass)^(1 / temperature): at 1 every dataset is passed equally often, higher ones
+        favour small datasets, and without it the weights alone count.
         """
         super().__init__()
         self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
@@ -98,7 +102,9 @@ class DataModule(pl.LightningDataModule):
             for key in ("batch_size", "eval_batch_size", "max_eval_samples"):
                 if (value := getattr(config, key)) is not None and value < 1:
                     raise InputError(f"data.datasets.{name}.{key} is {value}; it must be at least 1")
-        self.mixture = Mixture({name: config.weight for name, config in self.datasets.items()})
+        self.weights = {name: config.weight for name, config in self.datasets.items()}
+        self.temperature = temperature
+        tempered(self.weights, dict.fromkeys(self.weights, 1.0), temperature)  # checked before any shard is read
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.window_shards = window_shards
@@ -140,6 +146,15 @@ class DataModule(pl.LightningDataModule):
         return {name: Manifest.load(self._folder(name)) for name in self.datasets}
 
     @cached_property
+    def mixture(self) -> Mixture:
+        """The schedule of the datasets; with a temperature it depends on the manifests."""
+        batches = {n: 1.0 for n in self.weights}
+        if self.temperature is not None:
+            samples = {n: max(1, m.num_samples("train")) for n, m in self.manifests.items()}
+            batches = {n: samples[n] / config.batch_size for n, config in self.datasets.items()}
+        return Mixture(tempered(self.weights, batches, self.temperature))
+
+    @cached_property
     def windows(self) -> dict[str, Triple]:
         """The training patch (D, H, W) of each segmentation dataset: the window that slides over whole volumes."""
         options = {n: sample_options(m.card.kind, self.datasets[n].sample) for n, m in self.manifests.items()}
@@ -172,12 +187,16 @@ class DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: the integer, and all that gives it its meaning."""
-        return {"consumed": self.consumed, "digests": self._digests(), "schedule": self._schedule()}
+        return {"consumed": self.consumed, "shards": self._snapshots(), "schedule": self._schedule()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at a saved state. Raises InputError that says what changed if the order is no longer the same."""
-        changes = _changes(state_dict["digests"], self._digests(), "shards of {}")
-        changes += _changes(state_dict["schedule"], self._schedule(), "{}")
+        before, now = state_dict["shards"], self._snapshots()
+        changes = [f"dataset {name}: absent before" for name in now if name not in before]
+        changes += [f"dataset {name}: absent now" for name in before if name not in now]
+        told = {name: describe_change(before[name], now[name]) for name in now if name in before}
+        changes += [f"shards of {name}: {change}" for name, change in told.items() if change]
+        changes += _changes(state_dict["schedule"], self._schedule())
         if changes:
             raise InputError(
                 "this run cannot go on in the same order, its data changed: "
@@ -186,11 +205,12 @@ class DataModule(pl.LightningDataModule):
             )
         self.consumed = int(state_dict["consumed"])
 
-    def _digests(self) -> dict[str, str]:
-        return {name: manifest.digest for name, manifest in self.manifests.items()}
+    def _snapshots(self) -> dict[str, dict[str, Any]]:
+        return {name: snapshot(manifest) for name, manifest in self.manifests.items()}
 
     def _schedule(self) -> dict[str, Any]:
         schedule: dict[str, Any] = {"data.seed": self.seed, "data.window_shards": self.window_shards}
+        schedule["data.temperature"] = self.temperature
         for name, config in self.datasets.items():
             schedule[f"data.datasets.{name}.batch_size"] = config.batch_size
             schedule[f"data.datasets.{name}.weight"] = float(config.weight)
@@ -276,10 +296,10 @@ def _start_worker(worker: int) -> None:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], label: str) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = [*before, *(name for name in now if name not in before)]
     return [
-        f"{label.format(name)}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
         for name in names
         if before.get(name) != now.get(name)
     ]

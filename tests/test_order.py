@@ -168,7 +168,7 @@ def test_a_window_is_drawn_once_and_an_order_pickles():
     assert len(order._epochs) <= 2
 
 
-def test_any_place_among_a_hundred_million_samples_is_found_within_ten_milliseconds():
+def test_any_place_among_a_hundred_million_samples_costs_about_one_sort_of_the_shards_and_a_window():
     sizes = np.full(100_000, 1000)
 
     def seconds(position: int) -> float:
@@ -178,8 +178,14 @@ def test_any_place_among_a_hundred_million_samples_is_found_within_ten_milliseco
         assert sum(w.size for w in order._windows.values()) <= 2 * 64_000  # the epoch is not written out
         return time.thread_time() - start
 
-    for position in (10, 10**8, 10**12 + 12345):
-        assert min(seconds(position) for _ in range(5)) < 0.010
+    def sorting() -> float:
+        words = np.random.PCG64(0).random_raw(164_000)
+        start = time.thread_time()
+        np.argsort(words)
+        return time.thread_time() - start
+
+    for position in (10, 10**8, 10**12 + 12345):  # about 3 ms on an idle core: docs/LOG.md
+        assert min(seconds(position) for _ in range(5)) < 3 * min(sorting() for _ in range(5))
 
 
 def test_a_fast_sort_gives_the_stable_order():

@@ -13,6 +13,7 @@ from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data.chunked import ChunkError
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest, ShardEntry, file_sha256
 from inflate3d.data.members import VIDEO_SUFFIXES, encode_sample
+from inflate3d.data.remote import is_remote
 from inflate3d.data.shard_index import ShardIndex
 from inflate3d.data.shard_reader import RawMembers, ShardReader, read_index
 from inflate3d.data.tar_index import index_tar
@@ -44,6 +45,21 @@ def check_shards(folder: str | Path) -> list[str]:
         for key, _ in index.samples:
             if (other := seen.setdefault(key, entry.file)) != entry.file:
                 faults.append(f"{entry.file}: key {key!r} is also in {other}")
+    return faults
+
+
+def check_sizes(folder: str | Path, manifest: Manifest) -> list[str]:
+    """Return the local tars and indexes that are missing, and the tars of another size; reads none of them."""
+    faults = []
+    tars = manifest.tars or str(folder)
+    for entry in manifest.shards:
+        for path, size in ((Path(tars, entry.file), entry.bytes), (Path(folder, entry.index), None)):
+            if is_remote(tars if size is not None else folder):
+                continue
+            if not path.is_file():
+                faults.append(f"{path}: is missing")
+            elif size is not None and path.stat().st_size != size:
+                faults.append(f"{path}: {path.stat().st_size} bytes; the manifest states {size}")
     return faults
 
 

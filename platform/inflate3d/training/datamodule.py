@@ -117,7 +117,7 @@ class DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the shards that are missing and have a `build:`; Lightning calls it in one process a machine."""
         for name, config in self.datasets.items():
-            folder = self._folder(name)
+            folder = self.shards_of(name)
             if config.build is None or isinstance(folder, str):
                 continue
             if not (folder / MANIFEST_FILE).is_file():
@@ -126,7 +126,8 @@ class DataModule(pl.LightningDataModule):
                 dataset = find("datasets", config.build["class_path"]).load()
                 build_shards(dataset(**config.build.get("init_args", {})), folder)
 
-    def _folder(self, name: str) -> Path | str:
+    def shards_of(self, name: str) -> Path | str:
+        """Return the folder or address of a dataset's shards."""
         return f"{self.root}/{name}" if isinstance(self.root, str) else self.root / name
 
     def prepare(self) -> DataModule:
@@ -143,7 +144,7 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
         """The manifest of each dataset. Raises InputError that names the build command where there is none."""
-        return {name: Manifest.load(self._folder(name)) for name in self.datasets}
+        return {name: Manifest.load(self.shards_of(name)) for name in self.datasets}
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -220,7 +221,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the endless loader of this rank, from micro-batch `consumed` on."""
-        sources = {name: self._source(name, "train") for name in self.datasets}
+        sources = {name: self.source(name, "train") for name in self.datasets}
         rank, world_size = self._place()
         stream = TrainStream(sources, self.mixture, start=self.consumed, rank=rank, world_size=world_size)
         return self._loader(stream)
@@ -240,24 +241,27 @@ class DataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch] | None:
-        sources = {n: self._source(n, split) for n, m in self.manifests.items() if m.num_samples(split)}
+        sources = {n: self.source(n, split) for n, m in self.manifests.items() if m.num_samples(split)}
         if not sources:
             return None
         rank, world_size = self._place()
         most = {name: self.datasets[name].max_eval_samples for name in sources}
         return self._loader(EvalStream(sources, max_samples=most, rank=rank, world_size=world_size))
 
-    def _source(self, name: str, split: Split) -> Source:
+    def source(self, name: str, split: Split) -> Source:
+        """Return one split of one dataset as a stream reads it."""
         manifest, config = self.manifests[name], self.datasets[name]
         where, training = f"data.datasets.{name}", split == "train"
         total = manifest.num_samples(split)
         if not total:
-            raise InputError(f"{where}: no sample in split {split!r} of {self._folder(name)}; drop it: --{where} null")
+            raise InputError(
+                f"{where}: no sample in split {split!r} of {self.shards_of(name)}; drop it: --{where} null"
+            )
         one = manifest.kind == "volume_segmentation"
         return Source(
             name=name,
             task=self.task_of.get(name, ""),
-            reader=ShardReader(self._folder(name), manifest, split, self.cache),
+            reader=ShardReader(self.shards_of(name), manifest, split, self.cache),
             order=SampleOrder(
                 [entry.samples for entry in manifest.entries(split)],
                 mix(self.seed, "order", name),

@@ -115,7 +115,8 @@ def _print_loading(data: DataModule, num_samples: int) -> None:
     """Print milliseconds a sample by stage, and the shortest training step that loading keeps up with."""
     from inflate3d.data.stage_times import STAGES, measure_stages
 
-    rows, micro_batch_ms, spent = [], 0.0, {}
+    rows, micro_batch_ms = [], 0.0
+    spent: dict[tuple[str, str], float] = {}
     for name, config in data.datasets.items():
         times = measure_stages(data.source(name, "train"), num_samples)
         rows.append((name, *(f"{times.milliseconds[s]:.2f}" for s in STAGES), f"{times.total:.2f}", times.broken))
@@ -127,8 +128,8 @@ def _print_loading(data: DataModule, num_samples: int) -> None:
     workers = max(1, data.num_workers)
     (name, stage), most = max(spent.items(), key=lambda item: item[1])
     print(
-        f"a global micro-batch takes {micro_batch_ms:.1f} ms to load on average, {micro_batch_ms / workers:.1f} ms with "
-        f"the {data.num_workers} workers of one rank if each has a core.\n"
+        f"a global micro-batch takes {micro_batch_ms:.1f} ms to load on average, {micro_batch_ms / workers:.1f} ms "
+        f"with the {data.num_workers} workers of one rank if each has a core.\n"
         "A faster training step would wait for its data, "
         f"and most for {stage} of {name} ({most / micro_batch_ms:.0%} of the loading)."
     )

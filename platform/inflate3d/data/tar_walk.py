@@ -56,7 +56,7 @@ class TarWalk:
         self.bytes, self.sha256 = self._source.bytes, self._source.digest.hexdigest()
 
     def _found(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[Found]:
-        tar.members.clear()  # else a long tar's headers are all kept
+        tar.members.clear()  # type: ignore[attr-defined]  # else a long tar's headers are all kept
         if info.isdir():
             return
         parts = info.name.split("/")

@@ -14,6 +14,7 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
+    from inflate3d.data.reencode import VideoEncoding
 
 EXAMPLE = """\
 card:
@@ -66,6 +67,20 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--max_samples_per_shard", type=int, default=2048, help="default 2048")
     build.add_argument("--max_bytes_per_shard", type=int, default=2**29, help="default 512 MiB")
     build.add_argument("--part", metavar="I/N", default=None, help="only part I of N, for a SLURM array; then: merge")
+    build.add_argument(
+        "--video_gop",
+        type=int,
+        default=None,
+        metavar="N",
+        help="encode videos anew, h264 with a key frame every N frames",
+    )
+    build.add_argument(
+        "--video_short_side",
+        type=int,
+        default=None,
+        metavar="PIXELS",
+        help="with --video_gop: scale larger videos down",
+    )
     build.set_defaults(run=_build, takes_overrides=True)
     merge = commands.add_parser("merge", help="join the finished parts of a build to one folder of shards")
     merge.add_argument("folder", metavar="DIR", help="what --output was for every part")
@@ -114,6 +129,7 @@ def _build(args: argparse.Namespace) -> None:
     from inflate3d.data.shard_parts import Part
 
     part = None if args.part is None else Part.parse(args.part)
+    video = _video_encoding(args)
     dataset = dataset_from_arguments(args.name, args.overrides, command="shards build", own=_OWN)
     workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
     manifest = build_shards(
@@ -124,6 +140,7 @@ def _build(args: argparse.Namespace) -> None:
         max_samples_per_shard=args.max_samples_per_shard,
         max_bytes_per_shard=args.max_bytes_per_shard,
         part=part,
+        video=video,
     )
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
@@ -132,6 +149,16 @@ def _build(args: argparse.Namespace) -> None:
         print(f"\npart {args.part} of {manifest.name} is done; when all are: platform shards merge {args.output}")
         return
     print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
+
+
+def _video_encoding(args: argparse.Namespace) -> VideoEncoding | None:
+    from inflate3d.data.reencode import VideoEncoding
+
+    if args.video_gop is not None:
+        return VideoEncoding(args.video_gop, args.video_short_side)
+    if args.video_short_side is not None:
+        raise InputError("--video_short_side scales while videos are encoded anew: add --video_gop 12")
+    return None
 
 
 def _merge(args: argparse.Namespace) -> None:
@@ -209,6 +236,7 @@ def _intensity(intensity: Intensity) -> str:
 
 
 _OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part")
+_OWN += ("video_gop", "video_short_side")
 
 
 def _size(count: float) -> str:

@@ -35,6 +35,7 @@ MOST_LINES = 8
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
     *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "aiohttp"),
+    "orjson",
 }
 _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 

@@ -172,6 +172,44 @@ def test_without_the_train_extra_one_line_says_what_to_install(
     assert "pip install 'inflate3d[train]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"), [("blosc2", "train"), ("fsspec", "train"), ("aiohttp", "train"), ("s3fs", "s3")]
+)
+def test_what_an_extra_brings_is_named_with_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, extra: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr("inflate3d.cli.tasks.print_table", fail)
+    assert main(["tasks", "list"]) == 2
+    assert f"this needs {module!r}" in (error := capsys.readouterr().err)
+    assert f"pip install 'inflate3d[{extra}]'" in error
+
+
+def test_shards_behind_an_address_are_checked_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    config = toy_config(tmp_path)
+    kinds = {"volumes": "volume_segmentation", "shapes": "volume_classification", "video": "video_classification"}
+    for name, kind in kinds.items():
+        write_manifest(tmp_path / "shards" / f"toy_{name}", kind)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        assert main(["fit", "--check", "--config", str(config), "--data.root", f"{address}/shards"]) == 0
+        assert "all checks passed" in capsys.readouterr().out
+        assert main(["fit", "--check", "--config", str(config), "--data.root", f"{address}/absent"]) == 2
+        assert f"{address}/absent/toy_" in (error := capsys.readouterr().err)
+        assert "no such file" in error
+        server.shutdown()
+
+
 def test_check_stops_before_training(tmp_path: Path, platform_command: Command) -> None:
     done = platform_command("fit", "--config", "quickstart.yaml", "--check")
     assert done.returncode == 0, done.stderr

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -138,9 +141,58 @@ def test_a_state_of_other_shards_is_refused(root, tmp_path):
         build_shards(
             Toy(kind=kind, **TOY, seed=int(name == "blobs")), tmp_path / name, max_samples_per_shard=5, progress=False
         )
-    with pytest.raises(InputError, match=r"shards of blobs: \w{16} before, \w{16} now\. Restore") as caught:
+    words = r"shards of blobs: \d shards with other bytes, index or split \(train-000000.tar, .*\. Restore"
+    with pytest.raises(InputError, match=words) as caught:
         module(tmp_path).load_state_dict(state)
     assert "motion" not in str(caught.value)
+
+
+def test_what_changed_in_a_manifest_is_said(root, tmp_path):
+    shutil.copytree(root, tmp_path / "shards")
+    state = json.loads(json.dumps(module(root).state_dict()))
+    folder = tmp_path / "shards" / "blobs"
+    before = Manifest.load(folder)
+    first, second, third, *rest = before.shards
+    more = [replace(first, file=f"train-{i:06d}.tar") for i in range(7, 12)]
+    card = replace(before.card, classes=(*before.card.classes[:-1], "else"))
+    for manifest, words in (
+        (replace(before, shards=(first, third, *rest)), r"shards of blobs: 1 shard removed \(train-000001.tar\)\."),
+        (
+            replace(before, shards=(first, second, third, *rest, *more)),
+            r"5 shards added \(train-000007.tar, .* and 2 more",
+        ),
+        (replace(before, shards=(second, first, third, *rest)), "the same shards in another order"),
+        (replace(before, shards=(replace(first, sha256="0" * 64), second, third, *rest)), "1 shard with other bytes"),
+        (replace(before, card=card), r"shards of blobs: card: classes\."),
+    ):
+        manifest.save(folder)
+        with pytest.raises(InputError, match=words):
+            module(tmp_path / "shards").load_state_dict(state)
+    before.save(folder)
+    module(tmp_path / "shards").load_state_dict(state)
+
+
+def test_a_temperature_counts_passes_and_is_part_of_the_schedule(root):
+    assert module(root).mixture.shares["blobs"] == pytest.approx(2 / 3)
+    even = {name: {**d, "weight": 1} for name, d in DATASETS.items()}
+    data = module(root, datasets=even, temperature=1)  # 12 samples each: 3 micro-batches of 4, 6 of 2
+    assert data.mixture.shares == {"motion": pytest.approx(1 / 3), "blobs": pytest.approx(2 / 3)}
+    assert module(root, datasets=even, temperature=2).mixture.shares["blobs"] == pytest.approx(
+        2**0.5 / (1 + 2**0.5), abs=1e-3
+    )
+    with pytest.raises(InputError, match=r"data.temperature: None before, 1 now"):
+        data.load_state_dict(module(root, datasets=even).state_dict())
+    with pytest.raises(InputError, match=r"data.temperature is 0"):
+        module(root, temperature=0)
+
+
+def test_a_small_dataset_is_passed_several_times_while_a_large_one_is_once(root):
+    datasets = {name: {**d, "weight": 1} for name, d in DATASETS.items()}
+    datasets["motion"]["weight"] = 3
+    seen = Counter((name, key) for name, found in keys(module(root, datasets=datasets), 24) for key in found)
+    assert {count for (name, _), count in seen.items() if name == "blobs"} == {1}  # 6 of 24 micro-batches: one pass
+    assert {count for (name, _), count in seen.items() if name == "motion"} == {6}  # 18 of 24: six passes of 3
+    assert len(seen) == 24
 
 
 def test_a_state_of_another_schedule_is_refused(root):
@@ -150,7 +202,7 @@ def test_a_state_of_another_schedule_is_refused(root):
         module(root, datasets=changed).load_state_dict(state)
     with pytest.raises(InputError, match=r"data.seed: 3 before, 4 now"):
         module(root, seed=4).load_state_dict(state)
-    with pytest.raises(InputError, match=r"shards of blobs: .* before, absent now"):
+    with pytest.raises(InputError, match=r"dataset blobs: absent now"):
         module(root, datasets={"motion": DATASETS["motion"]}).load_state_dict(state)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inflate3d.data.mixture import MAX_CYCLE, Mixture
+from inflate3d.data.mixture import MAX_CYCLE, Mixture, tempered
 from inflate3d.errors import InputError
 
 WEIGHTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1, 30), min_size=1, max_size=6)
@@ -65,3 +65,26 @@ def test_a_weight_that_is_no_share_is_refused(weight):
 def test_no_dataset_is_refused():
     with pytest.raises(InputError, match="name at least one"):
         Mixture({})
+
+
+def test_a_temperature_weighs_datasets_by_a_power_of_their_size():
+    sizes = {"large": 900.0, "small": 100.0}
+    explicit = {"large": 1.0, "small": 1.0}
+    assert Mixture(tempered(explicit, sizes, 1)).counts == [9, 1]
+    assert Mixture(tempered(explicit, sizes, 2)).counts == [3, 1]
+    assert Mixture(tempered(explicit, sizes, float("inf"))).counts == [1, 1]
+    assert Mixture(tempered({"large": 1.0, "small": 3.0}, sizes, 2)).counts == [1, 1]
+    assert tempered(explicit, sizes, None) == explicit
+
+
+@given(st.floats(0.01, 1e6), st.floats(1, 1e12), st.floats(1, 1e12))
+@settings(max_examples=60, deadline=None)
+def test_any_temperature_gives_a_schedule_with_every_dataset(temperature, a, b):
+    mixture = Mixture({n: max(w, 1e-12) for n, w in tempered({"a": 1, "b": 1}, {"a": a, "b": b}, temperature).items()})
+    assert min(mixture.counts) >= 1
+
+
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), True, "2"])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(InputError, match=r"data.temperature is .*expected a number above 0, or null"):
+        tempered({"a": 1.0}, {"a": 1.0}, temperature)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards
+from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards, check_shards
 from inflate3d.data.shard_cache import ShardCache
+from inflate3d.data.tar_index import index_tars
+from inflate3d.data.tar_mapping import TarMapping
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.training.datamodule import DataModule
@@ -109,6 +111,24 @@ def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, t
         assert [t for t in handler.taken if ".tar" in t] == tars  # the cache is warm
 
 
+def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -> None:
+    card = {"name": "shapes", "kind": KIND, "modality": "mask", "classes": list(Manifest.load(root / "shapes").classes)}
+    members = {"image": "image.npy", "label": "json:label", "affine": "json:affine"}
+    mapping = TarMapping.from_dict({"card": card, "splits": {"train": "train*", "val": "val*"}, "members": members})
+    with served(root, ["500", "cut"]) as (url, _):
+        tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
+        manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)
+        assert manifest.tars == f"{url}/shapes"
+        reader = ShardReader(tmp_path / "out", manifest, cache=ShardCache(tmp_path / "cache", 10**9))
+        found = [(key, members["image.npy"]) for key, members in every_sample(reader)]
+        assert found == [(key, members["image.npy"]) for key, members in local(root)]
+        assert check_shards(tmp_path / "out") == []
+        data = DataModule(
+            str(tmp_path), {"out": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "cache"), num_workers=1
+        )
+        assert len(next(iter(data.train_dataloader()))) == 5
+
+
 @pytest.mark.parametrize("faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"]])
 def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str]) -> None:
     with served(root, list(faults)) as (url, handler):
@@ -155,6 +175,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_share_a_cache_smaller_than_the_data_and_it_keeps_its_bound(root: Path, tmp_path: Path) -> None:
     entries = Manifest.load(root / "shapes").entries("train")
     limit = 3 * max(e.bytes for e in entries)

@@ -11,6 +11,7 @@ from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.manifest import Manifest
+from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import sample_options
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
@@ -50,9 +51,10 @@ def check_config(config: Config) -> None:
         _check_stem(config, name, card)
 
 
-def shard_folder(config: Config, dataset: str) -> Path:
-    """Return where the shards of a dataset of this config lie."""
-    return Path(str(config.get("data", "root", default="."))).expanduser() / dataset
+def shard_folder(config: Config, dataset: str) -> Path | str:
+    """Return where the shards of a dataset of this config lie: a folder, or an address."""
+    root = str(config.get("data", "root", default="."))
+    return f"{root.rstrip('/')}/{dataset}" if is_remote(root) else Path(root).expanduser() / dataset
 
 
 def _check_keys(config: Config, path: tuple[str, ...], allowed: Iterable[str]) -> None:
@@ -183,7 +185,7 @@ def _card(config: Config, name: str) -> DatasetCard:
     build = config.get(*path, "build")
     plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"))
     try:
-        if plug_in is None or (folder / "manifest.json").is_file():
+        if plug_in is None or isinstance(folder, str) or (folder / "manifest.json").is_file():
             return Manifest.load(folder).card
         return plug_in.load()(**build.get("init_args", {})).card
     except InputError as error:

@@ -19,6 +19,7 @@ from inflate3d.errors import InputError, close_names
 # One file a subcommand, in the order of a first day; each offers add_parser(subparsers).
 SUBCOMMANDS = (
     "fit",
+    "doctor",
     "predict",
     "shards",
     "datasets",
@@ -33,8 +34,10 @@ MOST_LINES = 8
 # What the light core lacks: an import that fails on one of these means that the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
-    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb"),
+    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "aiohttp"),
+    "orjson",
 }
+_EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 
 _EPILOG = """\
 the first hour:
@@ -68,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(_shorten(str(error)))
         return 2
     except ModuleNotFoundError as error:
-        if debug or (error.name or "").partition(".")[0] not in _TRAIN_MODULES:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if debug or extra is None:
             raise
-        _print_error(f"this needs {error.name!r}, which the light core leaves out: pip install 'inflate3d[train]'")
+        _print_error(f"this needs {error.name!r}, which the light core leaves out: pip install 'inflate3d[{extra}]'")
         return 2
     except KeyboardInterrupt:
         _print_error("interrupted; the same command again goes on from the last checkpoint or finished shard")

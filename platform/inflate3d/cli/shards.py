@@ -1,4 +1,4 @@
-"""`platform shards build|merge|check|info`: raw files to shards, whether they are whole, and what is in them."""
+"""`platform shards build|merge|index|check|info`: raw files or tars to shards, and what is in them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,26 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
+    from inflate3d.data.reencode import VideoEncoding
+
+EXAMPLE = """\
+card:
+  name: clips
+  kind: video_classification        # or volume_segmentation, volume_classification
+  modality: rgb                     # chooses the stem: rgb, ct, mri, mask, ...
+  classes: [jump, run, wave]        # in index order; for segmentation the first is the background
+  licence: CC-BY-4.0                # with title, url, citation, commercial_use, weights_may_be_published: optional
+  input:                            # optional: channels, spacing_mm, orientation, intensity
+    channels: [red, green, blue]
+    intensity: {mode: window, window: [0, 255], mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
+splits:                             # patterns of the tars' file names; left out: all are train
+  train: train-*.tar
+  val: [val-*.tar, extra-000.tar]
+members:                            # what follows the first dot of a member's name
+  video: mp4                        # image: npy and mask: seg.npy for volumes
+  label: cls                        # a text: class number or class name; or a field of a JSON member, json:label
+prefix_keys: false                  # true where the same key stands in several tars: TAR_KEY
+"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("shards", help="build, check and describe shards")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
+    _add_index(commands)
     check = commands.add_parser("check", help="read everything once and verify every hash, array, mask and video")
     check.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
     check.set_defaults(run=_check)
@@ -46,6 +67,20 @@ def _add_build(commands: Any) -> None:
     build.add_argument("--max_samples_per_shard", type=int, default=2048, help="default 2048")
     build.add_argument("--max_bytes_per_shard", type=int, default=2**29, help="default 512 MiB")
     build.add_argument("--part", metavar="I/N", default=None, help="only part I of N, for a SLURM array; then: merge")
+    build.add_argument(
+        "--video_gop",
+        type=int,
+        default=None,
+        metavar="N",
+        help="encode videos anew, h264 with a key frame every N frames",
+    )
+    build.add_argument(
+        "--video_short_side",
+        type=int,
+        default=None,
+        metavar="PIXELS",
+        help="with --video_gop: scale larger videos down",
+    )
     build.set_defaults(run=_build, takes_overrides=True)
     merge = commands.add_parser("merge", help="join the finished parts of a build to one folder of shards")
     merge.add_argument("folder", metavar="DIR", help="what --output was for every part")
@@ -53,11 +88,48 @@ def _add_build(commands: Any) -> None:
     merge.set_defaults(run=_merge)
 
 
+def _add_index(commands: Any) -> None:
+    index = commands.add_parser(
+        "index",
+        help="a manifest for WebDataset tars that exist already; they stay where and as they are",
+        epilog=f"a mapping:\n\n{EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    index.add_argument(
+        "tars", metavar="TARS", nargs="+", help="a folder, files, patterns, or https://host/set/train-{000..099}.tar"
+    )
+    index.add_argument("--mapping", metavar="FILE", required=True, help="YAML: card, splits and members, as below")
+    index.add_argument("--output", metavar="DIR", required=True, help="folder for manifest and indexes")
+    index.add_argument("--num_workers", type=int, default=None, help="tars read at once; default: one a core, up to 8")
+    index.add_argument("--max_rejects", type=int, default=0, help="samples that may be left out as broken (default 0)")
+    index.set_defaults(run=_index)
+
+
+def _index(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from inflate3d.cli.document import read_document
+    from inflate3d.data.tar_index import index_tars
+    from inflate3d.data.tar_mapping import TarMapping
+
+    path = Path(args.mapping).expanduser()
+    if not path.is_file():
+        raise InputError(f"--mapping: no file {args.mapping!r}. An example: platform shards index --help")
+    mapping = TarMapping.from_dict(read_document(path)[0], where=str(path))
+    workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
+    manifest = index_tars(args.tars, mapping, args.output, num_workers=workers, max_rejects=args.max_rejects)
+    for reject in manifest.rejects:
+        print(f"rejected {reject['key']}: {reject['reason']}")
+    _print_splits(manifest)
+    print(f"\nindexed; use it as data.root/NAME: {args.output}; more: platform shards info {args.output}")
+
+
 def _build(args: argparse.Namespace) -> None:
     from inflate3d.data import build_shards
     from inflate3d.data.shard_parts import Part
 
     part = None if args.part is None else Part.parse(args.part)
+    video = _video_encoding(args)
     dataset = dataset_from_arguments(args.name, args.overrides, command="shards build", own=_OWN)
     workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
     manifest = build_shards(
@@ -68,6 +140,7 @@ def _build(args: argparse.Namespace) -> None:
         max_samples_per_shard=args.max_samples_per_shard,
         max_bytes_per_shard=args.max_bytes_per_shard,
         part=part,
+        video=video,
     )
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
@@ -76,6 +149,16 @@ def _build(args: argparse.Namespace) -> None:
         print(f"\npart {args.part} of {manifest.name} is done; when all are: platform shards merge {args.output}")
         return
     print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
+
+
+def _video_encoding(args: argparse.Namespace) -> VideoEncoding | None:
+    from inflate3d.data.reencode import VideoEncoding
+
+    if args.video_gop is not None:
+        return VideoEncoding(args.video_gop, args.video_short_side)
+    if args.video_short_side is not None:
+        raise InputError("--video_short_side scales while videos are encoded anew: add --video_gop 12")
+    return None
 
 
 def _merge(args: argparse.Namespace) -> None:
@@ -153,6 +236,7 @@ def _intensity(intensity: Intensity) -> str:
 
 
 _OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part")
+_OWN += ("video_gop", "video_short_side")
 
 
 def _size(count: float) -> str:

@@ -38,12 +38,18 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A dataset at rest. `rejects` lists {"key", "reason"}; `statistics` holds what the build measured."""
+    """A dataset at rest. `rejects` lists {"key", "reason"}; `statistics` holds what the build measured.
+
+    tars: the folder or address of the tars where they do not lie beside the manifest, and mapping: which of their
+    members mean what (both of `platform shards index`).
+    """
 
     card: DatasetCard
     shards: tuple[ShardEntry, ...]
     rejects: tuple[dict[str, str], ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
+    tars: str | None = None
+    mapping: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -79,9 +85,11 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values. Name, kind, classes and input repeat the card."""
         card = self.card.to_dict()
+        indexed = {} if self.mapping is None else {"tars": self.tars, "mapping": self.mapping}
         return {
             "format": MANIFEST_FORMAT,
             **{name: card[name] for name in ("name", "kind", "classes", "input")},
+            **indexed,
             "card": card,
             "statistics": self.statistics,
             "rejects": list(self.rejects),
@@ -96,7 +104,8 @@ class Manifest:
         try:
             shards = tuple(_entry(s) for s in data["shards"])
             card = DatasetCard.from_dict(data["card"])
-            manifest = cls(card, shards, tuple(data["rejects"]), dict(data["statistics"]))
+            indexed = _told_tars(data.get("tars"), where), data.get("mapping")
+            manifest = cls(card, shards, tuple(data["rejects"]), dict(data["statistics"]), *indexed)
         except (KeyError, TypeError, AttributeError) as fault:
             raise InputError(f"{where}: key missing or of a wrong type: {fault}. Build the shards again") from fault
         for name in ("name", "kind", "classes", "input"):
@@ -158,6 +167,15 @@ def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _told_tars(tars: Any, where: str) -> str | None:
+    """Return where a manifest says that its tars lie; one that came over the net must not name a local folder."""
+    if tars is not None and not isinstance(tars, str):
+        raise InputError(f"{where}: tars is {tars!r}; expected a folder or an address")
+    if tars is not None and is_remote(where) and not is_remote(tars):
+        raise InputError(f"{where}: its tars lie in the local folder {tars!r}; index them by their own address")
+    return tars
 
 
 def _entry(data: Mapping[str, Any]) -> ShardEntry:

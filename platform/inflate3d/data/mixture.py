@@ -24,14 +24,7 @@ class Mixture:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         """Take a weight for each dataset; only their ratios count. Raises InputError unless they are finite and > 0."""
-        if not weights:
-            raise InputError("data.datasets is empty; name at least one dataset")
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight > 0):
-                raise InputError(
-                    f"data.datasets.{name}.weight is {weight}; it must be a finite number above 0. "
-                    f"To leave a dataset out, set it to null"
-                )
+        _check(weights)
         self.names = list(weights)
         self.counts = _whole_counts(list(weights.values()))
         self._turns = _spread(self.counts)
@@ -53,6 +46,33 @@ class Mixture:
         cycles, turn = divmod(micro_batch, self.cycle)
         which = int(self._turns[turn])
         return self.names[which], cycles * self.counts[which] + int(self._before[turn, which])
+
+
+def tempered(weights: Mapping[str, float], sizes: Mapping[str, float], temperature: float | None) -> dict[str, float]:
+    """Return weight x size^(1 / temperature) for each dataset; None leaves the weights as they are.
+
+    Sizes are above 0; 1 is proportional to them, infinity ignores them. Raises InputError for a temperature or weight
+    that is not above 0.
+    """
+    _check(weights)
+    if temperature is None:
+        return dict(weights)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+        raise InputError(f"data.temperature is {temperature!r}; expected a number above 0, or null")
+    # Relative to the smallest or the largest, so that whole ratios stay whole and no power overflows.
+    base = min(sizes.values()) if temperature >= 1 else max(sizes.values())
+    return {name: weight * (sizes[name] / base) ** (1 / temperature) for name, weight in weights.items()}
+
+
+def _check(weights: Mapping[str, float]) -> None:
+    if not weights:
+        raise InputError("data.datasets is empty; name at least one dataset")
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise InputError(
+                f"data.datasets.{name}.weight is {weight}; it must be a finite number above 0. "
+                f"To leave a dataset out, set it to null"
+            )
 
 
 def _whole_counts(weights: list[float]) -> list[int]:

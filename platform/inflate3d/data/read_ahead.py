@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard
 from inflate3d.data.members import CHUNK_FROM_BYTES, encode_sample
+from inflate3d.data.reencode import SUFFIX, VideoEncoding, reencode
 from inflate3d.errors import InputError
 
 
@@ -43,8 +44,11 @@ Outcome = Encoded | Rejected
 class ReadAhead:
     """Encodes cases in order, up to two a worker ahead of who takes them; 0 workers: in this process, none ahead."""
 
-    def __init__(self, dataset: AbstractDataset, card: DatasetCard, num_workers: int) -> None:
-        self._dataset, self._card, self._window = dataset, card, 2 * num_workers
+    def __init__(
+        self, dataset: AbstractDataset, card: DatasetCard, num_workers: int, video: VideoEncoding | None = None
+    ) -> None:
+        """video: how every video is encoded anew; None keeps the files as they are."""
+        self._what, self._window = (dataset, card, video), 2 * num_workers
         self._cases: Sequence[Case] = ()
         self._position = 0
         self._ahead: deque[Future[Outcome]] = deque()
@@ -52,7 +56,7 @@ class ReadAhead:
         if num_workers:
             # Not fork: ITK and FFmpeg may have threads here, which a forked child would lack and wait for.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(num_workers, context, _start_worker, (dataset, card))
+            self._pool = ProcessPoolExecutor(num_workers, context, _start_worker, self._what)
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -63,7 +67,7 @@ class ReadAhead:
 
     def read(self, case: Case) -> Outcome:
         """Encode one case here and now."""
-        return _encode(self._dataset, self._card, case)
+        return _encode(*self._what, case)
 
     def start(self, cases: Sequence[Case], position: int) -> Iterator[Outcome]:
         """Yield the outcomes of cases[position:]; what is under way is used if the last start stopped there."""
@@ -90,9 +94,11 @@ class ReadAhead:
             raise
 
 
-def _encode(dataset: AbstractDataset, card: DatasetCard, case: Case) -> Outcome:
+def _encode(dataset: AbstractDataset, card: DatasetCard, video: VideoEncoding | None, case: Case) -> Outcome:
     try:
         raw = dataset.read(case)
+        if video is not None and raw.video is not None:
+            raw.video, raw.video_suffix = reencode(raw.video, video), SUFFIX
         members = encode_sample(raw, card, key=case.key, group=case.group, chunk_from=CHUNK_FROM_BYTES)
     except InputError as fault:
         return Rejected(case.key, str(fault))
@@ -102,12 +108,12 @@ def _encode(dataset: AbstractDataset, card: DatasetCard, case: Case) -> Outcome:
     return Encoded(case.key, members)
 
 
-_in_worker: tuple[AbstractDataset, DatasetCard]
+_in_worker: tuple[AbstractDataset, DatasetCard, VideoEncoding | None]
 
 
-def _start_worker(dataset: AbstractDataset, card: DatasetCard) -> None:
+def _start_worker(dataset: AbstractDataset, card: DatasetCard, video: VideoEncoding | None) -> None:
     global _in_worker
-    _in_worker = (dataset, card)
+    _in_worker = (dataset, card, video)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from inflate3d.errors import InputError
 
+T = TypeVar("T")
 TRIES = 5
 _CONNECT_S, _READ_S = 10, 30
 
@@ -31,6 +32,21 @@ class RemoteFolder:
             content = content[start:stop]  # a server that knows no ranges sends the whole
         return content
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes. Raises InputError as read does, or if the server does not tell."""
+        system, path = self._opened
+        where = f"{self.url}/{name}"
+        size = self._retried(where, lambda: system.info(f"{path}/{name}")["size"])
+        if not isinstance(size, int):
+            raise InputError(f"{where}: the server does not tell its size")
+        return size
+
+    def names(self, pattern: str) -> list[str]:
+        """Return the files whose names match, sorted; for services that list their folders (s3, not http)."""
+        system, path = self._opened
+        found = self._retried(self.url, lambda: system.glob(f"{path}/{pattern}"))
+        return sorted(str(name).rpartition("/")[2] for name in found)
+
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         scheme = self.url.partition("://")[0]
@@ -51,18 +67,24 @@ class RemoteFolder:
         except ValueError as fault:
             raise InputError(f"{self.url}: {fault}. Allowed: a local folder, http(s)://, s3://") from fault
 
-    def _retried(self, where: str, read: Callable[[], bytes]) -> bytes:
+    def _retried(self, where: str, read: Callable[[], T]) -> T:
         for attempt in range(TRIES):
             try:
                 return read()
-            except FileNotFoundError as fault:
-                raise InputError(f"{where}: no such file") from fault
             except Exception as fault:  # aiohttp, botocore and sockets raise dozens of kinds
+                if isinstance(fault, FileNotFoundError) and _is_absent(fault):
+                    raise InputError(f"{where}: no such file") from fault
                 if attempt == TRIES - 1:
                     reason = " ".join(str(fault).split())[:200] or type(fault).__name__
                     raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
+
+
+def _is_absent(fault: FileNotFoundError) -> bool:
+    """Is the file not there? fsspec says so of any answer to its question for the size; the cause tells."""
+    cause = fault.__cause__
+    return cause is None or 400 <= getattr(cause, "status", 500) < 500
 
 
 def is_remote(place: object) -> bool:

@@ -103,7 +103,8 @@ class ShardCache:
             if (self.folder / entry.sha256).exists() or not self._make_room(partial, entry.bytes):
                 return None
             handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if not _lock(handle):
+            # Who fetched it may have finished between the two calls: then the name is gone, or another file's.
+            if not _lock(handle) or not _is_named(handle, partial):
                 os.close(handle)
                 return None
         try:
@@ -113,6 +114,9 @@ class ShardCache:
         except BaseException:
             os.close(handle)
             raise
+        if os.fstat(handle).st_nlink == 0:  # evicted while the lock changed its kind, which is not atomic
+            os.close(handle)
+            return None
         return handle
 
     def _transfer(self, remote: RemoteFolder, entry: ShardEntry, handle: int) -> None:
@@ -174,6 +178,12 @@ def _evict(path: Path) -> bool:
         return True
     finally:
         os.close(handle)
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
 
 
 def _lock(handle: int) -> bool:

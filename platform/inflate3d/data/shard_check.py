@@ -13,8 +13,11 @@ from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data.chunked import ChunkError
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest, ShardEntry, file_sha256
 from inflate3d.data.members import VIDEO_SUFFIXES, encode_sample
+from inflate3d.data.remote import is_remote
 from inflate3d.data.shard_index import ShardIndex
 from inflate3d.data.shard_reader import RawMembers, ShardReader, read_index
+from inflate3d.data.tar_index import index_tar
+from inflate3d.data.tar_mapping import TarMapping
 from inflate3d.errors import InputError
 
 
@@ -25,6 +28,8 @@ def check_shards(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     manifest = Manifest.load(folder)
+    if manifest.mapping is not None:
+        return list(_check_indexed(folder, manifest, TarMapping.from_dict(manifest.mapping)))
     reader = ShardReader(folder, manifest)
     faults = list(_check_names(folder, manifest))
     seen: dict[str, str] = {}
@@ -41,6 +46,36 @@ def check_shards(folder: str | Path) -> list[str]:
             if (other := seen.setdefault(key, entry.file)) != entry.file:
                 faults.append(f"{entry.file}: key {key!r} is also in {other}")
     return faults
+
+
+def check_sizes(folder: str | Path, manifest: Manifest) -> list[str]:
+    """Return the local tars and indexes that are missing, and the tars of another size; reads none of them."""
+    faults = []
+    tars = manifest.tars or str(folder)
+    for entry in manifest.shards:
+        for path, size in ((Path(tars, entry.file), entry.bytes), (Path(folder, entry.index), None)):
+            if is_remote(tars if size is not None else folder):
+                continue
+            if not path.is_file():
+                faults.append(f"{path}: is missing")
+            elif size is not None and path.stat().st_size != size:
+                faults.append(f"{path}: {path.stat().st_size} bytes; the manifest states {size}")
+    return faults
+
+
+def _check_indexed(folder: Path, manifest: Manifest, mapping: TarMapping) -> Iterator[str]:
+    """Index each tar again: an index follows from the tar and the mapping alone, so it must come out the same."""
+    tars = manifest.tars or str(folder)
+    for entry in manifest.shards:
+        try:
+            before, now = read_index(folder, entry), index_tar(tars, mapping, entry.file)
+        except InputError as fault:
+            yield str(fault)
+            continue
+        if now.sha256 != entry.sha256:
+            yield f"{tars}/{entry.file}: differs from what was indexed (sha256)"
+        elif now != before:
+            yield f"{folder / entry.index}: is not what this version makes of the tar; index it again"
 
 
 def _check_names(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import xxhash
 
 from inflate3d.data.chunked import SUFFIX as CHUNKED_SUFFIX
@@ -37,6 +38,7 @@ class ShardIndex:
 
     samples: (key, members) in the tar's order. bytes, sha256: the whole tar. build: digest of what was to be built.
     cases: [start, stop) among the split's cases, rejects included. rejects: {"key", "reason"} of these cases.
+    records: the JSON of each sample where the tar itself does not hold it (`platform shards index`).
     """
 
     samples: list[tuple[str, list[Member]]]
@@ -45,11 +47,15 @@ class ShardIndex:
     build: str = ""
     cases: tuple[int, int] = (0, 0)
     rejects: tuple[dict[str, str], ...] = ()
+    records: tuple[str, ...] = ()
 
     @cached_property
     def encoded(self) -> _Content:
         """The index file's bytes."""
-        return json.dumps({"format": INDEX_FORMAT, **asdict(self)}, separators=(",", ":")).encode()
+        content = {"format": INDEX_FORMAT, **asdict(self)}
+        if not self.records:
+            del content["records"]
+        return json.dumps(content, separators=(",", ":")).encode()
 
     def save(self, path: Path) -> None:
         """Write the index file whole, or not at all."""
@@ -59,10 +65,12 @@ class ShardIndex:
     def decode(cls, content: _Content, *, where: str) -> ShardIndex:
         """Read an index file's bytes; InputError names `where`."""
         with _told(where):
-            data = json.loads(content)
+            data = orjson.loads(content)
             if data.pop("format") != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            PackedIndex(data["samples"], data["bytes"], where=where)  # every place is checked
+            records = data.pop("records", [])
+            PackedIndex(data["samples"], data["bytes"], records, where=where)  # every place is checked
+            data["records"] = tuple(records)
             samples = [(key, [Member(*m) for m in members]) for key, members in data.pop("samples")]
             return cls(samples, **{**data, "cases": tuple(data["cases"]), "rejects": tuple(data["rejects"])})
         raise AssertionError("unreachable")
@@ -71,39 +79,52 @@ class ShardIndex:
 class PackedIndex:
     """What a reader keeps of an open shard: the places alone, in 24 bytes a member, since windows hold many shards."""
 
-    def __init__(self, samples: list[tuple[str, list[Any]]], size: int, *, where: str) -> None:
+    def __init__(
+        self, samples: list[tuple[str, list[Any]]], size: int, records: Sequence[str] = (), *, where: str
+    ) -> None:
         """Take (key, members) of a tar of `size` bytes. Raises InputError unless every member lies in it."""
-        members = [m for _, found in samples for m in found]
+        self.records = [record.encode() for record in records]
+        if records and len(records) != len(samples):
+            raise InputError(f"{where}: {len(records)} records for {len(samples)} samples; index the tars again")
         self.keys = [key for key, _ in samples]
-        shapes = [tuple(m[0] for m in found) for _, found in samples]
+        shapes = [tuple([m[0] for m in found]) for _, found in samples]
         known = {shape: shape for shape in shapes}
         self._suffixes = [known[shape] for shape in shapes]  # shared: most samples of a shard have the same members
-        hashes = np.frombuffer(bytes.fromhex("".join(m[3] for m in members)), ">u8")
-        rows = np.array([(m[1], m[2]) for m in members], np.int64).reshape(-1, 2)
-        if len(hashes) != len(rows) or rows.min(initial=0) < 0 or rows.sum(1).max(initial=0) > size:
+        members = list(itertools.chain.from_iterable(found for _, found in samples))
+        hashes = np.frombuffer(bytes.fromhex("".join([m[3] for m in members])), ">u8")
+        rows = np.array([m[1:3] for m in members], np.int64).reshape(-1, 2)
+        ends = rows.sum(1)
+        if len(hashes) != len(rows) or rows.min(initial=0) < 0 or ends.max(initial=0) > size:
             raise InputError(f"{where}: a member lies outside its tar or has no hash; build the shards again")
+        starts = np.cumsum([0, *map(len, shapes)])
+        follows = np.ones(len(rows), bool)
+        follows[starts[:-1][starts[:-1] < len(rows)]] = False  # the first of each sample
+        if (rows[1:, 0] < ends[:-1])[follows[1:]].any():
+            raise InputError(f"{where}: members overlap or are out of order; build the shards again")
         self.size = size
-        self._rows = np.column_stack([rows.astype(np.uint64), hashes.astype(np.uint64)])
-        self._starts = np.cumsum([0, *(len(found) for _, found in samples)]).tolist()
-        for found in (f for _, f in samples):
-            if any(a[1] + a[2] > b[1] for a, b in itertools.pairwise(found)):
-                raise InputError(f"{where}: members overlap or are out of order; build the shards again")
+        table = np.column_stack([rows.astype(np.uint64), hashes.astype(np.uint64)])
+        self._places = memoryview(table.reshape(-1))  # of which a slice becomes a list faster than an array's does
+        self._starts = (3 * starts).tolist()
         self.has_chunks = any(suffix.endswith(CHUNKED_SUFFIX) for shape in known for suffix in shape)
 
     @classmethod
     def decode(cls, content: bytes, *, where: str) -> PackedIndex:
         """Read an index file's bytes; InputError names `where`."""
         with _told(where):
-            data = json.loads(content)
+            data = orjson.loads(content)
             if data["format"] != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            return cls(data["samples"], data["bytes"], where=where)
+            return cls(data["samples"], data["bytes"], data.get("records", ()), where=where)
         raise AssertionError("unreachable")
+
+    def places(self, i: int) -> tuple[tuple[str, ...], list[int]]:
+        """Return the suffixes of sample `i` and, in one list, offset, size and hash of each of its members."""
+        return self._suffixes[i], self._places[self._starts[i] : self._starts[i + 1]].tolist()
 
     def members(self, i: int) -> list[tuple[str, int, int, int]]:
         """Return (suffix, offset, size, hash as a number) of each member of sample `i`."""
-        rows = self._rows[self._starts[i] : self._starts[i + 1]].tolist()
-        return [(suffix, *row) for suffix, row in zip(self._suffixes[i], rows, strict=True)]
+        suffixes, places = self.places(i)
+        return list(zip(suffixes, places[::3], places[1::3], places[2::3], strict=True))
 
 
 @contextmanager

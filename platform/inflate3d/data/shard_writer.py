@@ -16,7 +16,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +25,7 @@ from inflate3d.data.build_progress import BuildProgress
 from inflate3d.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry, file_sha256
 from inflate3d.data.members import KEY_PATTERN
 from inflate3d.data.read_ahead import Encoded, ReadAhead, Rejected
+from inflate3d.data.reencode import VideoEncoding
 from inflate3d.data.shard_index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shard_parts import Part
 from inflate3d.data.shard_statistics import measure_shards
@@ -54,10 +55,12 @@ def build_shards(
     progress: bool = True,
     cases: Sequence[Case] | None = None,
     part: Part | None = None,
+    video: VideoEncoding | None = None,
 ) -> Manifest:
     """Write a dataset (or only `cases` of it) as shards under `output` and return the manifest.
 
-    part: only that part of the cases, into a folder of its own under `output`; merge_parts joins them.
+    part: only that part of the cases, into a folder of its own under `output`; merge_parts joins them. video: encode
+    every video anew, so that clips are reached fast; None keeps the files.
 
     Cases that raise InputError are left out and listed in the manifest with the reason; with more than `max_rejects`
     of them the build ends in an InputError that lists them, and writes no manifest. InputError as well: a folder that
@@ -66,15 +69,17 @@ def build_shards(
     if min(max_samples_per_shard, max_bytes_per_shard) < 1 or min(num_workers, max_rejects) < 0:
         raise InputError("max_samples_per_shard and max_bytes_per_shard begin at 1, num_workers and max_rejects at 0")
     card = dataset.card
+    if video is not None and card.kind != "video_classification":
+        raise InputError(f"{card.name}: is a {card.kind}; there is no video to encode anew")
     cases = _checked_cases(list(dataset.cases() if cases is None else cases), card.name)
     limits = ShardLimits(max_samples_per_shard, max_bytes_per_shard)
     output = Path(output)
-    digest = _build_digest(dataset, card, cases, limits)
+    digest = _build_digest(dataset, card, cases, limits, video)
     if part is not None:
         output, cases = part.folder(output), part.take(cases)
     with (
-        _locked(output),
-        ReadAhead(dataset, card, min(num_workers, len(cases) // 8)) as ahead,
+        locked_folder(output),
+        ReadAhead(dataset, card, min(num_workers, len(cases) // 8), video) as ahead,
         BuildProgress(len(cases), progress) as bar,
     ):
         builder = _Builder(output, digest, limits, ahead, bar)
@@ -82,7 +87,7 @@ def build_shards(
         for split in SPLITS:
             builder.build_split(split, [c for c in cases if c.split == split])
     if len(builder.rejects) > max_rejects:
-        raise InputError(_reject_message(card.name, builder.rejects, max_rejects))
+        raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
         raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
     builder.remove_leftovers()
@@ -131,7 +136,7 @@ class _Builder:
             self.rejects += index.rejects
             position, number = index.cases[1], number + 1
             if index.samples:
-                self.entries.append(_entry(tar.name, split, index))
+                self.entries.append(shard_entry(tar.name, split, index))
 
     def remove_leftovers(self) -> None:
         """Delete temporary files, and shards beyond the last one, of a build that was interrupted."""
@@ -210,7 +215,7 @@ class _TarWriter:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Make the folder and hold it against a second build; the lock ends with the process, however that ends."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the shards")
@@ -242,7 +247,9 @@ def _checked_cases(cases: list[Case], name: str) -> list[Case]:
     return cases
 
 
-def _build_digest(dataset: AbstractDataset, card: DatasetCard, cases: list[Case], limits: ShardLimits) -> str:
+def _build_digest(
+    dataset: AbstractDataset, card: DatasetCard, cases: list[Case], limits: ShardLimits, video: VideoEncoding | None
+) -> str:
     """Return what tells one build from another: card, the dataset's plain settings, cases and limits.
 
     Paths are no settings: a raw folder that has moved is the same.
@@ -250,6 +257,7 @@ def _build_digest(dataset: AbstractDataset, card: DatasetCard, cases: list[Case]
     plain = (str, int, float, bool, tuple, list, type(None))
     settings = {k: v for k, v in sorted(vars(dataset).items()) if not k.startswith("_") and isinstance(v, plain)}
     what = [MANIFEST_FORMAT, type(dataset).__qualname__, card.to_dict(), settings, limits.samples, limits.bytes]
+    what += [] if video is None else [asdict(video)]
     digest = hashlib.sha256(json.dumps(what, default=str).encode())
     for case in cases:
         digest.update(json.dumps([case.key, case.split, case.group]).encode())
@@ -263,12 +271,14 @@ def _read_index(path: Path) -> ShardIndex | None:
         return None
 
 
-def _entry(file: str, split: str, index: ShardIndex) -> ShardEntry:
+def shard_entry(file: str, split: str, index: ShardIndex) -> ShardEntry:
+    """Return what the manifest says of a shard."""
     index_hash = hashlib.sha256(index.encoded).hexdigest()
     return ShardEntry(file, split, len(index.samples), index.bytes, index.sha256, index_file(file), index_hash)
 
 
-def _reject_message(name: str, rejects: list[dict[str, str]], most: int) -> str:
+def reject_message(name: str, rejects: list[dict[str, str]], most: int) -> str:
+    """Return the message for more rejects than are allowed: the first few, each with its reason."""
     shown = [f"  {r['key']}: {r['reason'].splitlines()[0][:300]}" for r in rejects[:4]]
     if len(rejects) > 4:
         shown.append(f"  ... and {len(rejects) - 4} more")

@@ -164,12 +164,10 @@ class VideoStage:
 
     def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
         """Return image (3, T, H, W) and the label; spacing_mm[0] is the seconds between two frames."""
-        from inflate3d.data.video import decode_frames  # FFmpeg, which volumes do without
-
         record, options = members["json"], self.options
         draw = generator(seed, "crop") if self.training else None
         frames = frame_indices(record["num_frames"], options.num_frames, options.frame_interval, draw)
-        clip_THWC = decode_frames(members["video"], frames, short_side=options.short_side)
+        clip_THWC = self.decode(members["video"], frames)
         shape, size = clip_THWC.shape[1:3], (options.crop_size, options.crop_size)
         y, x = _random_start(shape, size, draw) if draw is not None else _centre(shape, size)
         clip_THWC = clip_THWC[:, y : y + size[0], x : x + size[1]]
@@ -182,6 +180,12 @@ class VideoStage:
         seconds = options.frame_interval / record["fps"]
         image = torch.from_numpy(self.normalise(clip_CTHW))
         return Sample(key, image, int(record["label"]), (seconds, 1.0, 1.0))
+
+    def decode(self, video: Any, frames: list[int]) -> np.ndarray:
+        """Return these frames, scaled to short_side."""
+        from inflate3d.data.video import decode_frames  # FFmpeg, which volumes do without
+
+        return decode_frames(video, frames, short_side=self.options.short_side)
 
 
 def frame_indices(total: int, num_frames: int, interval: int, draw: np.random.Generator | None) -> list[int]:

@@ -72,6 +72,12 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
     return np.stack([frames[i] for i in indices])
 
 
+def every_frame(source: Source) -> Iterator[av.VideoFrame]:
+    """Yield the frames of a whole file in order, as FFmpeg decodes them; InputError if it is unreadable."""
+    with _opened(source) as (container, stream):
+        yield from _decoded(stream, _packets(container, stream).data)
+
+
 # ------------------------------------------------------------------------------------------------ packets and numbers
 
 

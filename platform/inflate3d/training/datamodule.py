@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from inflate3d.contracts import Split
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest
-from inflate3d.data.mixture import Mixture
+from inflate3d.data.manifest_change import describe_change, snapshot
+from inflate3d.data.mixture import Mixture, tempered
 from inflate3d.data.order import SampleOrder
 from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import SegmentationSample, sample_options
@@ -79,17 +80,20 @@ class DataModule(pl.LightningDataModule):
         max_broken: float = 0.01,
         cache_gb: float = 50,
         cache_dir: str = "~/.cache/inflate3d/shards",
+        temperature: float | None = None,
     ) -> None:
         """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
 
         seed: of order, crops and augmentation; default: seed_everything. window_shards: samples are shuffled among that
         many shards, shuffled themselves. max_broken: share of a split's samples that may be broken, each replaced by
         another, before a process stops; at least 3 are let pass, unless it is 0. cache_gb, cache_dir: what remote
-        shards may take of the local disk, and where; all runs of a machine share it.
+        shards may take of the local disk, and where; all runs of a machine share it. temperature: multiplies each
+        weight by (micro-batches of one pass)^(1 / temperature): at 1 every dataset is passed equally often, higher ones
+        favour small datasets, and without it the weights alone count.
         """
         super().__init__()
         self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
-        self.cache = ShardCache(cache_dir, int(cache_gb * GB)) if is_remote(root) else None
+        self.cache = ShardCache(cache_dir, int(cache_gb * GB))  # touched for remote tars alone
         self.datasets = {
             name: d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(name, d)
             for name, d in datasets.items()
@@ -98,7 +102,9 @@ class DataModule(pl.LightningDataModule):
             for key in ("batch_size", "eval_batch_size", "max_eval_samples"):
                 if (value := getattr(config, key)) is not None and value < 1:
                     raise InputError(f"data.datasets.{name}.{key} is {value}; it must be at least 1")
-        self.mixture = Mixture({name: config.weight for name, config in self.datasets.items()})
+        self.weights = {name: config.weight for name, config in self.datasets.items()}
+        self.temperature = temperature
+        tempered(self.weights, dict.fromkeys(self.weights, 1.0), temperature)  # checked before any shard is read
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.window_shards = window_shards
@@ -111,7 +117,7 @@ class DataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Build the shards that are missing and have a `build:`; Lightning calls it in one process a machine."""
         for name, config in self.datasets.items():
-            folder = self._folder(name)
+            folder = self.shards_of(name)
             if config.build is None or isinstance(folder, str):
                 continue
             if not (folder / MANIFEST_FILE).is_file():
@@ -120,7 +126,8 @@ class DataModule(pl.LightningDataModule):
                 dataset = find("datasets", config.build["class_path"]).load()
                 build_shards(dataset(**config.build.get("init_args", {})), folder)
 
-    def _folder(self, name: str) -> Path | str:
+    def shards_of(self, name: str) -> Path | str:
+        """Return the folder or address of a dataset's shards."""
         return f"{self.root}/{name}" if isinstance(self.root, str) else self.root / name
 
     def prepare(self) -> DataModule:
@@ -137,7 +144,16 @@ class DataModule(pl.LightningDataModule):
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
         """The manifest of each dataset. Raises InputError that names the build command where there is none."""
-        return {name: Manifest.load(self._folder(name)) for name in self.datasets}
+        return {name: Manifest.load(self.shards_of(name)) for name in self.datasets}
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """The schedule of the datasets; with a temperature it depends on the manifests."""
+        batches = {n: 1.0 for n in self.weights}
+        if self.temperature is not None:
+            samples = {n: max(1, m.num_samples("train")) for n, m in self.manifests.items()}
+            batches = {n: samples[n] / config.batch_size for n, config in self.datasets.items()}
+        return Mixture(tempered(self.weights, batches, self.temperature))
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -172,12 +188,16 @@ class DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: the integer, and all that gives it its meaning."""
-        return {"consumed": self.consumed, "digests": self._digests(), "schedule": self._schedule()}
+        return {"consumed": self.consumed, "shards": self._snapshots(), "schedule": self._schedule()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at a saved state. Raises InputError that says what changed if the order is no longer the same."""
-        changes = _changes(state_dict["digests"], self._digests(), "shards of {}")
-        changes += _changes(state_dict["schedule"], self._schedule(), "{}")
+        before, now = state_dict["shards"], self._snapshots()
+        changes = [f"dataset {name}: absent before" for name in now if name not in before]
+        changes += [f"dataset {name}: absent now" for name in before if name not in now]
+        told = {name: describe_change(before[name], now[name]) for name in now if name in before}
+        changes += [f"shards of {name}: {change}" for name, change in told.items() if change]
+        changes += _changes(state_dict["schedule"], self._schedule())
         if changes:
             raise InputError(
                 "this run cannot go on in the same order, its data changed: "
@@ -186,11 +206,12 @@ class DataModule(pl.LightningDataModule):
             )
         self.consumed = int(state_dict["consumed"])
 
-    def _digests(self) -> dict[str, str]:
-        return {name: manifest.digest for name, manifest in self.manifests.items()}
+    def _snapshots(self) -> dict[str, dict[str, Any]]:
+        return {name: snapshot(manifest) for name, manifest in self.manifests.items()}
 
     def _schedule(self) -> dict[str, Any]:
         schedule: dict[str, Any] = {"data.seed": self.seed, "data.window_shards": self.window_shards}
+        schedule["data.temperature"] = self.temperature
         for name, config in self.datasets.items():
             schedule[f"data.datasets.{name}.batch_size"] = config.batch_size
             schedule[f"data.datasets.{name}.weight"] = float(config.weight)
@@ -200,7 +221,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the endless loader of this rank, from micro-batch `consumed` on."""
-        sources = {name: self._source(name, "train") for name in self.datasets}
+        sources = {name: self.source(name, "train") for name in self.datasets}
         rank, world_size = self._place()
         stream = TrainStream(sources, self.mixture, start=self.consumed, rank=rank, world_size=world_size)
         return self._loader(stream)
@@ -220,24 +241,27 @@ class DataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _eval_loader(self, split: Split) -> DataLoader[Batch] | None:
-        sources = {n: self._source(n, split) for n, m in self.manifests.items() if m.num_samples(split)}
+        sources = {n: self.source(n, split) for n, m in self.manifests.items() if m.num_samples(split)}
         if not sources:
             return None
         rank, world_size = self._place()
         most = {name: self.datasets[name].max_eval_samples for name in sources}
         return self._loader(EvalStream(sources, max_samples=most, rank=rank, world_size=world_size))
 
-    def _source(self, name: str, split: Split) -> Source:
+    def source(self, name: str, split: Split) -> Source:
+        """Return one split of one dataset as a stream reads it."""
         manifest, config = self.manifests[name], self.datasets[name]
         where, training = f"data.datasets.{name}", split == "train"
         total = manifest.num_samples(split)
         if not total:
-            raise InputError(f"{where}: no sample in split {split!r} of {self._folder(name)}; drop it: --{where} null")
+            raise InputError(
+                f"{where}: no sample in split {split!r} of {self.shards_of(name)}; drop it: --{where} null"
+            )
         one = manifest.kind == "volume_segmentation"
         return Source(
             name=name,
             task=self.task_of.get(name, ""),
-            reader=ShardReader(self._folder(name), manifest, split, self.cache),
+            reader=ShardReader(self.shards_of(name), manifest, split, self.cache),
             order=SampleOrder(
                 [entry.samples for entry in manifest.entries(split)],
                 mix(self.seed, "order", name),
@@ -276,10 +300,10 @@ def _start_worker(worker: int) -> None:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], label: str) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = [*before, *(name for name in now if name not in before)]
     return [
-        f"{label.format(name)}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
         for name in names
         if before.get(name) != now.get(name)
     ]

@@ -1,0 +1,99 @@
+"""`platform doctor`: what it says of a healthy config and of shards that are not, and what its times add up to."""
+
+from __future__ import annotations
+
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inflate3d.cli.main import main
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.stage_times import STAGES, measure_stages
+from inflate3d.datasets.toy import Toy
+from inflate3d.errors import InputError
+from inflate3d.training import DataModule
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    kinds = {"video": "video_classification", "volumes": "volume_segmentation", "shapes": "volume_classification"}
+    for name, kind in kinds.items():
+        build_shards(Toy(kind=kind, num_train=6, num_val=2, num_frames=8), root / f"toy_{name}", progress=False)
+    return root
+
+
+def command(root: Path) -> list[str]:
+    return ["doctor", "--config", "quickstart.yaml", "--data.root", str(root), "--samples", "3"]
+
+
+def test_a_healthy_config_is_described(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(root)) == 0
+    said = capsys.readouterr().out
+    assert f"torch {version('torch')}" in said
+    assert "CPU cores" in said
+    assert re.search(r"toy_video +1?2 +\d", said)
+    rows = [line.split() for line in said.splitlines() if line.startswith("toy_")]
+    times = [row for row in rows if len(row) == 3 + len(STAGES)]
+    assert len(times) == 3
+    for _, *stages, total, broken in times:
+        assert sum(map(float, stages)) == pytest.approx(float(total), abs=0.05)
+        assert broken == "0"
+    assert re.search(r"most for \w+ of toy_\w+ \(\d+% of the loading\)", said)
+
+
+def test_shards_that_are_cut_or_missing_are_named(root: Path, tmp_path: Path, capsys: Any) -> None:
+    import shutil
+
+    shutil.copytree(root, tmp_path / "shards")
+    tar = next((tmp_path / "shards" / "toy_shapes").glob("train-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    next((tmp_path / "shards" / "toy_video").glob("val-*.index.json")).unlink()
+    assert main(command(tmp_path / "shards")) == 2
+    said = capsys.readouterr().err
+    assert f"{tar}: " in said
+    assert "the manifest states" in said
+    assert "val-000000.index.json: is missing" in said
+
+
+def test_each_stage_is_charged_with_its_own_time(root: Path) -> None:
+    sample = {"num_frames": 4, "crop_size": 16, "short_side": 18}
+    augment = [{"class_path": "RandomHorizontalFlip"}]
+    data = DataModule(str(root), {"toy_video": {"batch_size": 2, "sample": sample, "augment": augment}}, seed=0)
+    source = data.source("toy_video", "train")
+    stage: Any = source.stage.stage  # type: ignore[attr-defined]
+    pauses = {"decode": 0.02, "normalise": 0.01, "augment": 0.03}
+    for name, seconds in pauses.items():
+        setattr(stage, name, slowed(getattr(stage, name), seconds))
+    times = measure_stages(source, 4)
+    for name, seconds in pauses.items():
+        assert 1e3 * seconds <= times.milliseconds[name] < 1e3 * seconds + 60
+    assert times.slowest in pauses
+    assert times.milliseconds["crop"] < times.total / 2  # what is inside is not charged twice
+
+
+def slowed(call: Any, seconds: float) -> Any:
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return call(*args, **kwargs)
+
+    return slow
+
+
+def test_wrong_input_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 2
+    assert main([*command(root), "--samples", "0"]) == 2
+    assert main(["doctor", "--config", "quickstart.yaml", "--data.rot", "x"]) == 2
+    assert "close names: 'root'" in capsys.readouterr().err
+
+
+def test_a_dataset_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
+    build_shards(Toy(kind="volume_classification", num_train=3, num_val=1), tmp_path / "shapes", progress=False)
+    data = DataModule(str(tmp_path), {"shapes": {"batch_size": 2}}, seed=0)
+    for tar in (tmp_path / "shapes").glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(InputError, match=r"all of 6 samples are broken, the last: .*No such file"):
+        measure_stages(data.source("shapes", "train"), 3)

@@ -46,6 +46,7 @@ def _run(args: argparse.Namespace) -> None:
     from inflate3d.cli.check import check_config
     from inflate3d.cli.config import load_config
     from inflate3d.errors import InputError
+    from inflate3d.training import stop_signals
 
     if not args.config:
         raise InputError(
@@ -53,15 +54,22 @@ def _run(args: argparse.Namespace) -> None:
             "All packaged ones: platform configs list"
         )
     config = load_config(args.config, args.overrides)
-    if not args.print_config and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not args.print_config and is_first_process():
         print(f"config: {', '.join(str(path) for path in config.files)}", flush=True)
     check_config(config)
     if args.check:
         print("config: all checks passed")
         return
+    if args.command == "fit" and not args.print_config:
+        stop_signals.listen()  # before the slow imports: a signal that nobody expects ends a process without a word
     from inflate3d.cli.run import Run  # torch, from here on
 
     if args.print_config:
         print(Run(config, instantiate=False).dump(), end="")
         return
     getattr(Run(config), args.command)()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of several that prints: by the variables of srun and of Lightning's launcher."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))

@@ -28,6 +28,7 @@ from inflate3d.training import (
     with_default_callbacks,
 )
 from inflate3d.training.run_folder import read_state
+from inflate3d.training.wandb_service import outlive_service
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
 WORKER = """
@@ -190,16 +191,24 @@ def test_a_loading_worker_outlives_a_stray_sigterm_but_not_its_parents(tmp_path:
     assert rest.split() == ["alive", "code", "0"]
 
 
-def test_programs_started_with_signals_held_back_outlive_a_sigterm() -> None:
-    with stop_signals.held_back():
-        shielded = subprocess.Popen(["sleep", "30"])
-    plain = subprocess.Popen(["sleep", "30"])
-    for process in (shielded, plain):
-        process.terminate()
-    assert plain.wait(10) == -signal.SIGTERM
-    assert shielded.poll() is None
-    shielded.kill()
-    shielded.wait(10)
+class ToyRun:
+    """A W&B run whose service is gone."""
+
+    def log(self, row: dict[str, float]) -> None:
+        raise ConnectionResetError("Connection lost")
+
+
+def test_a_lost_wandb_service_stops_a_run_only_where_no_signal_explains_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run: Any = ToyRun()
+    outlive_service(run)
+    with pytest.raises(ConnectionResetError):
+        run.log({"loss": 1.0})
+    monkeypatch.setattr(stop_signals._State, "received", signal.SIGTERM)
+    run.log({"loss": 2.0})
+    run.log({"loss": 3.0})
+    assert caplog.text.count("its last rows stand in metrics.csv only") == 1
 
 
 @pytest.mark.slow

@@ -43,8 +43,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.cli.check import check_config
-    from inflate3d.cli.config import load_config
     from inflate3d.errors import InputError
     from inflate3d.training import stop_signals
 
@@ -53,6 +51,18 @@ def _run(args: argparse.Namespace) -> None:
             f"platform {args.command}: no --config. Start with: platform fit --config quickstart.yaml. "
             "All packaged ones: platform configs list"
         )
+    # Before all that is slow: a signal that nobody expects ends a process without a word.
+    handlers = stop_signals.listen() if args.command == "fit" else {}
+    try:
+        _carry_out(args)
+    finally:
+        stop_signals.restore(handlers)
+
+
+def _carry_out(args: argparse.Namespace) -> None:
+    from inflate3d.cli.check import check_config
+    from inflate3d.cli.config import load_config
+
     config = load_config(args.config, args.overrides)
     if not args.print_config and is_first_process():
         print(f"config: {', '.join(str(path) for path in config.files)}", flush=True)
@@ -60,8 +70,6 @@ def _run(args: argparse.Namespace) -> None:
     if args.check:
         print("config: all checks passed")
         return
-    if args.command == "fit" and not args.print_config:
-        stop_signals.listen()  # before the slow imports: a signal that nobody expects ends a process without a word
     from inflate3d.cli.run import Run  # torch, from here on
 
     if args.print_config:

@@ -19,6 +19,8 @@ from inflate3d.errors import InputError, close_names
 # One file a subcommand, in the order of a first day; each offers add_parser(subparsers).
 SUBCOMMANDS = (
     "fit",
+    "submit",
+    "status",
     "predict",
     "shards",
     "datasets",

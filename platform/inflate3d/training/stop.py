@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 from typing import Any
@@ -18,6 +17,7 @@ from inflate3d.training import stop_signals
 from inflate3d.training.checkpoint_writer import CheckpointWriter, validation_follows
 from inflate3d.training.step_record import in_accumulation_window
 from inflate3d.training.stop_signals import EXIT_STOPPED, RunStopped
+from inflate3d.training.wandb_service import mark_preempted, outlive_service, wandb_runs
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,8 @@ class StopOnSignal(Checkpoint):
         if stage != TrainerFn.FITTING:
             return
         trainer._signal_connector.register_signal_handlers = self._listen
-        for logger in trainer.loggers if trainer.is_global_zero else []:
-            with stop_signals.held_back():
-                _ = getattr(logger, "experiment", None)
+        for run in wandb_runs(trainer):
+            outlive_service(run)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on a signal waits for a step; make up for a validation that the stop before did not wait for."""
@@ -133,8 +132,8 @@ class StopOnSignal(Checkpoint):
                 trainer.max_steps,
                 EXIT_STOPPED,
             )
-            for logger in trainer.loggers:
-                _mark_preempted(logger)
+            for run in wandb_runs(trainer):
+                mark_preempted(run)
         raise RunStopped(trainer.global_rank)
 
 
@@ -186,12 +185,3 @@ class Agreement:
 
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _mark_preempted(logger: Any) -> None:
-    """Tell W&B that the run was preempted and not failed; other loggers need no word."""
-    run = getattr(logger, "experiment", None)
-    if hasattr(run, "mark_preempting"):
-        with contextlib.suppress(Exception):  # a logger must not keep a saved run from going on
-            run.mark_preempting()
-            run.finish(exit_code=EXIT_STOPPED)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,11 +23,15 @@ EXIT_STOPPED = 75
 class RunStopped(SystemExit):
     """The run has stopped as it was asked to, and can go on: ends the process, with 75 in the first rank, else 0.
 
-    Launchers kill every rank when one fails, and the first may still be closing its loggers.
+    Launchers kill every rank when one fails, and the first may still be closing its loggers. For a script that starts
+    several ranks and sees one exit code, the file that INFLATE3D_STOPPED_FILE names is made as well.
     """
 
     def __init__(self, rank: int = 0) -> None:
         super().__init__(0 if rank else EXIT_STOPPED)
+        if file := os.environ.get("INFLATE3D_STOPPED_FILE"):
+            with contextlib.suppress(OSError):
+                open(file, "a").close()
 
 
 class _State:
@@ -61,20 +65,6 @@ def set_training(training: bool) -> None:
     _State.training = training
     if not training:
         _State.received = None
-
-
-@contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Start programs in here that must outlive a SIGTERM sent to all of a job's processes: they never see one.
-
-    SLURM signals every process of a job step, so W&B's service would be gone when the run wants to finish with it. The
-    mask is inherited by programs; a signal to this process waits until the end of the block.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def shield_worker() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def folders_with_modules() -> set[str]:
     """Every folder of the source tree that is a package, by its import name."""
     homes = {"inflate3d": ROOT / "platform" / "inflate3d"}
-    homes |= {f"inflate3d.{name}": ROOT / name for name in ("tasks", "datasets", "configs")}
+    homes |= {f"inflate3d.{name}": ROOT / name for name in ("tasks", "datasets", "configs", "slurm")}
     return {
         ".".join([package, *file.parent.relative_to(folder).parts])
         for package, folder in homes.items()

@@ -43,17 +43,28 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.cli.check import check_config
-    from inflate3d.cli.config import load_config
     from inflate3d.errors import InputError
+    from inflate3d.training import stop_signals
 
     if not args.config:
         raise InputError(
             f"platform {args.command}: no --config. Start with: platform fit --config quickstart.yaml. "
             "All packaged ones: platform configs list"
         )
+    # Before all that is slow: a signal that nobody expects ends a process without a word.
+    handlers = stop_signals.listen() if args.command == "fit" else {}
+    try:
+        _carry_out(args)
+    finally:
+        stop_signals.restore(handlers)
+
+
+def _carry_out(args: argparse.Namespace) -> None:
+    from inflate3d.cli.check import check_config
+    from inflate3d.cli.config import load_config
+
     config = load_config(args.config, args.overrides)
-    if not args.print_config and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not args.print_config and is_first_process():
         print(f"config: {', '.join(str(path) for path in config.files)}", flush=True)
     check_config(config)
     if args.check:
@@ -65,3 +76,8 @@ def _run(args: argparse.Namespace) -> None:
         print(Run(config, instantiate=False).dump(), end="")
         return
     getattr(Run(config), args.command)()
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of several that prints: by the variables of srun and of Lightning's launcher."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))

@@ -20,6 +20,8 @@ from inflate3d.errors import InputError, close_names
 SUBCOMMANDS = (
     "fit",
     "doctor",
+    "submit",
+    "status",
     "predict",
     "shards",
     "datasets",

@@ -29,12 +29,15 @@ from inflate3d.training import (
     with_default_callbacks,
     write_config,
 )
+from inflate3d.training.cluster import cluster_plugins
+from inflate3d.training.stop_signals import RunStopped
 
 # Lightning's advice that does not hold here: the loader is endless by design and resumes by our own integer.
 _NOT_FOR_US = (
     ".*does not have many workers.*",
     ".*IterableDataset.*has `__len__` defined.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*`srun` command is available on your system but is not used.*",
     ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
 )
 
@@ -70,6 +73,8 @@ class Run:
     def _train(self, ckpt_path: str | None) -> None:
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=ckpt_path)
+        except RunStopped:
+            raise
         except SystemExit as stop:
             # What Lightning makes of Ctrl-C, having closed bars and workers.
             raise (KeyboardInterrupt if self.trainer.interrupted else stop) from None
@@ -165,6 +170,7 @@ class _Cli(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         config["callbacks"] = [RunSummary(), *with_default_callbacks(given)]
+        config["plugins"] = cluster_plugins(config)
         return super()._instantiate_trainer(config, callbacks)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ def settle_wandb(config: Config) -> None:
 
 
 def _id(folder: Path) -> str:
-    """Return the run's id; the first start makes it."""
-    file = folder / ID_FILE
+    """Return the run's id; the first start makes it, and of many processes at once the first one."""
+    file, new = folder / ID_FILE, secrets.token_hex(4)
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
+        whole = folder / f".{ID_FILE}.{new}"
+        whole.write_text(new, encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(whole, file)
+        whole.unlink()
     return file.read_text(encoding="utf-8").strip()

@@ -83,8 +83,8 @@ class CheckpointWriter(Checkpoint):
             trainer.should_stop = True  # makes Lightning validate the last step, whatever the interval
         regular = step == trainer.max_steps or (self.every_steps is not None and step % self.every_steps == 0)
         self._due = self._due or regular or self._agreed(trainer)
-        if self._due and not _validation_follows(trainer):
-            self._save(trainer)
+        if self._due and not validation_follows(trainer):
+            self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save the weights that were just scored."""
@@ -92,12 +92,12 @@ class CheckpointWriter(Checkpoint):
             return
         self._due = True
         if not in_accumulation_window(trainer):
-            self._save(trainer, trainer.callback_metrics)
+            self.save(trainer, trainer.callback_metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save what is still due: there was nothing to validate on."""
         if self._due and not in_accumulation_window(trainer):
-            self._save(trainer)
+            self.save(trainer)
 
     def _agreed(self, trainer: pl.Trainer) -> bool:
         """Whether any rank's timer or flag asks for a save; ranks are asked every few steps only, as that waits."""
@@ -110,7 +110,8 @@ class CheckpointWriter(Checkpoint):
             return False
         return trainer.strategy.reduce_boolean_decision(wanted, all=False)
 
-    def _save(self, trainer: pl.Trainer, metrics: dict[str, Any] | None = None) -> None:
+    def save(self, trainer: pl.Trainer, metrics: dict[str, Any] | None = None) -> None:
+        """Save now, on all ranks together; never inside an accumulation window. metrics: of these very weights."""
         folder, step = store.checkpoints_folder(trainer.default_root_dir), trainer.global_step
         stage = self.monitor.partition("/")[0] + "/"
         scores = {k: float(v) for k, v in (metrics or {}).items() if k.startswith(stage)}
@@ -142,7 +143,8 @@ class InPlaceCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
-def _validation_follows(trainer: pl.Trainer) -> bool:
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates right after this micro-batch."""
     if not trainer.enable_validation:
         return False
     every = trainer.val_check_batch

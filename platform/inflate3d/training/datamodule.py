@@ -33,6 +33,7 @@ from inflate3d.data.stream import EvalStream, Source, TrainStream
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch, Triple
+from inflate3d.training.stop_signals import shield_worker
 
 _LEAST_BROKEN = 3
 
@@ -92,6 +93,7 @@ class DataModule(pl.LightningDataModule):
         favour small datasets, and without it the weights alone count.
         """
         super().__init__()
+        self.prepare_data_per_node = False  # machines share the run's folder, and so its shards
         self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
         self.cache = ShardCache(cache_dir, int(cache_gb * GB))  # touched for remote tars alone
         self.datasets = {
@@ -115,7 +117,7 @@ class DataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------------------------------------- before loading
 
     def prepare_data(self) -> None:
-        """Build the shards that are missing and have a `build:`; Lightning calls it in one process a machine."""
+        """Build the shards that are missing and have a `build:`; Lightning calls it in the first process."""
         for name, config in self.datasets.items():
             folder = self.shards_of(name)
             if config.build is None or isinstance(folder, str):
@@ -293,9 +295,13 @@ class DataModule(pl.LightningDataModule):
 
 
 def _start_worker(worker: int) -> None:
-    """One thread a worker: torch sees to itself; SimpleITK, which TorchIO resamples with, takes every core."""
+    """One thread a worker: torch sees to itself; SimpleITK, which TorchIO resamples with, takes every core.
+
+    And no signal ends it that is sent to all of a job's processes.
+    """
     import sys
 
+    shield_worker()
     if "SimpleITK" in sys.modules:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 

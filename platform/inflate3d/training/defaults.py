@@ -10,7 +10,9 @@ import torch
 from inflate3d.training.checkpoint_writer import CheckpointWriter
 from inflate3d.training.progress import RunProgress
 from inflate3d.training.run_record import RunRecord
+from inflate3d.training.run_state import RunState
 from inflate3d.training.step_record import StepRecord
+from inflate3d.training.stop import StopOnSignal
 
 
 def trainer_defaults() -> dict[str, Any]:
@@ -34,7 +36,7 @@ def trainer_defaults() -> dict[str, Any]:
 
 def default_callbacks() -> list[pl.Callback]:
     """Return what every run has. Put a CheckpointWriter or RunProgress of your own in place of the one here."""
-    return [StepRecord(), RunRecord(), RunProgress(), CheckpointWriter()]
+    return [StepRecord(), RunRecord(), RunProgress(), RunState(), StopOnSignal(), CheckpointWriter()]
 
 
 def with_default_callbacks(callbacks: list[pl.Callback]) -> list[pl.Callback]:

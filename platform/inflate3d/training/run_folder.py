@@ -22,6 +22,8 @@ from inflate3d.errors import InputError
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
+STATE = "state.json"
+_STATE_FORMAT = "inflate3d-state/1"
 PACKAGES = (
     "inflate3d",
     "torch",
@@ -68,7 +70,7 @@ def write_config(run_folder: str | Path, config: Mapping[str, Any]) -> Path:
 
     path = Path(run_folder) / CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, yaml.safe_dump(dict(config), sort_keys=False))
+    write_whole(path, yaml.safe_dump(dict(config), sort_keys=False))
     return path
 
 
@@ -128,8 +130,25 @@ def record_environment(run_folder: str | Path, *, device: str) -> Path:
             "packages": {name: _version(name) for name in PACKAGES},
         }
     )
-    _write_whole(path, json.dumps({"format": "inflate3d-environment/1", "starts": starts}, indent=1))
+    write_whole(path, json.dumps({"format": "inflate3d-environment/1", "starts": starts}, indent=1))
     return path
+
+
+def write_state(run_folder: str | Path, state: Mapping[str, Any]) -> Path:
+    """Write state.json, whole: how far the run is now (`platform status`)."""
+    path = Path(run_folder) / STATE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"format": _STATE_FORMAT, **state}))
+    return path
+
+
+def read_state(run_folder: str | Path) -> dict[str, Any] | None:
+    """Return what the run wrote last into state.json, or None where there is nothing that can be read."""
+    try:
+        content = json.loads((Path(run_folder) / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == _STATE_FORMAT else None
 
 
 def git_commit() -> str | None:
@@ -161,7 +180,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -1,0 +1,91 @@
+"""SIGUSR1 and SIGTERM as a flag: nothing is saved or torn down inside a signal handler.
+
+SLURM sends SIGUSR1 some minutes before the time limit (`--signal`), and SIGTERM when it preempts a job; containers and
+other schedulers send SIGTERM. Before training there is nothing to save, so the process ends at once; during training
+StopOnSignal asks for the flag. Either way the exit code is 75 (EX_TEMPFAIL of sysexits.h): start me again, I go on.
+No torch is imported here: the command listens before it loads anything heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+EXIT_STOPPED = 75
+
+
+class RunStopped(SystemExit):
+    """The run has stopped as it was asked to, and can go on: ends the process, with 75 in the first rank, else 0.
+
+    Launchers kill every rank when one fails, and the first may still be closing its loggers. For a script that starts
+    several ranks and sees one exit code, the file that INFLATE3D_STOPPED_FILE names is made as well.
+    """
+
+    def __init__(self, rank: int = 0) -> None:
+        super().__init__(0 if rank else EXIT_STOPPED)
+        if file := os.environ.get("INFLATE3D_STOPPED_FILE"):
+            with contextlib.suppress(OSError):
+                open(file, "a").close()
+
+
+class _State:
+    received: signal.Signals | None = None
+    training = False
+
+
+def listen() -> dict[signal.Signals, Any]:
+    """Let SIGUSR1 and SIGTERM set the flag from now on; return the handlers before, for `restore`.
+
+    Only a main thread can: elsewhere nothing happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {signum: signal.signal(signum, _note) for signum in SIGNALS}
+
+
+def restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Put back the handlers that `listen` found."""
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def received() -> signal.Signals | None:
+    """Return the signal that came first, or None."""
+    return _State.received
+
+
+def set_training(training: bool) -> None:
+    """Say whether a signal waits for the next optimiser step (True) or ends the process at once (False)."""
+    _State.training = training
+    if not training:
+        _State.received = None
+
+
+def shield_worker() -> None:
+    """In a loading process: ignore SIGUSR1, and SIGTERM unless it comes from the parent, who ends workers by it.
+
+    torch's own handler lets a worker die of any other SIGTERM, and the trainer with it, before anything is saved.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while True:
+            info = signal.sigwaitinfo(SIGNALS)
+            if info.si_signo == signal.SIGTERM and info.si_pid in (parent, os.getpid()):
+                os._exit(0)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    if _State.received is None:
+        _State.received = signal.Signals(signum)
+    if not _State.training:
+        raise RunStopped

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from inflate3d.training.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from inflate3d.training.datamodule import DataModule as DataModule
     from inflate3d.training.datamodule import DatasetConfig as DatasetConfig
+    from inflate3d.training.deepspeed import DeepSpeed as DeepSpeed
     from inflate3d.training.defaults import default_callbacks as default_callbacks
     from inflate3d.training.defaults import trainer_defaults as trainer_defaults
     from inflate3d.training.defaults import with_default_callbacks as with_default_callbacks
@@ -23,6 +24,7 @@ _NAMES = {
     "checkpoint_writer": ("CheckpointWriter",),
     "datamodule": ("DataModule", "DatasetConfig"),
     "defaults": ("default_callbacks", "trainer_defaults", "with_default_callbacks"),
+    "deepspeed": ("DeepSpeed",),
     "module": ("MultiTaskModule",),
     "run_folder": ("check_same_config", "write_config"),
 }

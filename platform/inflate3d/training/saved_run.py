@@ -28,7 +28,8 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
     backbone = _backbone(BackboneConfig(**model["backbone"]), state)
-    module = MultiTaskModule(backbone, {name: _task(spec) for name, spec in model["tasks"].items()})
+    tasks = {name: _task(spec) for name, spec in model["tasks"].items()}
+    module = MultiTaskModule(backbone, tasks, loss_weighting=model.get("loss_weighting", "fixed"))
     module.window_overlap = model.get("window_overlap", module.window_overlap)
     module.window_batch_size = model.get("window_batch_size", module.window_batch_size)
     module.windows = _windows(config["data"])

@@ -14,6 +14,7 @@ from inflate3d.discover import find
 CONFIGS = packaged_configs()
 # What a config is laid over, for those that are no whole by themselves.
 OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
+OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
 TOYS = {"rgb": "video_classification", "ct": "volume_segmentation", "mask": "volume_classification"}
 

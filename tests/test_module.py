@@ -1,5 +1,6 @@
 """The module: heads, idle heads, logged names, score, schedule, parameter groups, sliding windows."""
 
+import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, default_callbacks, trainer_defaults
+from inflate3d.training.loss_watch import LossWatch, TrainingFailure
 from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.module import evaluation_mode
 from inflate3d.training.optim import parameter_groups, warmup_cosine
@@ -177,10 +179,33 @@ def test_whole_volumes_are_predicted_in_windows_of_the_training_patch(shards):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 13, 16, 20))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_named(shards, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_interval_task_and_samples(shards, tmp_path):
     module = toy_module(optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
-    with pytest.raises(RuntimeError, match=r"step \d+: train/.* is (nan|inf)"):
+    with pytest.raises(TrainingFailure, match=r"steps \d+ to \d+: train/.* is (nan|inf)") as failure:
         toy_trainer(tmp_path, max_steps=50, limit_val_batches=0).fit(module, datamodule=toy_data(shards))
+    (report,) = (tmp_path / "failures").glob("step-*-rank0.json")
+    content = json.loads(report.read_text())
+    bad = next(m for m in content["micro_batches"] if m["loss"] in ("nan", "inf"))
+    assert bad["task"] == module.task_of[bad["dataset"]]
+    for part in (f"task {bad['task']}, dataset {bad['dataset']}", *bad["keys"], str(report)):
+        assert part in str(failure.value)
+
+
+def watched(watch: LossWatch, folder: Path, value: float) -> None:
+    batch = Batch(None, None, ["case_7"], "liver", "organ", None, 3)
+    watch.add(batch, torch.tensor(value))
+    watch.check({"train/organ/liver/loss": value}, step=20, steps=10, lr=0.1, folder=folder, rank=0)
+
+
+def test_an_exploding_loss_stops_the_run_and_a_noisy_one_does_not(tmp_path):
+    watch = LossWatch(explosion=20)
+    for value in (2.0, 0.1, 39.0):
+        watched(watch, tmp_path, value)
+    resumed = LossWatch(explosion=20)
+    resumed.load_state_dict(watch.state_dict())
+    with pytest.raises(TrainingFailure, match=r"(?s)steps 11 to 20: train/organ/liver/loss is 41.*case_7"):
+        watched(resumed, tmp_path, 41.0)
+    assert (tmp_path / "step-00000020-rank0.json").is_file()
 
 
 def test_max_steps_must_be_set(shards, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import InflatedFeatureInfo
+from inflate3d.inflation import AttentionName, InflatedFeatureInfo, StatisticsName
 from inflate3d.models.create import create_model
 from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
 from inflate3d.nn.stems import StemSwitch
@@ -31,6 +31,8 @@ class BackboneConfig:
     inflation: str = "center"
     overshoot: float = 0.25
     plan: str | dict[str, Any] = "auto"
+    attention: AttentionName = "frame"
+    statistics: StatisticsName = "clip"
     input_size: Sequence[int] | None = None
     spacing_mm: Sequence[float] | None = None
     stems: dict[str, int] | None = None
@@ -58,6 +60,8 @@ class Backbone(nn.Module):
             inflation=config.inflation,
             overshoot=config.overshoot,
             plan=config.plan,
+            attention=config.attention,
+            statistics=config.statistics,
             input_size=config.input_size,
             spacing_mm=config.spacing_mm,
             num_classes=0,

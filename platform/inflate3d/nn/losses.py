@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +21,8 @@ def soft_dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-5) -> T
     """Return 1 - soft Dice, the mean over the foreground classes (index 0 is the background).
 
     Dice = (2 sum(p t) + s) / (sum(p) + sum(t) + s) with sums over the batch and all voxels, so that a class which one
-    patch lacks does not weigh as a whole error (nnU-Net's "batch dice", arXiv:1809.10486).
+    patch lacks does not weigh as a whole error (nnU-Net's "batch dice", arXiv:1809.10486). The batch is that of all
+    ranks together, so that the loss does not depend on their number: in a process group all ranks must call this.
     Shapes: logits (B, K, D, H, W), target (B, D, H, W) int64 -> scalar.
     """
     num_classes = logits.shape[1]
@@ -26,6 +30,27 @@ def soft_dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-5) -> T
     classes = torch.arange(1, num_classes, device=target.device).view(1, -1, *[1] * (target.ndim - 1))
     truth = target[:, None] == classes
     over = [0, *range(2, logits.ndim)]
-    overlap = (probabilities * truth).sum(over)
-    total = probabilities.sum(over) + truth.sum(over)
+    overlap = _sum_over_ranks((probabilities * truth).sum(over))
+    total = _sum_over_ranks(probabilities.sum(over) + truth.sum(over))
     return 1 - ((2 * overlap + smooth) / (total + smooth)).mean()
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is all-reduced too: averaged over ranks, gradients are those of the whole batch."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _SumOverRanks.forward(ctx, gradient)
+
+
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total: Tensor = _SumOverRanks.apply(value)  # type: ignore[no-untyped-call]
+    return total

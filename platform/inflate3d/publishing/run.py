@@ -18,6 +18,7 @@ from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.export import publish
 from inflate3d.training.checkpoint import Checkpoint, find_checkpoint
+from inflate3d.training.ema import best_weights
 
 
 def publish_run(run_or_ckpt: str | Path, destination: str, *, which: str = "best", domain: str | None = None) -> Path:
@@ -35,7 +36,7 @@ def publish_run(run_or_ckpt: str | Path, destination: str, *, which: str = "best
     config = BackboneConfig(**state["backbone"])
     backbone = Backbone(replace(config, pretrained=False))
     backbone.setup_domains(cards)
-    weights = {k.removeprefix("backbone."): v for k, v in state["state_dict"].items() if k.startswith("backbone.")}
+    weights = {k.removeprefix("backbone."): v for k, v in best_weights(state).items() if k.startswith("backbone.")}
     backbone.load_state_dict(weights)
     net, extra = split_domains(backbone, domain)
     net.is_from_2d_weights = config.pretrained  # type: ignore[assignment]

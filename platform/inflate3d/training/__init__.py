@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from inflate3d.training.checkpoint_writer import CheckpointWriter as CheckpointWriter
     from inflate3d.training.datamodule import DataModule as DataModule
     from inflate3d.training.datamodule import DatasetConfig as DatasetConfig
+    from inflate3d.training.deepspeed import DeepSpeed as DeepSpeed
     from inflate3d.training.defaults import default_callbacks as default_callbacks
     from inflate3d.training.defaults import trainer_defaults as trainer_defaults
     from inflate3d.training.defaults import with_default_callbacks as with_default_callbacks
+    from inflate3d.training.ema import EMA as EMA
+    from inflate3d.training.first_batches import FirstBatches as FirstBatches
+    from inflate3d.training.gradient_probe import GradientProbe as GradientProbe
     from inflate3d.training.module import MultiTaskModule as MultiTaskModule
     from inflate3d.training.run_folder import check_same_config as check_same_config
     from inflate3d.training.run_folder import write_config as write_config
@@ -23,6 +27,10 @@ _NAMES = {
     "checkpoint_writer": ("CheckpointWriter",),
     "datamodule": ("DataModule", "DatasetConfig"),
     "defaults": ("default_callbacks", "trainer_defaults", "with_default_callbacks"),
+    "deepspeed": ("DeepSpeed",),
+    "ema": ("EMA",),
+    "first_batches": ("FirstBatches",),
+    "gradient_probe": ("GradientProbe",),
     "module": ("MultiTaskModule",),
     "run_folder": ("check_same_config", "write_config"),
 }

@@ -6,6 +6,7 @@ holds it, and train_dataloader() starts there.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -223,10 +224,18 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the endless loader of this rank, from micro-batch `consumed` on."""
-        sources = {name: self.source(name, "train") for name in self.datasets}
+        return self._loader(self._train_stream(list(self.datasets)))
+
+    def first_batches(self, name: str, count: int) -> list[Batch]:
+        """Return the first batches of one dataset on this rank, loaded here and now; the stream's state stays."""
+        stream = self._train_stream([name])
+        numbers = (m for m in itertools.count() if self.mixture.at(m)[0] == name)
+        return [stream.batch(m) for m in itertools.islice(numbers, count)]
+
+    def _train_stream(self, names: list[str]) -> TrainStream:
+        sources = {name: self.source(name, "train") for name in names}
         rank, world_size = self._place()
-        stream = TrainStream(sources, self.mixture, start=self.consumed, rank=rank, world_size=world_size)
-        return self._loader(stream)
+        return TrainStream(sources, self.mixture, start=self.consumed, rank=rank, world_size=world_size)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Return one loader over the validation splits of all datasets, one after the other; [] if there are none."""

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from inflate3d.training.checkpoint_writer import CheckpointWriter
+from inflate3d.training.first_batches import FirstBatches
 from inflate3d.training.progress import RunProgress
 from inflate3d.training.run_record import RunRecord
 from inflate3d.training.run_state import RunState
@@ -36,7 +37,15 @@ def trainer_defaults() -> dict[str, Any]:
 
 def default_callbacks() -> list[pl.Callback]:
     """Return what every run has. Put a CheckpointWriter or RunProgress of your own in place of the one here."""
-    return [StepRecord(), RunRecord(), RunProgress(), RunState(), StopOnSignal(), CheckpointWriter()]
+    return [
+        FirstBatches(),
+        StepRecord(),
+        RunRecord(),
+        RunProgress(),
+        RunState(),
+        StopOnSignal(),
+        CheckpointWriter(),
+    ]
 
 
 def with_default_callbacks(callbacks: list[pl.Callback]) -> list[pl.Callback]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,9 +20,11 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.nn import sliding_window
 from inflate3d.sample import Batch, Triple
-from inflate3d.training.optim import parameter_groups, warmup_cosine
+from inflate3d.training.loss_watch import LossWatch
+from inflate3d.training.optim import group_factor, is_below, layer_scales, parameter_groups, warmup_cosine
 from inflate3d.training.scores import Scores
 from inflate3d.training.train_means import TrainMeans
+from inflate3d.training.weighting import WEIGHTINGS, LossWeighting, TaskUncertainty, weight_of
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -40,33 +42,49 @@ class MultiTaskModule(pl.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup_steps: int = 0,
         final_lr_fraction: float = 0.0,
+        layer_decay: float = 1.0,
+        freeze: dict[str, int | None] | None = None,
+        loss_weighting: LossWeighting = "fixed",
         window_overlap: float = 0.5,
         window_batch_size: int = 4,
     ) -> None:
         """backbone: which 2D net, and how it becomes 3D. tasks: by the names that metrics carry.
 
-        optimizer: called with two parameter groups, the second (norms, biases) without weight decay. warmup_steps:
+        optimizer: called with parameter groups, of which those of norms and biases have no weight decay. warmup_steps:
         optimiser steps of linear warm-up, before a cosine to final_lr_fraction of the learning rate at
-        trainer.max_steps. window_overlap and window_batch_size: sliding windows over whole volumes in evaluation.
+        trainer.max_steps. layer_decay: the learning rate's factor from each layer of the backbone to the one below.
+        freeze: the optimiser steps for which parts stay as they are, by module name ({backbone: 1000}); null: always.
+        loss_weighting: fixed (each task's loss_weight), uncertainty (learned, arXiv:1705.07115) or constant (over the
+        loss of a constant answer). window_overlap and window_batch_size: sliding windows over whole volumes in
+        evaluation.
         """
         super().__init__()
         if not tasks:
             raise InputError("model.tasks is empty; name at least one task")
         if warmup_steps < 0:
             raise InputError(f"model.warmup_steps is {warmup_steps}; it must not be negative")
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"model.layer_decay is {layer_decay}; it must be above 0, and 1 at most")
+        if loss_weighting not in WEIGHTINGS:
+            raise unknown_name("weighting", str(loss_weighting), WEIGHTINGS, where="model.loss_weighting")
         self.backbone_config = backbone
         self.tasks = dict(tasks)
         self.task_of = task_of(tasks)
         self.make_optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.final_lr_fraction = final_lr_fraction
+        self.layer_decay = layer_decay
+        self.freeze_steps = dict(freeze or {})
+        self.loss_weighting = loss_weighting
+        self.constant_losses: dict[str, float] = {}
         self.window_overlap = window_overlap
         self.window_batch_size = window_batch_size
         self.cards: dict[str, DatasetCard] = {}
         self.windows: dict[str, Triple] = {}
-        self.means = TrainMeans()
+        self.means, self.watch = TrainMeans(), LossWatch()
         self.last_row: dict[str, float] = {}
         self.learning_rate = 0.0  # of the step under way: after it, the schedule has moved on
+        self._held: list[str] | None = None  # parts that are frozen now
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # ------------------------------------------------------------------------------------------------ building
@@ -100,7 +118,16 @@ class MultiTaskModule(pl.LightningModule):
                 heads = {d: task.build_head(self.backbone.feature_info, self.cards[d]) for d in task.datasets}
                 task.cards = {d: self.cards[d] for d in task.datasets}
                 task.heads = self.heads[name] = nn.ModuleDict(heads)
+            if self.loss_weighting == "uncertainty":
+                self.task_uncertainty = TaskUncertainty(self.tasks)
         self.scores = Scores(self.tasks)
+        for prefix, steps in self.freeze_steps.items():
+            parts = [p for name, p in self.named_parameters() if is_below(name, prefix)]
+            if not parts:
+                names = {".".join(n.split(".")[:i]) for n, _ in self.named_parameters() for i in range(1, 5)}
+                raise unknown_name("part", prefix, names, where="model.freeze")
+            for parameter in parts if steps is None else ():
+                parameter.requires_grad_(False)
         return self
 
     # ------------------------------------------------------------------------------------------------ training
@@ -108,7 +135,20 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what a step draws (dropout, drop path) from the micro-batch, so that a resumed run draws the same."""
         torch.manual_seed(mix(self.seed, "step", batch.micro_batch, self.global_rank))
-        self.learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.learning_rate = self.base_learning_rate * self.schedule(self.trainer.global_step)
+        self._hold_statistics()
+
+    def _hold_statistics(self) -> None:
+        """Keep the running statistics of frozen parts as they are; let them go when the freeze ends."""
+        step = self.trainer.global_step
+        held = [prefix for prefix, steps in self.freeze_steps.items() if steps is None or step < steps]
+        if held == self._held or not (held or self._held):
+            return
+        self.train()
+        self._held = held
+        for name, part in self.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and any(is_below(name, prefix) for prefix in held):
+                part.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one micro-batch, weighted by its task's loss_weight."""
@@ -116,7 +156,11 @@ class MultiTaskModule(pl.LightningModule):
         features = self.backbone(batch.image, domain=batch.dataset)
         losses = task.loss(features, batch)
         self.means.add({f"train/{batch.task}/{batch.dataset}/{name}": value for name, value in losses.items()})
-        return task.loss_weight * losses["loss"] + self._idle(batch) + _unused(features)
+        self.watch.add(batch, losses["loss"])
+        loss = losses["loss"]
+        if self.loss_weighting == "uncertainty":
+            loss = self.task_uncertainty(batch.task, loss)
+        return weight_of(task, batch.dataset, self.constant_losses) * loss + self._idle(batch) + _unused(features)
 
     def _idle(self, batch: Batch) -> Tensor:
         """Return 0 x the output of every head that this micro-batch does not use."""
@@ -133,17 +177,20 @@ class MultiTaskModule(pl.LightningModule):
     def log_train_means(self) -> None:
         """Log the mean losses since the last row, every trainer.log_every_n_steps optimiser steps and at the last.
 
-        Called after an optimiser step and before a checkpoint of it is written. RuntimeError if a loss is not finite.
+        Called after an optimiser step and before a checkpoint of it is written. TrainingFailure if a loss is not finite
+        or explodes.
         """
         trainer: Any = self.trainer
         step = trainer.global_step
         if step % trainer.log_every_n_steps and step != trainer.max_steps:
             return
         row = self.means.take(reduce=lambda t: trainer.strategy.reduce(t, reduce_op="sum"))
-        for key, value in row.items():
-            if not math.isfinite(value):
-                raise RuntimeError(f"step {step}: {key} is {value}; try a lower learning rate or gradient clipping")
+        steps = step % trainer.log_every_n_steps or trainer.log_every_n_steps
+        folder = Path(trainer.default_root_dir) / "failures"
+        self.watch.check(row, step=step, steps=steps, lr=self.learning_rate, folder=folder, rank=trainer.global_rank)
         self.last_row = {**row, "lr": self.learning_rate}
+        if self.loss_weighting == "uncertainty":
+            self.last_row |= {f"weight/{name}": w for name, w in self.task_uncertainty.weights().items()}
         for logger in self.loggers:
             logger.log_metrics(self.last_row, step=step)
 
@@ -152,18 +199,33 @@ class MultiTaskModule(pl.LightningModule):
         max_steps = self.trainer.max_steps
         if max_steps < 1:
             raise InputError(f"trainer.max_steps is {max_steps}; set the number of optimiser steps of the run")
-        groups = parameter_groups(self, no_weight_decay=self._no_weight_decay())
+        groups = parameter_groups(
+            self,
+            no_weight_decay=self._no_weight_decay(),
+            lr_scale=self._lr_scale(),
+            frozen_steps={prefix: steps for prefix, steps in self.freeze_steps.items() if steps is not None},
+        )
+        if not groups:
+            raise InputError("model.freeze leaves nothing to train")
+        self.optimizer_parameters = [list(group["params"]) for group in groups]
         optimizer = self.make_optimizer(groups)
-        factor = warmup_cosine(
+        self.base_learning_rate = float(optimizer.defaults["lr"])
+        self.schedule = warmup_cosine(
             warmup_steps=self.warmup_steps, max_steps=max_steps, final_fraction=self.final_lr_fraction
         )
+        factors = [group_factor(group, self.schedule) for group in optimizer.param_groups]
         # LambdaLR saves where it is, not the function: a run that goes on with another max_steps follows the new one.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _no_weight_decay(self) -> set[str]:
         named: Any = getattr(self.backbone.net, "no_weight_decay", set)  # timm's own list: position embeddings and such
         return {f"backbone.net.{name}" for name in named()}
+
+    def _lr_scale(self) -> dict[str, float]:
+        if self.layer_decay == 1:
+            return {}
+        return {f"backbone.net.{name}": f for name, f in layer_scales(self.backbone.net, self.layer_decay).items()}
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
@@ -228,10 +290,14 @@ class MultiTaskModule(pl.LightningModule):
         checkpoint["backbone"] = asdict(self.backbone_config)
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         checkpoint["train_means"] = self.means.state_dict()
+        checkpoint["first_means"] = self.watch.state_dict()
+        checkpoint["constant_losses"] = dict(self.constant_losses)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the means since the last row."""
+        """Take up the means since the last row, and what was measured before the first step."""
         self.means.load_state_dict(checkpoint["train_means"])
+        self.watch.load_state_dict(checkpoint["first_means"])
+        self.constant_losses = dict(checkpoint["constant_losses"])
 
 
 def task_of(tasks: Mapping[str, AbstractTask]) -> dict[str, str]:

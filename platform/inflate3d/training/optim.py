@@ -3,24 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
+LR_SCALE, FROZEN_STEPS = "lr_scale", "frozen_steps"
 
-def parameter_groups(module: nn.Module, *, no_weight_decay: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return two groups: parameters that the optimiser's own weight decay acts on, and those with none.
 
-    timm's rule: vectors (norms), biases and what `no_weight_decay` names do not decay. Frozen parameters are
-    in neither group.
+def parameter_groups(
+    module: nn.Module,
+    *,
+    no_weight_decay: Collection[str] = (),
+    lr_scale: Mapping[str, float] | None = None,
+    frozen_steps: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Return groups of parameters that share weight decay, a factor of the learning rate and the steps of a freeze.
+
+    timm's rule: vectors (norms), biases and what `no_weight_decay` names do not decay. lr_scale: by parameter name,
+    default 1. frozen_steps: by the beginning of a name. Parameters that need no gradient are in no group.
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in no_weight_decay
-            groups[decays].append(parameter)
-    return [g for g in ({"params": groups[True]}, {"params": groups[False], "weight_decay": 0.0}) if g["params"]]
+            free = parameter.ndim <= 1 or name.endswith(".bias") or name in no_weight_decay
+            held = max((steps for prefix, steps in (frozen_steps or {}).items() if is_below(name, prefix)), default=0)
+            groups.setdefault((held, -(lr_scale or {}).get(name, 1.0), free), []).append(parameter)
+    return [
+        {"params": groups[key], LR_SCALE: -key[1], FROZEN_STEPS: key[0], **({"weight_decay": 0.0} if key[2] else {})}
+        for key in sorted(groups)
+    ]
+
+
+def is_below(name: str, prefix: str) -> bool:
+    """Whether a module or parameter is the one that `prefix` names or a part of it."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def layer_scales(net: nn.Module, decay: float) -> dict[str, float]:
+    """Return the learning rate's factor for every parameter of a timm net: 1 above it, `decay` a layer below.
+
+    The layers are those of timm's own group_matcher, stem first.
+    """
+    layers: dict[str, int] = group_parameters(net, net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    top = max(layers.values()) + 1
+    return {name: decay ** (top - layer) for name, layer in layers.items()}
+
+
+def group_factor(group: Mapping[str, Any], schedule: Callable[[int], float]) -> Callable[[int], float]:
+    """Return a group's own factor at a step: the schedule's, by its lr_scale, and 0 while it is frozen."""
+    scale, held = group[LR_SCALE], group[FROZEN_STEPS]
+    return lambda step: 0.0 if step < held else scale * schedule(step)
 
 
 def warmup_cosine(*, warmup_steps: int, max_steps: int, final_fraction: float = 0.0) -> Callable[[int], float]:

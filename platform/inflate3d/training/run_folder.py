@@ -51,6 +51,7 @@ MAY_CHANGE = (
     "trainer.max_time",
     "trainer.num_nodes",
     "trainer.profiler*",
+    "trainer.strategy*",
     "trainer.val_check_interval",
     "data.root",
     "data.num_workers",

@@ -15,6 +15,7 @@ from inflate3d.models import BackboneConfig
 from inflate3d.sample import Triple
 from inflate3d.training.checkpoint import Checkpoint, checkpoints_folder, find_checkpoint
 from inflate3d.training.datamodule import DataModule
+from inflate3d.training.ema import best_weights
 from inflate3d.training.module import MultiTaskModule
 from inflate3d.training.run_folder import read_config
 
@@ -28,12 +29,13 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
     backbone = _backbone(BackboneConfig(**model["backbone"]), state)
-    module = MultiTaskModule(backbone, {name: _task(spec) for name, spec in model["tasks"].items()})
+    tasks = {name: _task(spec) for name, spec in model["tasks"].items()}
+    module = MultiTaskModule(backbone, tasks, loss_weighting=model.get("loss_weighting", "fixed"))
     module.window_overlap = model.get("window_overlap", module.window_overlap)
     module.window_batch_size = model.get("window_batch_size", module.window_batch_size)
     module.windows = _windows(config["data"])
     module.build({name: DatasetCard.from_dict(card) for name, card in state["cards"].items()})
-    module.load_state_dict(state["state_dict"])
+    module.load_state_dict(best_weights(state))
     return module.eval()
 
 
@@ -72,6 +74,8 @@ def _backbone(config: BackboneConfig, state: dict[str, Any]) -> BackboneConfig:
         name=net["base"],
         pretrained=False,
         plan=net["plan"],
+        attention=net.get("attention", "frame"),
+        statistics=net.get("statistics", "frame"),
         inflation=net["inflation"]["taps"],
         overshoot=net["inflation"]["overshoot"],
         norm=config.norm if has_statistics else "group",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,11 +29,14 @@ class StepRecord(pl.Callback):
         if trainer.world_size == 1 or self._checked >= _CHECKED_STEPS:
             return
         self._checked += 1
-        index = torch.tensor([batch.micro_batch, -batch.micro_batch], device=pl_module.device)
-        highest, lowest = trainer.strategy.reduce(index, reduce_op="max").tolist()
-        if highest != -lowest:
+        named = zlib.crc32(f"{batch.task} {batch.dataset}".encode())
+        mine = torch.tensor([batch.micro_batch, named], dtype=torch.int64, device=pl_module.device)
+        highest = trainer.strategy.reduce(torch.cat([mine, -mine]), reduce_op="max").tolist()
+        if highest[:2] != [-value for value in highest[2:]]:
             raise RuntimeError(
-                f"ranks hold micro-batches {-lowest} and {highest} at once; the order depends on the rank"
+                f"rank {trainer.global_rank} holds micro-batch {batch.micro_batch} (task {batch.task!r}, dataset "
+                f"{batch.dataset!r}), others hold {-highest[2]} to {highest[0]} or another task: ranks run different "
+                "code, configs or shards"
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:

@@ -102,12 +102,51 @@ def test_missing_files_other_formats_and_hostile_names_are_refused(copy):
         load(copy)
 
 
-def test_another_kernel_is_refused_and_another_stride_is_not(published):
-    with pytest.raises(InputError, match="Kernels are stored as they were trained"):
-        load(published[1], plan="isotropic")
-    kernels = list(inflate3d.InflationPlan("x", (1, 1, 1, 1, None, None)).kernels)
-    net = load(published[1], plan={"kernels": kernels, "strides": [1, 2, 1, 1, 1, 1]})
-    assert net.eval().forward_features(torch.zeros(1, 1, 8, 64, 64)).shape[2] == 4
+def test_another_plan_adapts_kernels_and_strides_and_says_so(published, caplog):
+    net, folder = published
+    x = torch.randn(1, 1, 8, 64, 64)
+    with torch.no_grad():
+        longer = load(folder, plan={"kernels": [5], "strides": [1]}).eval()
+        torch.testing.assert_close(longer(x), net(x))  # zeros around the center change no answer
+        assert "kernels of 1 slices along D became 5 (no answer changes)" in caplog.text
+        assert "kernels of 3 slices along D became 5" in caplog.text
+        still = x[:, :, :1].expand(-1, -1, 8, -1, -1)
+        torch.testing.assert_close(load(folder, plan="2d").eval()(still), net(still), rtol=1e-4, atol=1e-5)
+        assert "exact on static clips" in caplog.text
+        strided = load(folder, plan={"kernels": [1, 1, 1, 1, None, None], "strides": [1, 2, 1, 1, 1, 1]})
+        assert strided.eval().forward_features(x).shape[2] == 4
+    assert "strides along D are 1 2 1 1 1 1, the weights were trained with 1 1 1 1 1 1" in caplog.text
+
+
+def test_fewer_slices_than_the_plan_strides_take_fewer_strides(tmp_path, caplog):
+    folder = inflate3d.publish(inflate3d.create_model("test_resnet", num_classes=0), str(tmp_path / "w"))
+    short = load(folder, input_size=(4, 64, 64)).eval()
+    assert short.plan.total_stride == 4
+    assert short.forward_features(torch.zeros(1, 3, 4, 64, 64)).shape[2] == 1
+    assert "the weights were trained with" in caplog.text
+    assert load(folder, input_size=(64, 64, 64)).plan == inflate3d.create_model("test_resnet").plan
+
+
+def test_other_channels_adapt_the_first_convolution_and_say_so(published, caplog):
+    net, folder = published
+    grey = torch.randn(1, 1, 4, 64, 64)
+    with torch.no_grad():
+        three = load(folder, in_chans=3).eval()
+        torch.testing.assert_close(three(grey.expand(-1, 3, -1, -1, -1)), net(grey), rtol=1e-4, atol=1e-4)
+    assert "first convolution taken from 1 to 3 channels" in caplog.text
+
+
+def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
+    from inflate3d.models.tensor_file import read_tensors
+    from inflate3d.models.transfer import sha256_of
+    from safetensors.torch import save_file
+
+    stored = read_tensors(copy / "replay.safetensors")
+    save_file({**stored, "features": stored["features"] * 1.01}, copy / "replay.safetensors")
+    sums = {line.split("  ")[1]: copy for line in (copy / "SHA256SUMS").read_text().splitlines()}
+    (copy / "SHA256SUMS").write_text("".join(f"{sha256_of(copy / name)}  {name}\n" for name in sums))
+    with pytest.warns(UserWarning, match=r"replay differs by 0\.0\d+ .*got \[.*stored \["):
+        load(copy)
 
 
 def test_without_pretrained_a_published_name_warns_that_it_is_random(published):

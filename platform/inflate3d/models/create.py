@@ -11,7 +11,9 @@ from torch import nn
 from inflate3d.errors import InputError
 from inflate3d.inflation import AttentionName, InflationPlan, StatisticsName, Taps, inflate_in_place, resolve_plan
 from inflate3d.inflation.plan import as_triple
-from inflate3d.models.published import load_published, published_folder
+from inflate3d.models.fetch import published_folder
+from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.published import load_published
 from inflate3d.models.spec import NetSpec
 from inflate3d.models.timm_source import build_timm, trace_sizes
 from inflate3d.models.torchvision_source import build_torchvision
@@ -38,11 +40,13 @@ def create_model(
     drop_path_rate: float = 0.0,
     cache_dir: str | None = None,
     norm_domain: str | None = None,
+    head: str | None = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Return a net over clips and volumes (B, C, D, H, W), with timm's contract and timm's state_dict keys.
 
-    name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", or "local-dir:path" of a published directory.
+    name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", or published weights: a name of
+    list_pretrained(), "hf-hub:org/name@revision", "https://host/dir", "s3://bucket/dir" or "local-dir:path".
     pretrained: for a 2D name its 2D weights, inflated; for a published one its 3D weights.
     inflation: mean | center | overshoot | random (see Taps); overshoot: its a.
     plan: auto | i3d | isotropic | slow | 2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm
@@ -52,7 +56,11 @@ def create_model(
     RGB as timm does.
     num_classes: the 2D net's own unless given; 0 gives pooled features (B, num_features).
     features_only: a list of (B, C_l, D_l, H_l, W_l), one a level. norm_domain: for a published net, whose running
-    statistics (and stem) to take. Everything else is handed to timm.create_model as it is.
+    statistics (and stem) to take; head: whose classifier too. cache_dir: where downloads are kept (default:
+    INFLATE3D_CACHE, then XDG_CACHE_HOME; the Hub's client and timm keep their own). Everything else is handed to
+    timm.create_model as it is.
+
+    `model.input_spec` says what input the weights expect, `model.label_names` what the published classes are called.
 
     Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming
     the layer, where a net cannot be inflated exactly.
@@ -76,12 +84,15 @@ def create_model(
             build=lambda spec: build_net(spec, pretrained=False),
             pretrained=pretrained,
             norm_domain=norm_domain,
+            head=head,
             plan=plan,
+            input_size=as_triple(input_size, "input_size"),
             timm_kwargs=timm_kwargs,
             **options,
         )
-    if norm_domain is not None:
-        raise InputError(f"norm_domain={norm_domain!r} is for published weights; {name!r} is a 2D net's name")
+    for argument, value in (("norm_domain", norm_domain), ("head", head)):
+        if value is not None:
+            raise InputError(f"{argument}={value!r} is for published weights; {name!r} is a 2D net's name")
     size = as_triple(input_size, "input_size")
     resolved = resolve_plan(plan, input_size=size, spacing_mm=spacing_mm)
     _log.info("plan %s", resolved)
@@ -113,6 +124,7 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
         in_chans=spec.in_chans,
     )
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
+    net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]
     return net
 
 

@@ -1,5 +1,7 @@
 """The files of a published directory, and their format; no torch, so that a wrong path is refused at once."""
 
+import re
+
 FORMAT = "inflate3d-weights/1"
 PREFIX = "local-dir:"
 CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
@@ -9,5 +11,23 @@ CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
     "README.md",
     "SHA256SUMS",
 )
-PRIVATE = "PRIVATE"
+HEADS, PICTURE, PRIVATE = "heads.safetensors", "conv1.png", "PRIVATE"
 NORM_KEY, STEM_KEY = "norm_domains.", "stems."
+
+GB = 2**30
+LIMITS = {SUMS: 2**16, CONFIG: 2**22, CARD: 2**22, PRIVATE: 2**12, PICTURE: 2**24, REPLAY: GB, HEADS: 16 * GB}
+"""The most bytes that a file may have; what LIMITS does not name may have LARGEST."""
+LARGEST = 256 * GB
+MOST_FILES = 64
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+def is_file_name(name: str) -> bool:
+    """Is this a plain name of a file in a published directory: no path, nothing hidden, no odd letters?"""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def most_bytes(name: str) -> int:
+    """Return the most bytes that a file of this name may have."""
+    return LIMITS.get(name, LARGEST)

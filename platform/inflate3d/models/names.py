@@ -13,8 +13,3 @@ def list_models(filter: str = "*", *, pretrained: bool = False) -> list[str]:
     names = timm.list_models(pretrained=pretrained, include_tags=pretrained)
     names += [f"torchvision/{n}" for n in models.list_models(module=models)]
     return [n for n in names if fnmatch(n, filter)]
-
-
-def list_pretrained(filter: str = "*") -> list[str]:
-    """Return the short names of published 3D weights that match a wildcard (none is shipped yet)."""
-    return []

@@ -1,45 +1,36 @@
-"""Published weights on disk: a directory without pickle, read with its hashes, its contract and its replay checked.
+"""Published weights become a net: a directory without pickle, with its hashes, contract and replay checked.
 
-config.json (format, net, input contract, data, versions), model.safetensors (timm's keys; other domains' statistics and
-stems as extra tensors), replay.safetensors (an input and its pooled features), README.md, SHA256SUMS.
+config.json (format, net, input contract, heads, data, versions), model.safetensors (timm's keys; other domains'
+statistics and stems as extra tensors), heads.safetensors (decoders and classifiers), replay.safetensors (an input and
+its pooled features), README.md, SHA256SUMS.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import resolve_plan
-from inflate3d.models.layout import CONFIG, FORMAT, NORM_KEY, PREFIX, REPLAY, STEM_KEY, SUMS, WEIGHTS
+from inflate3d.models.adaptation import describe_changes, fit_tensors, plan_for_depth
+from inflate3d.models.allocation import build_within
+from inflate3d.models.config_schema import read_config
+from inflate3d.models.fetch import check_directory
+from inflate3d.models.integrity import plain_file
+from inflate3d.models.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
+from inflate3d.models.replay import check_replay
 from inflate3d.models.spec import NetSpec
+from inflate3d.models.tensor_file import Stored, read_header, read_tensors
 from inflate3d.nn.domain import Domain, convert_norms
-from inflate3d.nn.stems import adapt_channels, first_conv_path
+from inflate3d.nn.stems import first_conv_path
 
-REPLAY_TOLERANCE = 1e-3
-
-
-def published_folder(name: str, cache_dir: str | None = None) -> Path | None:
-    """Return the folder that a name such as "local-dir:path" means, or None for other names."""
-    if not name.startswith(PREFIX):
-        return None
-    folder = Path(name.removeprefix(PREFIX)).expanduser()
-    if not (folder / CONFIG).is_file():
-        raise InputError(
-            f"{name!r}: {folder} holds no {CONFIG}; expected a published directory. "
-            f"Make one: platform publish RUN --output {PREFIX}{folder}"
-        )
-    return folder
+_ROOM = 64 * 2**20  # numbers that a net may hold beyond a few times those of its file
+_TIMES = 8
 
 
 def load_published(
@@ -49,161 +40,175 @@ def load_published(
     pretrained: bool,
     norm_domain: str | None,
     plan: Any,
+    head: str | None = None,
+    input_size: Sequence[int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build the net of a published directory and load its weights.
 
-    plan "auto" keeps the net's own; another one must have the same kernels (strides may differ). Another in_chans
-    adapts the stem as timm does; another num_classes brings a fresh classifier. InputError where a file has changed.
+    plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
+    input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
+    adapts the stem as timm does; another num_classes brings a fresh classifier. head: the dataset whose published
+    classifier, stem and statistics to take. The log tells what was adapted. InputError where a file has changed.
     """
+    plain_file(folder, CONFIG)
     config = read_config(folder)
     own = NetSpec.from_dict(config["net"])
+    stated = check_directory(folder) if pretrained else {}
+    header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
     if not pretrained:
         warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
-    spec = _adapted(own, plan, options)
-    net = build(spec)
+    classifier = _classifier_of(config, head) if head is not None else None
+    if classifier is not None and options.get("num_classes") is None:
+        options["num_classes"] = len(classifier["classes"])
+    norm_domain = norm_domain or (head if head in config["norm_domains"] else None)
+    norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
+    stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
+    if norm_domain is not None and options.get("in_chans") is None:
+        options["in_chans"] = stems.get(norm_domain)
+    spec = _adapted(own, plan, input_size, options)
+    most = _TIMES * sum(s.count for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
+    net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
     if config["norm"] == "group":
         convert_norms(net, "group", Domain())
-    net.input_spec, net.published = config["input"], config  # type: ignore[assignment]
+    _give_contract(net, config, head)
     if not pretrained:
         return net
-    check_sums(folder)
-    state = domain_state(load_tensors(folder / WEIGHTS), config, norm_domain, first_conv_path(net))
-    if spec.in_chans != own.in_chans and norm_domain is None:
-        key = f"{first_conv_path(net)}.weight"
-        state[key] = adapt_channels(state[key], spec.in_chans)
-    _load(net, state, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
+    _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
+    describe_changes(own, spec, str(folder))
+    if classifier is not None and spec.num_classes == len(classifier["classes"]) and not spec.features_only:
+        _load_classifier(net, folder, str(head), stated)
     if spec == own and norm_domain is None:
         check_replay(net, folder)
     return net
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check config.json. Raises InputError for another format or a missing entry."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG} is unreadable ({error}); publish or download it again") from error
-    written = config.get("format") if isinstance(config, dict) else None
-    if written != FORMAT:
-        raise InputError(
-            f"{folder / CONFIG}: format is {written!r}; this version reads {FORMAT!r}. "
-            "If it is newer, upgrade: pip install -U inflate3d"
-        )
-    for key in ("net", "norm", "norm_domains", "input"):
-        if key not in config:
-            raise InputError(f"{folder / CONFIG}: {key!r} is missing; publish or download it again")
-    return config
+def head_tensors(folder: Path, dataset: str, stated: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of one published head, under its module's own keys."""
+    if HEADS not in stated:
+        raise InputError(f"{folder}: SHA256SUMS does not list {HEADS}; publish or download the directory again")
+    header = read_header(plain_file(folder, HEADS))
+    names = [name for name in header if name.startswith(f"{dataset}.")]
+    tensors = read_tensors(folder / HEADS, names)
+    return {name.removeprefix(f"{dataset}."): value for name, value in tensors.items()}
 
 
-def check_sums(folder: Path) -> None:
-    """Compare every file with SHA256SUMS. Raises InputError that names the first that differs."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise InputError(f"{sums} is missing; publish or download the directory again")
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
-        if not name or "/" in name or "\\" in name or name.startswith("."):
-            raise InputError(f"{sums}: {line!r} does not name a file of the directory")
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{file} is missing; publish or download the directory again")
-        with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected:
-            raise InputError(
-                f"{file} has changed: sha256 {found[:16]}..., {SUMS} says {expected[:16]}... "
-                "Publish or download the directory again"
-            )
-
-
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; InputError if it is not one."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} is not a safetensors file ({error}); publish or download it again") from error
-
-
-def domain_state(
-    tensors: Mapping[str, Tensor], config: Mapping[str, Any], norm_domain: str | None, stem_path: str
-) -> dict[str, Tensor]:
-    """Return the tensors under timm's keys, with the statistics and the stem of one domain put in."""
-    state = {k: v for k, v in tensors.items() if not k.startswith((NORM_KEY, STEM_KEY))}
+def domain_keys(
+    names: Sequence[str], config: Mapping[str, Any], norm_domain: str | None, stem_path: str
+) -> dict[str, str]:
+    """Return, for each of timm's keys, the tensor of the file that holds it, with one domain's statistics and stem."""
+    keys = {k: k for k in names if not k.startswith((NORM_KEY, STEM_KEY))}
     if norm_domain is None:
-        return state
+        return keys
     domains = config["norm_domains"]
     if norm_domain not in domains:
         raise unknown_name("norm_domain", norm_domain, domains)
     for prefix, path in ((f"{NORM_KEY}{norm_domain}.", ""), (f"{STEM_KEY}{domains[norm_domain]}.", f"{stem_path}.")):
-        state.update({path + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    return state
+        keys.update({path + k.removeprefix(prefix): k for k in names if k.startswith(prefix)})
+    return keys
 
 
-def check_replay(net: nn.Module, folder: Path) -> None:
-    """Run the stored input and compare with the stored features; a difference past 1e-3 warns with both values."""
-    stored = load_tensors(folder / REPLAY)
-    mode = net.training
-    with torch.no_grad():
-        features = replay_features(net.eval(), stored["input"])
-    net.train(mode)
-    scale = stored["features"].abs().amax().clamp_min(1e-6)
-    error = ((features - stored["features"]).abs().amax() / scale).item()
-    if not error <= REPLAY_TOLERANCE:
-        warnings.warn(
-            f"{folder}: replay differs by {error:.2g} of the largest value (allowed {REPLAY_TOLERANCE}): "
-            f"got {features.flatten()[:3].tolist()}, stored {stored['features'].flatten()[:3].tolist()}",
-            stacklevel=4,
-        )
-
-
-def replay_features(net: nn.Module, x_BCDHW: Tensor) -> Tensor:
-    """Return what is replayed: the pooled features before the classifier, (B, num_features)."""
-    return net.forward_head(net.forward_features(x_BCDHW), pre_logits=True)  # type: ignore[operator]
-
-
-def _adapted(own: NetSpec, plan: Any, options: Mapping[str, Any]) -> NetSpec:
-    changes = {
-        k: v for k, v in options.items() if v is not None and k not in ("timm_kwargs", "in_chans", "num_classes")
-    }
-    if options.get("in_chans") is not None:
-        changes["in_chans"] = options["in_chans"]
-    if options.get("num_classes") is not None:
-        changes["num_classes"] = options["num_classes"]
+def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
+    changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
     if plan != "auto":
         changes["plan"] = resolve_plan(plan)
+    elif input_size is not None:
+        changes["plan"] = plan_for_depth(own.plan, input_size[0])
     return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], *, fresh_classifier: bool, folder: Path) -> None:
+def _give_contract(net: nn.Module, config: Mapping[str, Any], head: str | None) -> None:
+    """Put what the weights expect, and what their classes are called, on the net."""
+    own = config.get("heads", {}).get(head, {})
+    net.input_spec = {  # type: ignore[assignment]
+        **config["input"],
+        **own.get("input", {}),
+        "plan": config["net"]["plan"],
+        "inflation": config["net"]["inflation"],
+        "versions": config.get("versions", {}),
+    }
+    net.published = dict(config)  # type: ignore[assignment]
+    names = own.get("classes") or config.get("classes") or []
+    net.label_names = list(names) if len(names) == getattr(net, "num_classes", None) else []  # type: ignore[assignment]
+
+
+def _load(
+    net: nn.Module,
+    header: Mapping[str, Stored],
+    config: Mapping[str, Any],
+    norm_domain: str | None,
+    *,
+    fresh_classifier: bool,
+    folder: Path,
+) -> None:
     """Load strictly; only a fresh classifier, and what features_only leaves out, may differ."""
+    stem = first_conv_path(net)
+    stored = domain_keys(list(header), config, norm_domain, stem)
     own = net.state_dict()
-    found = {key: _lookup(state, key) for key in own}
+    found = {key: _lookup(stored, key) for key in own}
     missing = [k for k, v in found.items() if v is None]
     classifier = _classifier_prefix(net) if fresh_classifier else None
     if classifier is not None:
         missing = [k for k in missing if not k.startswith(classifier)]
+        found = {k: v for k, v in found.items() if not k.startswith(classifier)}
     if missing:
         raise InputError(f"{folder / WEIGHTS}: no tensor for {missing[:3]} ({len(missing)} in all); publish it again")
-    for key, value in found.items():
-        if value is not None and value.shape != own[key].shape:
-            raise InputError(
-                f"{folder / WEIGHTS}: {key} has shape {tuple(value.shape)}, the net wants {tuple(own[key].shape)}. "
-                "Kernels are stored as they were trained: leave plan and the net's own options as published"
-            )
-    net.load_state_dict({k: v for k, v in found.items() if v is not None}, strict=False)
+    taken = {key: name for key, name in found.items() if name is not None}
+    for key, name in taken.items():
+        if header[name].count > 64 * own[key].numel() + 4096:
+            raise _misfit(folder, key, header[name].shape, own[key].shape)
+    tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
+    state = fit_tensors(net, {key: tensors[name] for key, name in taken.items()}, stem, str(folder))
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise _misfit(folder, key, value.shape, own[key].shape)
+    net.load_state_dict(state, strict=False)
 
 
-def _lookup(state: Mapping[str, Tensor], key: str) -> Tensor | None:
+def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int]) -> InputError:
+    return InputError(
+        f"{folder / WEIGHTS}: {key} has shape {tuple(found)}, the net wants {tuple(wanted)}. "
+        "Leave the net's own options (img_size and the like) as published"
+    )
+
+
+def _lookup(stored: Mapping[str, str], key: str) -> str | None:
     """Find a tensor under the full net's key; timm's feature nets put a prefix before it or flatten `a.0` to `a_0`."""
     candidates = [key, key.partition(".")[2]]
     head, _, tail = key.partition(".")
     if "_" in head:
         candidates.append(f"{head.replace('_', '.', 1)}.{tail}")
         candidates.append(f"{'.'.join(head.rsplit('_', 1))}.{tail}")
-    return next((state[c] for c in candidates if c in state), None)
+    return next((stored[c] for c in candidates if c in stored), None)
 
 
 def _classifier_prefix(net: nn.Module) -> str | None:
     classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
     return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)
+
+
+def _classifier_of(config: Mapping[str, Any], head: str) -> dict[str, Any]:
+    heads = config.get("heads", {})
+    if head not in heads:
+        raise unknown_name("head", head, heads, see="the directory's README.md")
+    if heads[head]["type"] != "linear":
+        raise InputError(f"head={head!r} segments; load it by create_segmenter(..., pretrained=True, head={head!r})")
+    return heads[head]
+
+
+def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str]) -> None:
+    classifier: Any = net.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise InputError(f"{folder}: this net's classifier is a {type(classifier).__name__}; take head=None")
+    tensors = head_tensors(folder, head, stated)
+    try:
+        classifier.load_state_dict({k.removeprefix("linear."): v for k, v in tensors.items()})
+    except RuntimeError as fault:
+        raise InputError(f"{folder / HEADS}: head {head!r} does not fit the net: {str(fault)[:200]}") from fault
+
+
+def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str) -> int | None:
+    """The input channels of a domain's own stem; None where it shares the net's."""
+    prefix = f"{STEM_KEY}{config['norm_domains'][domain]}."
+    shapes = [s.shape for name, s in header.items() if name == f"{prefix}weight" and len(s.shape) > 1]
+    return shapes[0][1] if shapes else None

@@ -9,6 +9,7 @@ from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.models.pretrained import list_pretrained
 from inflate3d.models.spec import NetSpec
 
 TRACE_SIZES = (64, 128)  # enough for a /32 net to keep a map of 2x2; some need more
@@ -40,7 +41,8 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
     """Raise InputError with close names unless timm has the architecture (and the tag, where one is given)."""
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        raise unknown_name("model", name, timm.list_models(), see="platform models list")
+        known = [*timm.list_models(), *list_pretrained()]
+        raise unknown_name("model", name, known, see="platform models list, inflate3d.list_pretrained()")
     if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True):
         tags = timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True)
         raise unknown_name("weights", name, tags, see=f"platform models list '{architecture}*'")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.models.layout import CARD, CONFIG, FORMAT, PRIVATE, REPLAY, SUMS, WEIGHTS
-from inflate3d.models.published import replay_features
+from inflate3d.models.replay import replay_features
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.destination import destination_folder, is_publication
 from inflate3d.publishing.licences import may_be_published

@@ -84,7 +84,11 @@ def read_config(run_folder: str | Path) -> dict[str, Any]:
         raise InputError(f"no run folder {str(folder)!r}; give the run's trainer.default_root_dir")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no run folder: it has no {CONFIG}; give the run's trainer.default_root_dir")
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except yaml.YAMLError as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise InputError(f"{folder / CONFIG} is no plain YAML ({reason}); take the run's own") from fault
 
 
 def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None:

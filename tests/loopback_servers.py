@@ -1,0 +1,268 @@
+"""Servers on loopback for tests: one with faults, nginx, moto's S3, and a stand-in for the Hub's API.
+
+The Hub's stand-in is no Hub: it answers the handful of requests that the real huggingface_hub client makes to read and
+to commit small files, and keeps everything in memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class FaultyServer(http.server.BaseHTTPRequestHandler):
+    """Serves ranges of the files of `folder`; `faults` takes what goes wrong, one a request for `model.safetensors`."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    faults: list[str]
+    taken: list[str]
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        fault = self.faults.pop(0) if self.faults and path.name == "model.safetensors" else ""
+        if fault.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", fault[3:])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault.isdecimal() or not path.is_file():
+            self.send_error(int(fault or 404))
+            return
+        content = path.read_bytes()
+        start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        if fault == "no ranges":
+            start = 0
+        self.taken.append(f"{path.name} {start}")
+        if start >= len(content):
+            self.send_error(416)
+            return
+        part = content[start:]
+        if fault == "rot":
+            part = bytes([part[0] ^ 1]) + part[1:]
+        self.send_response(206 if "Range" in self.headers and fault != "no ranges" else 200)
+        self.send_header("Content-Length", str(10**15 if fault == "vast" else len(part)))
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        if fault == "cut":
+            part, self.close_connection = part[: len(part) // 2], True
+        self.wfile.write(part)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Run a handler's server on a free port of loopback; give its address."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@contextmanager
+def faulty(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str, type[FaultyServer]]]:
+    """Serve a folder with faults; give the address and the handler, which notes what was asked for."""
+    handler = type("Handler", (FaultyServer,), {"folder": folder, "faults": faults or [], "taken": []})
+    with serving(handler) as url:
+        yield url, handler
+
+
+@contextmanager
+def nginx(folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
+    """Serve a folder by a real nginx; give its address and its access log. Skips where it is not installed."""
+    program = shutil.which("nginx")
+    if program is None:
+        pytest.skip("nginx is not installed: apt-get install nginx")
+    work.mkdir(parents=True, exist_ok=True)
+    port = 20_000 + (os.getpid() * 7 + 3) % 20_000
+    (work / "nginx.conf").write_text(
+        f"daemon off; pid {work}/pid; error_log {work}/error.log; events {{}}\n"
+        f"http {{ log_format short '$request_method $uri $status $bytes_sent'; access_log {work}/access.log short;\n"
+        f"server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+    )
+    for parent in (folder, *folder.parents):
+        if parent.owner() == folder.owner() and str(parent).startswith(str(folder.parents[1])):
+            os.chmod(parent, 0o755)
+    command = [program, "-c", str(work / "nginx.conf"), "-g", "user root;" if os.getuid() == 0 else ""]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(url, timeout=1).close()
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                time.sleep(0.05)
+        (work / "access.log").write_text("")
+        yield url, work / "access.log"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def moto_s3(monkeypatch: pytest.MonkeyPatch, bucket: str = "weights") -> Iterator[Any]:
+    """Run moto's S3 server with one bucket, and point s3fs at it; give a boto3 client."""
+    boto3 = pytest.importorskip("boto3", reason="the test extra is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="pip install 'inflate3d[s3]'")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=bucket)
+        yield client
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
+
+
+class HubStandIn(http.server.BaseHTTPRequestHandler):
+    """A stand-in for the Hub's API: repositories of small files, one commit after another."""
+
+    protocol_version = "HTTP/1.1"
+    commits: dict[str, list[dict[str, bytes]]]
+    requests: list[str]
+    faults: list[str]
+
+    def do_HEAD(self) -> None:
+        self._resolve(send=False)
+
+    def do_GET(self) -> None:
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if "resolve" in parts:
+            self._resolve(send=True)
+        elif parts[:2] == ["api", "models"]:
+            repository = "/".join(parts[2:4])
+            if repository not in self.commits:
+                return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            number = len(self.commits[repository])
+            siblings = [{"rfilename": name} for name in self._tree(repository, number)]
+            self._json({"id": repository, "sha": self._sha(number), "siblings": siblings, "private": False, "tags": []})
+        else:
+            self._json({}, 404)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = self.path.partition("?")[0]
+        self.requests.append(f"POST {path}")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repository = f"{asked.get('organization') or 'someone'}/{asked['name']}"
+            self.commits.setdefault(repository, [{}])
+            self._json({"url": f"http://stand-in/{repository}", "name": repository, "id": repository})
+        elif "/preupload/" in path:
+            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            self._json({"files": [{**f, "shouldIgnore": False} for f in files]})
+        elif "/commit/" in path:
+            self._commit("/".join(path.split("/")[3:5]), body)
+        else:
+            self._json({}, 404)
+
+    def _commit(self, repository: str, body: bytes) -> None:
+        if self.faults:
+            return self._json({"error": self.faults.pop(0)}, 500)
+        tree = dict(self.commits[repository][-1])
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                tree[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            elif entry["key"] == "deletedFile":
+                tree.pop(entry["value"]["path"], None)
+        self.commits[repository].append(tree)
+        sha = self._sha(len(self.commits[repository]))
+        self._json({"commitOid": sha, "commitUrl": f"http://stand-in/{repository}/commit/{sha}", "success": True})
+
+    def _resolve(self, *, send: bool) -> None:
+        repository, _, rest = self.path.partition("?")[0].strip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repository not in self.commits:
+            return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"}, send=send)
+        latest = len(self.commits[repository])
+        numbers = {"main": latest, **{self._sha(n): n for n in range(1, latest + 1)}}
+        if revision not in numbers:
+            return self._json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"}, send=send)
+        tree = self._tree(repository, numbers[revision])
+        if name not in tree:
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self._sha(numbers[revision])}
+            return self._json({"error": "Entry not found"}, 404, headers, send=send)
+        content = tree[name]
+        if send:
+            self.requests.append(f"GET {name}")
+        start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
+        part = content[start:]
+        fault = self.faults.pop(0) if send and self.faults and name == "model.safetensors" else ""
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self._sha(numbers[revision]))
+        self.send_header("Content-Length", str(len(part)))
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.requests.append(f"from {start}")
+        self.end_headers()
+        if send:
+            if fault == "cut":
+                part, self.close_connection = part[: len(part) // 2], True
+            self.wfile.write(part)
+
+    def _tree(self, repository: str, number: int) -> dict[str, bytes]:
+        return self.commits[repository][number - 1]
+
+    def _sha(self, number: int) -> str:
+        return hashlib.sha1(str(number).encode()).hexdigest()
+
+    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None, *, send: bool = True) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(content))}.items():
+            self.send_header(name, text)
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
+        self.end_headers()
+        if send:
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def hub_stand_in(repositories: dict[str, Path] | None = None) -> Iterator[tuple[str, type[HubStandIn]]]:
+    """Serve the stand-in with these directories as repositories; give HF_ENDPOINT's value and the handler."""
+    commits = {
+        name: [{p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}]
+        for name, folder in (repositories or {}).items()
+    }
+    handler = type("Handler", (HubStandIn,), {"commits": commits, "requests": [], "faults": []})
+    with serving(handler) as url:
+        yield url, handler

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.depthwise import convolve_depthwise, has_costly_weight_gradient, sum_of_taps
-from inflate3d.inflation.layers import FoldedLayer, frame_index, is_eager_on_cpu, pick_frames, select_frames, trim_depth
+from inflate3d.inflation.layers import (
+    FoldedLayer,
+    frame_index,
+    is_eager_on_cpu,
+    pick_frames,
+    replicate_ends,
+    select_frames,
+    trim_depth,
+)
 from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.mixing import Mixin, base_name, mix
@@ -134,9 +142,8 @@ class FoldedConv(FoldedLayer):
     def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
         before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
         x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
-        ends = (x_BDHWC[:, :1].expand(-1, before, -1, -1, -1), x_BDHWC[:, -1:].expand(-1, after, -1, -1, -1))
         y_BODHW = F.conv3d(
-            torch.cat([ends[0], x_BDHWC, ends[1]], 1).permute(0, 4, 1, 2, 3),
+            replicate_ends(x_BDHWC, 1, before, after).permute(0, 4, 1, 2, 3),
             weight,
             self.bias,  # type: ignore[attr-defined]
             (self.depth_stride, *self.stride),  # type: ignore[attr-defined]

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inflate3d.inflation.layers import replicate_ends
 from inflate3d.inflation.taps import center_of
 
 _CHEAP_KERNEL = 3  # up to here the library's own weight gradient is fast
+_WIDEST_MAP = 16  # products over whole rows grow with their square
 
 
 def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
@@ -28,7 +30,7 @@ def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ..
     is_depthwise = weight.shape[1] == 1 and groups == weight.shape[0] == x.shape[1]
     is_same = tuple(padding) == (height // 2, width // 2) and height % 2 == width % 2 == 1
     is_plain = max(stride) == max(dilation) == 1
-    return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL
+    return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
 
 
 def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, frames: int, bias: Tensor | None) -> Tensor:
@@ -89,10 +91,9 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Te
     channels, _, depth, height, width = weight.shape
     rows, columns = x.shape[2:]
     x_CHBDW = x.unflatten(0, (-1, frames)).permute(2, 3, 0, 1, 4)
-    seen = torch.arange(frames)[:, None] + torch.arange(depth) - center_of(depth)
+    x_CHBDW = replicate_ends(x_CHBDW, 3, center_of(depth), depth - 1 - center_of(depth))
     x_CHBDW = F.pad(x_CHBDW, (0, 0) * 3 + (height // 2,) * 2)
-    seen_CHNK = x_CHBDW.index_select(3, seen.clamp_(0, frames - 1).flatten())
-    seen_CHNK = seen_CHNK.reshape(channels, rows + height - 1, -1, depth * columns)
+    seen_CHNK = x_CHBDW.unfold(3, depth, 1).transpose(4, 5).reshape(channels, rows + height - 1, -1, depth * columns)
     grad_CWP = grad.permute(1, 3, 2, 0).reshape(channels, columns, -1)
     products = [
         torch.bmm(grad_CWP, seen_CHNK[:, row : row + rows].flatten(1, 2)).view(channels, columns, depth, columns)

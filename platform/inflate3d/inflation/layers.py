@@ -250,6 +250,16 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
     return x_BDCHW.flatten(0, 1) if tube == 1 else x_BDCHW.unflatten(1, (-1, tube)).flatten(0, 1).flatten(1, 2)
 
 
+def replicate_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Return x with its first slice along `dim` repeated `before` times more, and its last `after` times."""
+    shape = [-1] * x.ndim
+    parts = []
+    for index, count in ((0, before), (-1, after)):
+        shape[dim] = count
+        parts.append(x.narrow(dim, index % x.shape[dim], 1).expand(shape))
+    return torch.cat([parts[0], x, parts[1]], dim)
+
+
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
     """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
     start = tap - center_of(kernel)

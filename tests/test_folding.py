@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inflate3d.inflation.convolution import FoldedConv, depth_padding
+from inflate3d.inflation import convolution
+from inflate3d.inflation.convolution import FoldedConv, FoldedPointwise, depth_padding, fold_pointwise
 from inflate3d.inflation.layers import Clip, FoldedDropPath, FoldedPool, fold_layer
+from inflate3d.inflation.minimal_filtering import convolve_filtered
 from timm.layers import Conv2dSame, DropPath, ScaledStdConv2d, StdConv2d
 from torch import nn
 
@@ -25,6 +27,21 @@ def to_frames(x_BCDHW):
     return x_BCDHW.transpose(1, 2).flatten(0, 1)
 
 
+def check_against_conv3d(conv, x, stride=1):
+    """A 2D layer with a 3D weight answers and learns as torch's Conv3d on clips whose ends are replicated."""
+    fold(conv, FoldedConv, x.shape[0], conv.weight.shape[2], stride)
+    got = conv(to_frames(x))
+    padded = replicate(x, conv.weight.shape[2], stride)
+    options = ((stride, *conv.stride), (0, *conv.padding), (1, *conv.dilation), conv.groups)
+    expected = to_frames(F.conv3d(padded, conv.weight, conv.bias, *options))
+    torch.testing.assert_close(got, expected)
+    assert got.shape[0] == x.shape[0] * -(-x.shape[2] // stride)
+    seed = torch.randn_like(got)
+    inputs = (x, conv.weight, conv.bias)
+    for a, b in zip(torch.autograd.grad(got, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 8])
 @pytest.mark.parametrize("stride", [1, 2, 4])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 7])
@@ -33,17 +50,7 @@ def test_folded_conv_equals_conv3d_with_replicated_time_forward_and_backward(gro
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=groups).double()
     conv.weight = nn.Parameter(torch.randn(6, 6 // groups, kernel, 3, 3, dtype=torch.float64))
-    fold(conv, FoldedConv, 2, kernel, stride)
-    x = torch.randn(2, 6, depth, 8, 9, dtype=torch.float64, requires_grad=True)
-    got = conv(to_frames(x))
-    padded = replicate(x, kernel, stride)
-    expected = to_frames(F.conv3d(padded, conv.weight, conv.bias, (stride, 2, 2), (0, 1, 1), 1, groups))
-    torch.testing.assert_close(got, expected)
-    assert got.shape[0] == 2 * -(-depth // stride)
-    seed = torch.randn_like(got)
-    inputs = (x, conv.weight, conv.bias)
-    for a, b in zip(torch.autograd.grad(got, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True):
-        torch.testing.assert_close(a, b)
+    check_against_conv3d(conv, torch.randn(2, 6, depth, 8, 9, dtype=torch.float64, requires_grad=True), stride)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 9)])
@@ -60,12 +67,15 @@ def test_a_kernel_larger_than_the_map_is_trimmed_exactly(dilation, groups, size)
     torch.testing.assert_close(conv(to_frames(x)), to_frames(expected))
 
 
-@pytest.mark.parametrize("kernel", [2, 3])
-def test_folded_max_pool_equals_max_pool3d(kernel):
-    x = torch.randn(2, 4, 7, 9, 9)
-    pool = fold(nn.MaxPool2d(3, 2, 1), FoldedPool, 2, kernel, 2)
-    expected = F.max_pool3d(replicate(x, kernel, 2), (kernel, 3, 3), (2, 2, 2), (0, 1, 1))
-    torch.testing.assert_close(pool(to_frames(x)), to_frames(expected))
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("depth", [1, 6, 7])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (3, 1), (5, 4)])
+def test_folded_max_pool_equals_max_pool3d(kernel, stride, depth, ceil_mode):
+    x = torch.randn(2, 4, depth, 9, 10)
+    pool = fold(nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode), FoldedPool, 2, kernel, stride)
+    padded = replicate(x, kernel, stride)
+    expected = F.max_pool3d(padded, (kernel, 3, 3), (stride, 2, 2), (0, 1, 1), ceil_mode=ceil_mode)
+    torch.testing.assert_close(pool(to_frames(x)), to_frames(expected[:, :, : -(-depth // stride)]))
 
 
 def test_folded_average_pool_equals_avg_pool3d():
@@ -102,3 +112,80 @@ def test_drop_path_drops_whole_clips():
     kept = drop(torch.ones(64 * 5, 3)).unflatten(0, (64, 5)).flatten(1)
     assert ((kept == 0).all(1) | (kept == 2).all(1)).all()
     assert 16 < (kept[:, 0] == 0).sum() < 48
+
+
+@pytest.mark.parametrize("kernel", [(3, 5, 5), (7, 7, 7), (2, 5, 3)])
+@pytest.mark.parametrize("clips", [1, 2])
+def test_a_depthwise_kernel_equals_conv3d_forward_and_backward(clips, kernel):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, kernel[1:], padding=(kernel[1] // 2, kernel[2] // 2), groups=6).double()
+    conv.weight = nn.Parameter(torch.randn(6, 1, *kernel, dtype=torch.float64))
+    check_against_conv3d(conv, torch.randn(clips, 6, 4, 9, 7, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 7])
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_minimal_filtering_equals_conv3d_forward_and_backward(dilation, clips, depth):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, (3, 5), padding=(dilation, 2 * dilation), dilation=dilation).double()
+    conv.weight = nn.Parameter(torch.randn(6, 4, 3, 3, 5, dtype=torch.float64))
+    x = torch.randn(clips, 4, depth, 12, 13, dtype=torch.float64, requires_grad=True)
+    assert clips * depth * 12 * 13 >= convolution.FILTER_POSITIONS
+    check_against_conv3d(conv, x)
+
+
+def test_minimal_filtering_rounds_as_finely_as_conv3d():
+    torch.manual_seed(0)
+    x, weight = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3, 3) / 40
+    got = convolve_filtered(x, weight, 8, (1, 1), (1, 1))
+    exact = to_frames(F.conv3d(replicate(x[None].transpose(1, 2), 3, 1).double(), weight.double(), padding=(0, 1, 1)))
+    assert ((got - exact).abs().max() / exact.abs().max()).item() < 5e-6
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_small_maps_equal_conv3d_forward_and_backward(kernel, stride, depth):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(240, 3, 3, stride=stride, padding=1).double()
+    conv.weight = nn.Parameter(torch.randn(3, 240, kernel, 3, 3, dtype=torch.float64))
+    assert conv.weight[0].numel() >= convolution.LONG_KERNEL
+    check_against_conv3d(conv, torch.randn(2, 240, depth, 3, 4, dtype=torch.float64, requires_grad=True), stride)
+
+
+def test_a_single_clip_with_a_stride_equals_conv3d():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1).double()
+    conv.weight = nn.Parameter(torch.randn(6, 4, 3, 3, 3, dtype=torch.float64))
+    check_against_conv3d(conv, torch.randn(1, 4, 7, 12, 14, dtype=torch.float64, requires_grad=True), 2)
+
+
+@pytest.mark.parametrize("size", [3, 20])
+def test_a_pointwise_convolution_stays_what_it_was(size):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(300, 5, 1), nn.Conv2d(5, 6, 1, bias=False), nn.Conv2d(6, 4, 1, groups=2)).double()
+    x = torch.randn(4, 300, size, size, dtype=torch.float64)
+    expected = net(x)
+    fold_pointwise(net)
+    assert [isinstance(m, FoldedPointwise) for m in net] == [True, True, False]
+    torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("means", ["autocast", "bfloat16"])
+def test_half_precision_takes_the_librarys_own_convolutions(means):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    conv.weight = nn.Parameter(torch.randn(8, 8, 3, 3, 3) / 15)
+    fold(conv, FoldedConv, 2, 3, 1)
+    x = torch.randn(8, 8, 12, 12)
+    expected = conv(x)
+    if means == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            got = conv(x)
+            got.float().sum().backward()
+    else:
+        got = conv.bfloat16()(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.05)
+    assert means == "bfloat16" or conv.weight.grad.shape == conv.weight.shape

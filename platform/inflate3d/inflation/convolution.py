@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.layers import FoldedLayer, frame_index, is_eager_on_cpu, pick_frames, select_frames, trim_depth
+from inflate3d.inflation.depthwise import convolve_depthwise, has_costly_weight_gradient, sum_of_taps
+from inflate3d.inflation.layers import (
+    FoldedLayer,
+    frame_index,
+    is_eager_on_cpu,
+    pick_frames,
+    replicate_ends,
+    select_frames,
+    trim_depth,
+)
 from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.mixing import Mixin, base_name, mix
@@ -116,6 +125,8 @@ class FoldedConv(FoldedLayer):
     def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
         """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
         kernel, stride = weight.shape[2], self.depth_stride
+        if stride == 1 and has_costly_weight_gradient(weight, x, options) and is_eager_on_cpu(x):
+            return convolve_depthwise(x, weight, frames, self.bias)  # type: ignore[attr-defined]
         if stride == 1:
             taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
             return sum_of_taps(taps, frames, self.bias)  # type: ignore[attr-defined]
@@ -131,9 +142,8 @@ class FoldedConv(FoldedLayer):
     def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
         before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
         x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
-        ends = (x_BDHWC[:, :1].expand(-1, before, -1, -1, -1), x_BDHWC[:, -1:].expand(-1, after, -1, -1, -1))
         y_BODHW = F.conv3d(
-            torch.cat([ends[0], x_BDHWC, ends[1]], 1).permute(0, 4, 1, 2, 3),
+            replicate_ends(x_BDHWC, 1, before, after).permute(0, 4, 1, 2, 3),
             weight,
             self.bias,  # type: ignore[attr-defined]
             (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
@@ -178,57 +188,6 @@ def fold_pointwise(net: nn.Module) -> None:
         is_pointwise = type(module) is nn.Conv2d and module.groups == max(module.kernel_size) == max(module.stride) == 1
         if is_pointwise and module.padding == (0, 0):
             mix(module, FoldedPointwise)
-
-
-class _SumOfTaps(torch.autograd.Function):
-    """out[t] = sum over k of taps[k][clamp(t + k - center)], along axis 1 of (B, D, ...); one pass over each tap."""
-
-    @staticmethod
-    def forward(ctx: Any, *taps: Tensor) -> Tensor:
-        out = taps[center_of(len(taps))].clone()
-        for shift, tap in _shifts(taps):
-            near, far = _overlap(shift, tap.shape[1])
-            out[:, near] += tap[:, far]
-            edge = _edge(shift, tap.shape[1])
-            out[:, edge] += tap[:, :1] if shift < 0 else tap[:, -1:]
-        ctx.count = len(taps)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        (grad,) = grads
-        results = [grad] * ctx.count
-        for shift, _ in _shifts(results):
-            near, far = _overlap(shift, grad.shape[1])
-            part = torch.zeros_like(grad)
-            part[:, far] = grad[:, near]
-            part[:, 0 if shift < 0 else -1] += grad[:, _edge(shift, grad.shape[1])].sum(1)
-            results[center_of(ctx.count) + shift] = part
-        return tuple(results)
-
-
-def sum_of_taps(taps: list[Tensor], frames: int, bias: Tensor | None) -> Tensor:
-    """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
-    shape = (-1, frames, *taps[0].shape[1:])
-    total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
-    return total if bias is None else total + bias.view(-1, 1, 1)
-
-
-def _shifts(taps: Any) -> list[tuple[int, Any]]:
-    middle = center_of(len(taps))
-    return [(k - middle, tap) for k, tap in enumerate(taps) if k != middle]
-
-
-def _overlap(shift: int, frames: int) -> tuple[slice, slice]:
-    """The output frames that a tap reaches inside the clip, and the frames that it reads there."""
-    n = min(abs(shift), frames)
-    return (slice(n, None), slice(0, frames - n)) if shift < 0 else (slice(0, frames - n), slice(n, None))
-
-
-def _edge(shift: int, frames: int) -> slice:
-    """The output frames whose tap falls off the clip's end."""
-    n = min(abs(shift), frames)
-    return slice(0, n) if shift < 0 else slice(frames - n, None)
 
 
 def trim_space(

@@ -266,6 +266,16 @@ def as_rgb(x_BCDHW: Tensor) -> Tensor:
     return x_BCDHW.unflatten(1, (-1, RGB)).sum(1) * (RGB / channels)
 
 
+def replicate_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Return x with its first slice along `dim` repeated `before` times more, and its last `after` times."""
+    shape = [-1] * x.ndim
+    parts = []
+    for index, count in ((0, before), (-1, after)):
+        shape[dim] = count
+        parts.append(x.narrow(dim, index % x.shape[dim], 1).expand(shape))
+    return torch.cat([parts[0], x, parts[1]], dim)
+
+
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
     """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
     start = tap - center_of(kernel)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inflate3d.inflation.layers import replicate_ends
 from inflate3d.inflation.taps import center_of
 
 
@@ -36,9 +37,10 @@ class _SmallMaps(torch.autograd.Function):
         columns = F.unfold(x, kernel, dilation, padding, stride[1:])  # (N, C*kH*kW, positions of a frame)
         columns = columns.view(-1, frames, channels, kernel[0] * kernel[1], columns.shape[-1])
         index = _frames_seen(frames, depth, stride[0])
-        seen = columns[:, index] if depth * stride[0] > 1 else columns.unsqueeze(2)
-        seen_KP = seen.permute(3, 2, 4, 0, 1, 5).reshape(weight[0].numel(), -1)
-        ctx.save_for_backward(seen_KP, weight, index)
+        after = max(int(index[-1, -1]) - frames + 1, 0)
+        seen = replicate_ends(columns, 1, center_of(depth), after).unfold(1, depth, stride[0])  # (B, D', C, A, HW, kD)
+        seen_KP = seen.permute(2, 5, 3, 0, 1, 4).reshape(weight[0].numel(), -1)
+        ctx.save_for_backward(seen_KP, weight, index.clamp_(0, frames - 1))
         ctx.size = (columns.shape, (rows, channels, height, width), kernel, stride[1:], padding, dilation)
         size = [
             _out_size(n, *sizes)
@@ -65,9 +67,9 @@ class _SmallMaps(torch.autograd.Function):
 
 
 def _frames_seen(frames: int, kernel: int, stride: int) -> Tensor:
-    """Return the input frames that each output frame sees (D', kD); the ends are replicated."""
+    """Return the input frames that each output frame sees (D', kD), as if the clip had no ends."""
     first = torch.arange(0, frames, stride) - center_of(kernel)
-    return (first[:, None] + torch.arange(kernel)).clamp_(0, frames - 1)
+    return first[:, None] + torch.arange(kernel)
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:

@@ -1,0 +1,170 @@
+"""Depthwise convolutions over clips: a 2D convolution a slice of the kernel, shifted along D and added.
+
+Legend: B clips, D frames, N = B*D, C channels, H W space, k kernel sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inflate3d.inflation.layers import replicate_ends
+from inflate3d.inflation.taps import center_of
+
+_CHEAP_KERNEL = 3  # up to here the library's own weight gradient is fast
+_WIDEST_MAP = 16  # products over whole rows grow with their square
+
+
+def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
+    """Whether the library takes several times longer for the weight's gradient than for the convolution itself.
+
+    options: (stride, padding, dilation, groups) of the 2D convolution.
+    """
+    stride, padding, dilation, groups = options
+    height, width = weight.shape[-2:]
+    is_depthwise = weight.shape[1] == 1 and groups == weight.shape[0] == x.shape[1]
+    is_same = tuple(padding) == (height // 2, width // 2) and height % 2 == width % 2 == 1
+    is_plain = max(stride) == max(dilation) == 1
+    return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
+
+
+def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, frames: int, bias: Tensor | None) -> Tensor:
+    """Convolve each channel of folded clips, stride 1, H and W padded by zeros, D by replication: shapes stay.
+
+    The weight's gradient is a few matrix products over rows of the map, in place of the library's own.
+    """
+    y = _Depthwise.apply(x_NCHW, weight_C1DHW, frames)
+    return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.frames = frames
+        padding = tuple(k // 2 for k in weight.shape[3:])
+        taps = [F.conv2d(x, slice_, None, 1, padding, 1, x.shape[1]) for slice_ in weight.unbind(2)]
+        return _add_shifted([tap.view(-1, frames, *tap.shape[1:]) for tap in taps]).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad_x = _input_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[0] else None
+        grad_weight = _weight_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    padding = [k // 2 for k in weight.shape[3:]]
+    total: Tensor | None = None
+    parts = _shifted_back(grad.view(-1, frames, *grad.shape[1:]), weight.shape[2])
+    for part, slice_ in zip(parts, weight.unbind(2), strict=True):
+        add = torch.ops.aten.convolution_backward(
+            part.flatten(0, 1),
+            x,
+            slice_,
+            None,
+            [1, 1],
+            padding,
+            [1, 1],
+            False,
+            [0, 0],
+            x.shape[1],
+            [True, False, False],
+        )[0]
+        total = add if total is None else total.add_(add)
+    assert total is not None
+    return total
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    """Return the gradient of the weight: every row of `grad` against every row of `x` that the kernel brings to it.
+
+    One product a row of the kernel gives (W, kD*W) for each channel; its diagonals are summed.
+    """
+    channels, _, depth, height, width = weight.shape
+    rows, columns = x.shape[2:]
+    x_CHBDW = x.unflatten(0, (-1, frames)).permute(2, 3, 0, 1, 4)
+    x_CHBDW = replicate_ends(x_CHBDW, 3, center_of(depth), depth - 1 - center_of(depth))
+    x_CHBDW = F.pad(x_CHBDW, (0, 0) * 3 + (height // 2,) * 2)
+    seen_CHNK = x_CHBDW.unfold(3, depth, 1).transpose(4, 5).reshape(channels, rows + height - 1, -1, depth * columns)
+    grad_CWP = grad.permute(1, 3, 2, 0).reshape(channels, columns, -1)
+    products = [
+        torch.bmm(grad_CWP, seen_CHNK[:, row : row + rows].flatten(1, 2)).view(channels, columns, depth, columns)
+        for row in range(height)
+    ]
+    pairs = torch.stack(products, 2).permute(0, 3, 2, 1, 4).reshape(-1, columns * columns)  # (C*kD*kH, W*W)
+    return (pairs @ _diagonals(columns, width, x.dtype)).view(weight.shape)
+
+
+@cache
+def _diagonals(size: int, kernel: int, dtype: torch.dtype) -> Tensor:
+    """Return (size*size, kernel): which diagonal of a (size, size) matrix each entry of a kernel's row sums."""
+    position = torch.arange(size)
+    offset = position[None, :] - position[:, None] + kernel // 2
+    return (offset.flatten()[:, None] == torch.arange(kernel)).to(dtype)
+
+
+class _SumOfTaps(torch.autograd.Function):
+    """out[t] = sum over k of taps[k][clamp(t + k - center)], along axis 1 of (B, D, ...); one pass over each tap."""
+
+    @staticmethod
+    def forward(ctx: Any, *taps: Tensor) -> Tensor:
+        ctx.count = len(taps)
+        return _add_shifted(taps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_shifted_back(grads[0], ctx.count))
+
+
+def _add_shifted(taps: Sequence[Tensor]) -> Tensor:
+    out = taps[center_of(len(taps))].clone()
+    for shift, tap in _shifts(taps):
+        near, far = _overlap(shift, tap.shape[1])
+        out[:, near] += tap[:, far]
+        edge = _edge(shift, tap.shape[1])
+        out[:, edge] += tap[:, :1] if shift < 0 else tap[:, -1:]
+    return out
+
+
+def _shifted_back(grad: Tensor, count: int) -> list[Tensor]:
+    """Return the gradient of every tap, from that of their sum."""
+    results = [grad] * count
+    for shift, _ in _shifts(results):
+        near, far = _overlap(shift, grad.shape[1])
+        part = torch.zeros_like(grad)
+        part[:, far] = grad[:, near]
+        part[:, 0 if shift < 0 else -1] += grad[:, _edge(shift, grad.shape[1])].sum(1)
+        results[center_of(count) + shift] = part
+    return results
+
+
+def sum_of_taps(taps: list[Tensor], frames: int, bias: Tensor | None) -> Tensor:
+    """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
+    shape = (-1, frames, *taps[0].shape[1:])
+    total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
+    return total if bias is None else total + bias.view(-1, 1, 1)
+
+
+def _shifts(taps: Any) -> list[tuple[int, Any]]:
+    middle = center_of(len(taps))
+    return [(k - middle, tap) for k, tap in enumerate(taps) if k != middle]
+
+
+def _overlap(shift: int, frames: int) -> tuple[slice, slice]:
+    """The output frames that a tap reaches inside the clip, and the frames that it reads there."""
+    n = min(abs(shift), frames)
+    return (slice(n, None), slice(0, frames - n)) if shift < 0 else (slice(0, frames - n), slice(n, None))
+
+
+def _edge(shift: int, frames: int) -> slice:
+    """The output frames whose tap falls off the clip's end."""
+    n = min(abs(shift), frames)
+    return slice(0, n) if shift < 0 else slice(frames - n, None)

@@ -1,12 +1,13 @@
 """Samples a second from local shards: this project's reader, plain WebDataset, litdata, mosaicml-streaming, a memcpy.
 
-    pip install 'inflate3d[benchmark]' && pip install --no-deps mosaicml-streaming catalogue    (its pins clash; brotli, python-snappy, cramjam and zstd too)
+    pip install 'inflate3d[benchmark]' brotli python-snappy cramjam zstd
+    pip install --no-deps mosaicml-streaming catalogue    (its pins clash)
     python benchmarks/streaming.py [--quick] [--workers 2] [--size "14 KB"]
 
 Every reader holds the same volumes (uint8, 14 KB, 111 KB, 1.8 MB) in its own format, in the page cache, and gives them
 in its random order. Readers take turns, round after round, and the median of the rounds counts: only ratios within one
-run mean anything. With workers each gives batches of normalised float32 tensors of the same stage. Last, the same shards
-through nginx on loopback (left out where it is not installed), against WebDataset's pipe:curl.
+run mean anything. With workers each gives batches of normalised float32 tensors of the same stage. Last, the same
+shards through nginx on loopback (left out where it is not installed), against WebDataset's pipe:curl.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def memcpy(folder: Path) -> Iterator[Any]:
         yield buffer
 
 
-# ------------------------------------------------------------------------------------------ over HTTP, nginx on loopback
+# ----------------------------------------------------------------------------------------- over HTTP, nginx on loopback
 
 
 @contextmanager

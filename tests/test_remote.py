@@ -61,6 +61,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(500 if fault else 404)
             return
         content = path.read_bytes()
+        if fault == "no ranges":
+            del self.headers["Range"]
         start, _, stop = self.headers.get("Range", "bytes=0-")[6:].partition("-")
         part = content[int(start) : int(stop) + 1 if stop else None]
         self.taken.append(f"{path.name} {start}")
@@ -138,7 +140,9 @@ def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -
         assert len(next(iter(data.train_dataloader()))) == 5
 
 
-@pytest.mark.parametrize("faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"], ["drop", "drop"]])
+@pytest.mark.parametrize(
+    "faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"], ["drop", "drop"], ["no ranges"]]
+)
 def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str]) -> None:
     with served(root, list(faults)) as (url, handler):
         assert every_sample(remote(url, tmp_path)) == local(root)
@@ -164,7 +168,7 @@ def test_a_server_that_stalls_is_given_up_and_asked_again(
         assert every_sample(remote(url, tmp_path / "a")) == local(root)
     with served(root, ["stall"] * 50) as (url, _):
         reader = remote(url, tmp_path / "b")
-        with pytest.raises(BrokenSample, match=r"train-000000.tar: cannot be read after 5 tries \(.*[Tt]imeout"):
+        with pytest.raises(BrokenSample, match=r"train-000000.tar: cannot be read after 5 tries \(.*[Tt]imed out"):
             reader.sample(0, 0)
         started = time.monotonic()
         with pytest.raises(BrokenSample, match="after 5 tries"):  # the next sample of the shard does not wait again

@@ -153,14 +153,16 @@ class ShardCache:
         """Go on where the partial file ends; what arrives wrong is fetched once more from its start."""
         for _ in range(2):
             done = min(os.fstat(handle).st_size, entry.bytes)
+            digest = _sha256(handle, done)
             while done < entry.bytes:
                 content = remote.read(entry.file, done, min(done + _STEP, entry.bytes))
                 if not content:
                     break
                 with told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb"):
                     _write(handle, content, done)
+                digest.update(content)
                 done += len(content)
-            if done == entry.bytes and _sha256(handle) == entry.sha256:
+            if done == entry.bytes and digest.hexdigest() == entry.sha256:
                 return
             os.ftruncate(handle, 0)
         raise InputError(f"{remote.url}/{entry.file}: differs from what its manifest states (sha256)")
@@ -229,9 +231,10 @@ def _write(handle: int, content: bytes, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def _sha256(handle: int) -> str:
+def _sha256(handle: int, stop: int) -> hashlib._Hash:
+    """Return the hash of the bytes before `stop`."""
     digest, offset = hashlib.sha256(), 0
-    while content := os.pread(handle, _STEP, offset):
+    while content := os.pread(handle, min(_STEP, stop - offset), offset):
         digest.update(content)
         offset += len(content)
-    return digest.hexdigest()
+    return digest

@@ -1,11 +1,13 @@
 """Samples a second from local shards: this project's reader, plain WebDataset, litdata, mosaicml-streaming, a memcpy.
 
-    pip install 'inflate3d[benchmark]' && pip install --no-deps mosaicml-streaming catalogue    (its pins clash)
-    python benchmarks/streaming.py [--quick] [--workers 2]
+    pip install 'inflate3d[benchmark]' brotli python-snappy cramjam zstd
+    pip install --no-deps mosaicml-streaming catalogue    (its pins clash)
+    python benchmarks/streaming.py [--quick] [--workers 2] [--size "14 KB"]
 
 Every reader holds the same volumes (uint8, 14 KB, 111 KB, 1.8 MB) in its own format, in the page cache, and gives them
 in its random order. Readers take turns, round after round, and the median of the rounds counts: only ratios within one
-run mean anything. With workers each gives batches of normalised float32 tensors of the same stage.
+run mean anything. With workers each gives batches of normalised float32 tensors of the same stage. Last, the same
+shards through nginx on loopback (left out where it is not installed), against WebDataset's pipe:curl.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +36,7 @@ from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, R
 from inflate3d.data import Manifest, ShardReader, build_shards
 from inflate3d.data.mixture import Mixture
 from inflate3d.data.order import SampleOrder
+from inflate3d.data.shard_cache import ShardCache
 from inflate3d.data.stages import make_stage
 from inflate3d.data.stream import Source, TrainStream
 from torch.utils.data import DataLoader, default_collate
@@ -158,6 +164,69 @@ def memcpy(folder: Path) -> Iterator[Any]:
         yield buffer
 
 
+# ----------------------------------------------------------------------------------------- over HTTP, nginx on loopback
+
+
+@contextmanager
+def nginx(folder: Path) -> Iterator[str]:
+    """Serve a folder; the address."""
+    port = 20_000 + os.getpid() % 20_000
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; events {{}}\n"
+        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+    )
+    folder.chmod(0o755)
+    user = ["-g", "user root;"] if os.getuid() == 0 else []
+    server = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), *user], stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ours_http(url: str, cache: Path) -> Iterator[Any]:
+    manifest = Manifest.load(f"{url}/ours")
+    reader = ShardReader(f"{url}/ours", manifest, "train", ShardCache(cache, 10**12))
+    order = SampleOrder([e.samples for e in reader.entries], seed=time.perf_counter_ns(), window_shards=2)
+    for first in range(0, order.num_samples, BATCH):
+        soon = order.slots(first, min(8 * BATCH, order.num_samples - first)).shard.tolist()
+        reader.prefetch(list(dict.fromkeys(soon)))
+        slots = order.slots(first, min(BATCH, order.num_samples - first))
+        for shard, number in zip(slots.shard.tolist(), slots.number.tolist(), strict=True):
+            yield reader.sample(shard, number, borrow=True).decode()["image"]
+
+
+def ours_cold(url: str) -> Iterator[Any]:
+    with tempfile.TemporaryDirectory(prefix="cache-") as cache:
+        yield from ours_http(url, Path(cache))
+
+
+def pipe_curl(url: str) -> Iterator[Any]:
+    names = [entry.file for entry in Manifest.load(f"{url}/ours").entries("train")]
+    urls = [f"pipe:curl -s -f {url}/ours/{name}" for name in names]
+    for sample in wds.WebDataset(urls, shardshuffle=len(urls), empty_check=False).shuffle(1000, initial=100).decode():
+        yield sample["image.npy"]
+
+
+def measure_http(title: str, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure and show our reader with a cold and a warm cache, and WebDataset through curl; starting up counts."""
+    if shutil.which("nginx") is None or shutil.which("curl") is None:
+        print(f"\n{title}: over HTTP left out, nginx or curl is not installed")
+        return {}
+    with nginx(folder) as url, tempfile.TemporaryDirectory(prefix="cache-") as warm:
+        readers: dict[str, Reader] = {
+            "ours": partial(ours_cold, url),
+            "ours, warm": partial(ours_http, url, Path(warm)),
+            "pipe:curl": partial(pipe_curl, url),
+        }
+        rates = measure(readers, rounds, whole=True)
+    show(f"{title} a sample, over nginx on loopback, ours with a cold cache", rates)
+    print(f"  with a warm cache ours is {rates['ours, warm'] / rates['pipe:curl']:5.2f} times pipe:curl")
+    return {f"{title}, nginx": rates}
+
+
 # -------------------------------------------------------------------------------------- workers, batches of tensors
 
 
@@ -226,21 +295,25 @@ def mosaicml_batches(folder: Path, workers: int) -> Iterator[Any]:
 # ------------------------------------------------------------------------------------------------------- the measure
 
 
-def rate(reader: Iterator[Any]) -> float:
-    """Return items a second after the first one: starting up is not counted."""
-    next(reader)
+def rate(reader: Iterator[Any], *, whole: bool = False) -> float:
+    """Return items a second, after the first one: starting up counts only where the whole is asked for."""
     begin, count = time.perf_counter(), 0
+    next(reader)
+    if whole:
+        count = 1
+    else:
+        begin = time.perf_counter()
     for _ in reader:
         count += 1
     return count / (time.perf_counter() - begin)
 
 
-def measure(readers: dict[str, Reader], rounds: int) -> dict[str, float]:
+def measure(readers: dict[str, Reader], rounds: int, *, whole: bool = False) -> dict[str, float]:
     """Return the median rate of each reader; they take turns, and the first round warms the caches."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for number in range(rounds + 1):
         for name, reader in readers.items():
-            value = rate(reader())
+            value = rate(reader(), whole=whole)
             if number:
                 rates[name].append(value)
     return {name: statistics.median(values) for name, values in rates.items()}
@@ -270,14 +343,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a quarter of the samples, one round")
     parser.add_argument("--workers", type=int, default=2, help="loading processes of the second part; 0 leaves it out")
+    parser.add_argument("--size", choices=list(SIZES), help="only samples of this size")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for title, (side, count) in SIZES.items():
+        if args.size not in (None, title):
+            continue
         with tempfile.TemporaryDirectory(prefix="streaming-") as folder:
             write_all(Path(folder), side, count // 4 if args.quick else count)
-            results |= measure_size(title, Path(folder), args.workers, 1 if args.quick else args.rounds)
+            rounds = 1 if args.quick else args.rounds
+            results |= measure_size(title, Path(folder), args.workers, rounds)
+            results |= measure_http(title, Path(folder), rounds)
     print("\n" + json.dumps(results))
 
 

@@ -173,7 +173,7 @@ def test_without_the_train_extra_one_line_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    ("module", "extra"), [("blosc2", "train"), ("fsspec", "train"), ("aiohttp", "train"), ("s3fs", "s3")]
+    ("module", "extra"), [("blosc2", "train"), ("fsspec", "train"), ("orjson", "train"), ("s3fs", "s3")]
 )
 def test_what_an_extra_brings_is_named_with_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, extra: str

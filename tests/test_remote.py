@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.server
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards, check_shards
+from inflate3d.data.remote import RemoteFolder
 from inflate3d.data.shard_cache import ShardCache
 from inflate3d.data.tar_index import index_tars
 from inflate3d.data.tar_mapping import TarMapping
@@ -48,10 +51,18 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.folder / self.path.lstrip("/")
         fault = self.faults.pop(0) if self.faults and path.suffix == ".tar" else ""
+        if fault == "stall":
+            time.sleep(1)
+        if fault == "drop":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         if fault == "500" or not path.is_file():
             self.send_error(500 if fault else 404)
             return
         content = path.read_bytes()
+        if fault == "no ranges":
+            del self.headers["Range"]
         start, _, stop = self.headers.get("Range", "bytes=0-")[6:].partition("-")
         part = content[int(start) : int(stop) + 1 if stop else None]
         self.taken.append(f"{path.name} {start}")
@@ -129,7 +140,9 @@ def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -
         assert len(next(iter(data.train_dataloader()))) == 5
 
 
-@pytest.mark.parametrize("faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"]])
+@pytest.mark.parametrize(
+    "faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"], ["drop", "drop"], ["no ranges"]]
+)
 def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str]) -> None:
     with served(root, list(faults)) as (url, handler):
         assert every_sample(remote(url, tmp_path)) == local(root)
@@ -145,6 +158,72 @@ def test_a_server_that_stays_broken_breaks_the_sample_not_the_process(root: Path
         Manifest.load("http://127.0.0.1:9/shapes")  # nobody is there
     with served(root) as (url, _), pytest.raises(InputError, match="no such file"):
         Manifest.load(f"{url}/absent")
+
+
+def test_a_server_that_stalls_is_given_up_and_asked_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inflate3d.data.remote._READ_S", 0.2)
+    with served(root, ["stall"]) as (url, _):
+        assert every_sample(remote(url, tmp_path / "a")) == local(root)
+    with served(root, ["stall"] * 50) as (url, _):
+        reader = remote(url, tmp_path / "b")
+        with pytest.raises(BrokenSample, match=r"train-000000.tar: cannot be read after 5 tries \(.*[Tt]imed out"):
+            reader.sample(0, 0)
+        started = time.monotonic()
+        with pytest.raises(BrokenSample, match="after 5 tries"):  # the next sample of the shard does not wait again
+            reader.sample(0, 1)
+        assert time.monotonic() - started < 1
+
+
+def test_a_full_disk_is_one_error_that_names_the_free_space(root: Path, tmp_path: Path) -> None:
+    toy = Toy(kind=KIND, num_train=40, num_val=4, size=24)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with served(root) as (url, _):
+        reader = remote(url, tmp_path / "cache")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+            with pytest.raises(BrokenSample, match=r"cache: File too large; [\d.]+ MB are free there. Free some"):
+                reader.sample(0, 0)
+            with pytest.raises(InputError, match=r"[\d.]+ MB are free there.*finished shards are kept"):
+                build_shards(toy, tmp_path / "built", max_samples_per_shard=5, progress=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert every_sample(remote(url, tmp_path / "cache")) == local(root)  # and goes on when there is room
+    build_shards(toy, tmp_path / "built", max_samples_per_shard=5, progress=False)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "built").iterdir()} == {
+        p.name: p.read_bytes() for p in (root / "shapes").iterdir()
+    }
+
+
+def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> None:
+    entries = Manifest.load(root / "shapes").entries("train")[:5]
+    size = max(e.bytes for e in entries)
+    with served(root) as (url, _):
+        folder, cache = RemoteFolder(f"{url}/shapes"), ShardCache(tmp_path, 3 * size)
+
+        def held_now() -> list[int]:
+            return [i for i, e in enumerate(entries) if (tmp_path / e.sha256).exists()]
+
+        for entry in entries[:3]:
+            os.close(cache.open(folder, entry))
+        cache.prefetch(folder, [entries[i] for i in (2, 0, 1)])  # used longest ago is 0; needed last is 1
+        os.close(cache.open(folder, entries[3]))
+        assert held_now() == [0, 2, 3]
+        cache.prefetch(folder, [entries[i] for i in (3, 0, 2, 4)])  # for 4 nothing that is needed sooner must go
+        wait_until(lambda: not cache._asked)
+        assert held_now() == [0, 2, 3]
+        cache.prefetch(folder, [entries[i] for i in (0, 4)])  # now there is room: 2 and 3 are not needed any more
+        wait_until(lambda: (tmp_path / entries[4].sha256).exists())
+        assert 0 in held_now()
+        assert held(tmp_path) <= 3 * size
+
+
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert holds()
 
 
 def test_a_partial_file_is_gone_on_with(root: Path, tmp_path: Path) -> None:

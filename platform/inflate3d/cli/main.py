@@ -36,8 +36,7 @@ MOST_LINES = 8
 # What the light core lacks: an import that fails on one of these means that the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
-    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "aiohttp"),
-    "orjson",
+    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
 }
 _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 

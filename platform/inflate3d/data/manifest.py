@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
+from inflate3d.data.disk import told_when_full
 from inflate3d.data.remote import RemoteFolder, is_remote
 from inflate3d.errors import InputError
 
@@ -156,7 +157,7 @@ class Manifest:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old one or the new one, never a part."""
     temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as file:
+    with told_when_full(path.parent, "Free some and run the same command again"), temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

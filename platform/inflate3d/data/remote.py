@@ -1,17 +1,20 @@
-"""Folders of shards that lie elsewhere: http(s)://, s3:// and whatever else fsspec opens; every read is retried."""
+"""Folders of shards that lie elsewhere: http(s)://, and s3:// and the like through fsspec; every read is retried."""
 
 from __future__ import annotations
 
 import time
+import urllib.parse
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
+from inflate3d.data.http_range import read_http, size_http
 from inflate3d.errors import InputError
 
 T = TypeVar("T")
 TRIES = 5
 _CONNECT_S, _READ_S = 10, 30
+_HTTP = ("http://", "https://")
 
 
 class RemoteFolder:
@@ -25,21 +28,30 @@ class RemoteFolder:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Return a file, or its bytes start..stop. Raises InputError if it still fails after several tries."""
-        system, path = self._opened
-        where = f"{self.url}/{name}"
-        content = self._retried(where, lambda: system.cat_file(f"{path}/{name}", start=start, end=stop, timeout=120))
-        if start is not None and stop is not None and len(content) > stop - start:
-            content = content[start:stop]  # a server that knows no ranges sends the whole
-        return content
+        return self._retried(f"{self.url}/{name}", lambda: self._read(name, start, stop))
 
     def size(self, name: str) -> int:
         """Return a file's bytes. Raises InputError as read does, or if the server does not tell."""
-        system, path = self._opened
         where = f"{self.url}/{name}"
-        size = self._retried(where, lambda: system.info(f"{path}/{name}")["size"])
+        size = self._retried(where, lambda: self._size(name))
         if not isinstance(size, int):
             raise InputError(f"{where}: the server does not tell its size")
         return size
+
+    def _read(self, name: str, start: int | None, stop: int | None) -> bytes:
+        if self.url.startswith(_HTTP):
+            return read_http(self._address(name), start, stop, timeout_s=_READ_S)
+        system, path = self._opened
+        return system.cat_file(f"{path}/{name}", start=start, end=stop)
+
+    def _size(self, name: str) -> int | None:
+        if self.url.startswith(_HTTP):
+            return size_http(self._address(name), timeout_s=_READ_S)
+        system, path = self._opened
+        return system.info(f"{path}/{name}")["size"]
+
+    def _address(self, name: str) -> str:
+        return f"{self.url}/{urllib.parse.quote(name)}"
 
     def names(self, pattern: str) -> list[str]:
         """Return the files whose names match, sorted; for services that list their folders (s3, not http)."""
@@ -51,12 +63,7 @@ class RemoteFolder:
     def _opened(self) -> tuple[Any, str]:
         scheme = self.url.partition("://")[0]
         options: dict[str, Any] = {}
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
-            options["client_kwargs"] = {"timeout": timeout}
-        elif scheme == "s3":
+        if scheme == "s3":
             options["config_kwargs"] = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
         from fsspec.core import url_to_fs
 
@@ -71,20 +78,14 @@ class RemoteFolder:
         for attempt in range(TRIES):
             try:
                 return read()
-            except Exception as fault:  # aiohttp, botocore and sockets raise dozens of kinds
-                if isinstance(fault, FileNotFoundError) and _is_absent(fault):
-                    raise InputError(f"{where}: no such file") from fault
+            except Exception as fault:  # urllib, botocore and sockets raise dozens of kinds
+                if isinstance(fault, FileNotFoundError):
+                    raise InputError(f"{where}: no such file ({' '.join(str(fault).split())[:80]})") from fault
                 if attempt == TRIES - 1:
                     reason = " ".join(str(fault).split())[:200] or type(fault).__name__
                     raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
                 time.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
-
-
-def _is_absent(fault: FileNotFoundError) -> bool:
-    """Is the file not there? fsspec says so of any answer to its question for the size; the cause tells."""
-    cause = fault.__cause__
-    return cause is None or 400 <= getattr(cause, "status", 500) < 500
 
 
 def is_remote(place: object) -> bool:

@@ -4,6 +4,10 @@ Files are named by their sha256, checked on arrival. Whoever reads a file holds 
 one holds an exclusive lock on its partial file; locks end with their process, so a crash leaves nothing locked, and a
 partial file is gone on with or evicted. Room is reserved under one lock before a byte is fetched, and a partial file
 counts with its full size: the bound is never exceeded.
+
+A file's modification time says how dear it is, to all processes alike: when it was used last, or, of those that a
+process knows to be needed soon, a time in the future, the sooner the later. What is worth least is evicted first, so
+what is needed last goes before what is needed next.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from inflate3d.data.disk import told_when_full
 from inflate3d.data.manifest import ShardEntry
 from inflate3d.data.remote import RemoteFolder
 from inflate3d.errors import InputError
@@ -25,6 +30,7 @@ from inflate3d.errors import InputError
 GB = 10**9
 _STEP = 8 * 2**20  # what a broken transfer may lose
 _POLL_S, _MOST_WAIT_S = 0.02, 600
+_SOON_S = 3600  # the next shard needed counts as used in an hour, the one after it a second earlier, and so on
 
 
 class ShardCache:
@@ -34,6 +40,7 @@ class ShardCache:
         self.folder, self.limit = Path(folder).expanduser(), int(limit)
         self._ahead: queue.Queue[tuple[RemoteFolder, ShardEntry]] | None = None
         self._asked: set[str] = set()
+        self._needed: dict[str, dict[str, float]] = {}  # by remote folder: what is needed soon, and how dear it is
         self._process = 0
 
     def __getstate__(self) -> dict[str, object]:
@@ -64,22 +71,38 @@ class ShardCache:
         raise InputError(f"{self.folder}: no room for {entry.file} in {_MOST_WAIT_S} s. Raise data.cache_gb")
 
     def prefetch(self, remote: RemoteFolder, entries: list[ShardEntry]) -> None:
-        """Fetch these in the background, in order; faults are left to who reads them."""
+        """Fetch these in the background, in the order of their need; faults are left to who reads them.
+
+        What is fetched ahead takes the room only of what is needed later or not at all.
+        """
         if self._process != os.getpid():  # a fork has no threads
             self._process, self._ahead, self._asked = os.getpid(), queue.Queue(), set()
             threading.Thread(target=self._work, daemon=True).start()
         assert self._ahead is not None
+        soon = time.time() + _SOON_S
+        self._needed[remote.url] = {entry.sha256: soon - rank for rank, entry in enumerate(entries)}
         for entry in entries:
-            if entry.sha256 not in self._asked:
+            with suppress(OSError):
+                os.utime(self.folder / entry.sha256, (self._worth(entry.sha256),) * 2)
+            if entry.sha256 not in self._asked and entry.bytes <= self.limit:
                 self._asked.add(entry.sha256)
                 self._ahead.put((remote, entry))
+
+    def _worth(self, sha256: str) -> float:
+        """Return the time that a file used now is marked with."""
+        return max((needed.get(sha256, 0.0) for needed in list(self._needed.values())), default=0.0) or time.time()
 
     def _work(self) -> None:
         assert self._ahead is not None
         while True:
             remote, entry = self._ahead.get()
             with suppress(InputError, OSError):
-                os.close(self.open(remote, entry))
+                self.folder.mkdir(parents=True, exist_ok=True)
+                handle = self._whole(entry)
+                if handle is None:
+                    handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
+                if handle is not None:
+                    os.close(handle)
             self._asked.discard(entry.sha256)
 
     def _whole(self, entry: ShardEntry) -> int | None:
@@ -92,15 +115,21 @@ class ShardCache:
         if os.fstat(handle).st_nlink == 0:  # evicted between the two calls
             os.close(handle)
             return None
-        with suppress(OSError):
-            os.utime(handle)  # used last now
+        self._mark(handle, entry)
         return handle
 
-    def _fetch(self, remote: RemoteFolder, entry: ShardEntry) -> int | None:
-        """Reserve room, fetch and check a file; None if another process fetches it or there is no room yet."""
+    def _mark(self, handle: int, entry: ShardEntry) -> None:
+        with suppress(OSError):
+            os.utime(handle, (self._worth(entry.sha256),) * 2)
+
+    def _fetch(self, remote: RemoteFolder, entry: ShardEntry, *, dearer: float = float("inf")) -> int | None:
+        """Reserve room, fetch and check a file; None if another process fetches it or there is no room yet.
+
+        dearer: files of at least this worth stay.
+        """
         partial = self.folder / f".part-{entry.sha256}-{entry.bytes}"
         with self._locked():
-            if (self.folder / entry.sha256).exists() or not self._make_room(partial, entry.bytes):
+            if (self.folder / entry.sha256).exists() or not self._make_room(partial, entry.bytes, dearer):
                 return None
             handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             # Who fetched it may have finished between the two calls: then the name is gone, or another file's.
@@ -109,6 +138,7 @@ class ShardCache:
                 return None
         try:
             self._transfer(remote, entry, handle)
+            self._mark(handle, entry)
             os.rename(partial, self.folder / entry.sha256)
             fcntl.flock(handle, fcntl.LOCK_SH)
         except BaseException:
@@ -123,22 +153,22 @@ class ShardCache:
         """Go on where the partial file ends; what arrives wrong is fetched once more from its start."""
         for _ in range(2):
             done = min(os.fstat(handle).st_size, entry.bytes)
-            try:
-                while done < entry.bytes:
-                    content = remote.read(entry.file, done, min(done + _STEP, entry.bytes))
-                    if not content:
-                        break
+            digest = _sha256(handle, done)
+            while done < entry.bytes:
+                content = remote.read(entry.file, done, min(done + _STEP, entry.bytes))
+                if not content:
+                    break
+                with told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb"):
                     _write(handle, content, done)
-                    done += len(content)
-            except OSError as fault:
-                raise InputError(f"{self.folder}: {fault.strerror}; free space, or give data.cache_dir") from fault
-            if done == entry.bytes and _sha256(handle) == entry.sha256:
+                digest.update(content)
+                done += len(content)
+            if done == entry.bytes and digest.hexdigest() == entry.sha256:
                 return
             os.ftruncate(handle, 0)
         raise InputError(f"{remote.url}/{entry.file}: differs from what its manifest states (sha256)")
 
-    def _make_room(self, partial: Path, size: int) -> bool:
-        """Evict what was used longest ago and is not in use, until `size` more bytes fit; False if they cannot yet."""
+    def _make_room(self, partial: Path, size: int, dearer: float) -> bool:
+        """Evict what is worth least and is not in use, until `size` more bytes fit; False if they cannot yet."""
         found = []
         used = 0
         for path in self.folder.iterdir():
@@ -147,9 +177,9 @@ class ShardCache:
                     continue
                 reserved = int(path.name.rpartition("-")[2]) if path.name.startswith(".part-") else path.stat().st_size
                 used += reserved
-                found.append((path.stat().st_mtime_ns, reserved, path))
-        for _, reserved, path in sorted(found):
-            if used + size <= self.limit:
+                found.append((path.stat().st_mtime, reserved, path))
+        for worth, reserved, path in sorted(found):
+            if used + size <= self.limit or worth >= dearer:
                 break
             if _evict(path):
                 used -= reserved
@@ -201,9 +231,10 @@ def _write(handle: int, content: bytes, offset: int) -> None:
         view, offset = view[count:], offset + count
 
 
-def _sha256(handle: int) -> str:
+def _sha256(handle: int, stop: int) -> hashlib._Hash:
+    """Return the hash of the bytes before `stop`."""
     digest, offset = hashlib.sha256(), 0
-    while content := os.pread(handle, _STEP, offset):
+    while content := os.pread(handle, min(_STEP, stop - offset), offset):
         digest.update(content)
         offset += len(content)
-    return digest.hexdigest()
+    return digest

@@ -160,6 +160,7 @@ class ShardReader:
             self._files = _OneFile(self._open_file, os.close)
         self._maps: _Recent[memoryview] = _Recent(_OPEN_SHARDS, self._open_map, lambda _: None)
         self._memory = np.empty(0, np.uint8).data
+        self._failed: dict[int, str] = {}
 
     def _read(self, shard: int, offset: int, size: int, borrow: bool) -> memoryview:
         if borrow and size >= _MAP_FROM_BYTES and self.remote is None:
@@ -194,9 +195,12 @@ class ShardReader:
         entry = self.entries[shard]
         if self.remote is not None:
             assert self.cache is not None, "remote tars are read through a cache"
+            if shard in self._failed:  # else each of its samples would wait for the server anew
+                raise BrokenSample(self._failed[shard])
             try:
                 return self.cache.open(self.remote, entry)
             except InputError as fault:
+                self._failed[shard] = str(fault)
                 raise BrokenSample(str(fault)) from fault
         path = self._where(shard)
         try:

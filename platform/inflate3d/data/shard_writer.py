@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard
 from inflate3d.data.build_progress import BuildProgress
+from inflate3d.data.disk import told_when_full
 from inflate3d.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry, file_sha256
 from inflate3d.data.members import KEY_PATTERN
 from inflate3d.data.read_ahead import Encoded, ReadAhead, Rejected
@@ -165,7 +166,8 @@ def _write_shard(
     rejects: list[dict[str, str]] = []
     temporary = tar.with_name(f".tmp-{tar.name}")
     stop = start
-    with temporary.open("wb") as file:
+    full = told_when_full(tar.parent, "Free some and run the same command again: finished shards are kept")
+    with full, temporary.open("wb") as file:
         writer = _TarWriter(file)
         for outcome in outcomes:
             stop += 1

@@ -29,7 +29,7 @@ from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
-_BATCHES_AHEAD = 8
+_BATCHES_AHEAD = 16
 _NO_TENSORS: dict[str, Any] = {"image": None, "target": None, "spacing_mm": None}
 
 

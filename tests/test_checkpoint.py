@@ -185,3 +185,29 @@ def test_metrics_keep_every_bit(tmp_path):
     value = 0.1 + 0.2
     MetricsCSV(tmp_path / "metrics.csv", global_step=lambda: 1).log_metrics({"a": value})
     assert read_metrics(tmp_path / "metrics.csv")[0]["a"] == value
+
+
+@pytest.mark.parametrize(
+    "error",
+    # The second is what torch.save says on a full disk.
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672]"),
+    ],
+)
+def test_a_full_disk_is_named_with_its_free_space_and_costs_no_earlier_checkpoint(tmp_path, error):
+    kept = write(tmp_path, 10)
+    folder = store.checkpoints_folder(tmp_path)
+    store.begin(folder, 20)
+    (store.unfinished(folder, 20) / store.STATE).write_bytes(bytes(500_000))
+    message = r"(?s)step 20 .* 0\.5 MB were written, then [\d.]+ MB were free.*step-00000010"
+    with pytest.raises(InputError, match=message), store.space_for(folder, 20):
+        raise error
+    assert find_checkpoint(tmp_path).path == kept.path
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_other_errors_of_a_save_are_left_as_they_are(tmp_path):
+    store.begin(store.checkpoints_folder(tmp_path), 20)
+    with pytest.raises(RuntimeError, match="out of memory"), store.space_for(store.checkpoints_folder(tmp_path), 20):
+        raise RuntimeError("CUDA out of memory")

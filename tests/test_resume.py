@@ -1,6 +1,7 @@
 """A run that is killed and started again by the same command ends bit for bit where a run never killed ends."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -69,11 +70,12 @@ data:
 
 # Notes the keys of every micro-batch, and kills its own process where the variable KILL says.
 KILLER = """
-import os, signal
+import os, signal, threading
 import lightning.pytorch as pl
 import torch
 
 MOMENT, _, WHERE = os.environ.get("KILL", "").partition(":")
+WRITTEN = 0.5  # share of a checkpoint's file that is on the disk when its writer is killed
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -81,12 +83,20 @@ def die():
 def save_half(state, path):
     torch_save(state, path)
     with open(path, "r+b") as file:
-        file.truncate(os.path.getsize(path) // 2)
+        file.truncate(int(os.path.getsize(path) * WRITTEN))
     die()
 
 torch_save = torch.save
 
 class ToyKiller(pl.Callback):
+    def on_train_start(self, trainer, module):
+        global WRITTEN
+        if MOMENT == "after":  # so many seconds, wherever that is
+            threading.Timer(float(WHERE), die).start()
+        if MOMENT == "next save":
+            WRITTEN = float(WHERE)
+            torch.save = save_half
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         with open(f"keys{trainer.global_rank}.txt", "a") as file:
             file.write(f"{batch.micro_batch} {batch.dataset} {' '.join(batch.keys)}\\n")
@@ -110,6 +120,15 @@ def fit(folder: Path, *options: str, kill: str = "") -> subprocess.CompletedProc
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stdout + done.stderr
     return done
+
+
+def fit_or_die(folder: Path, kill: str, *options: str) -> bool:
+    """Start the run of `folder`; return whether it was killed."""
+    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
+    environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
+    return done.returncode != 0
 
 
 def keys_seen(folder: Path, rank: int = 0) -> dict[int, str]:
@@ -246,6 +265,33 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(never_killed, tmp_
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
         assert_equal_state(one[part], other[part])
     assert (folder / "run/metrics.csv").read_bytes() == (never_killed / "run/metrics.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_kills_at_random_moments_cost_nothing(tmp_path):
+    # KILLS=20 .venv/bin/pytest tests/test_resume.py -k random   is what docs/LOG.md reports.
+    kills, chance = int(os.environ.get("KILLS", "3")), random.Random(5)
+    options = [f"--trainer.max_steps={3 * kills + 6}", "--trainer.val_check_interval=15"]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    for place in (whole, folder):
+        place.mkdir()
+        (place / "tiny.yaml").write_text(CONFIG.replace("every_steps: 2", "every_steps: 1"))
+        (place / "toy_killer.py").write_text(KILLER)
+    assert not fit_or_die(whole, "", *options)
+    for i in range(kills):
+        kill = f"next save:{chance.random()}" if i % 3 == 2 else f"after:{chance.uniform(0, 2.0)}"
+        assert fit_or_die(folder, kill, *options), f"kill {i + 1} ({kill}): the run had ended before"
+        steps = [c.step for c in list_checkpoints(folder / "run/checkpoints")]
+        print(f"kill {i + 1} of {kills}, {kill}: checkpoints {steps}", flush=True)
+    assert not fit_or_die(folder, "", *options)
+    assert keys_seen(folder) == keys_seen(whole)
+    ours, theirs = (find_checkpoint(f / "run") for f in (folder, whole))
+    assert (ours.step, ours.metrics) == (theirs.step, theirs.metrics)
+    one, other = (torch.load(c.state, weights_only=True) for c in (ours, theirs))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
+        assert_equal_state(one[part], other[part])
+    assert (folder / "run/metrics.csv").read_bytes() == (whole / "run/metrics.csv").read_bytes()
 
 
 @pytest.mark.slow

@@ -8,13 +8,15 @@ written as `checkpoints/.tmp-<step>` in the same folder, flushed to disk and ren
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,31 @@ def write_checkpoint(
 def unfinished(folder: Path, step: int) -> Path:
     """Return the folder where the checkpoint of a step is being written."""
     return folder / f".tmp-{step:08d}"
+
+
+@contextlib.contextmanager
+def space_for(folder: Path, step: int) -> Iterator[None]:
+    """Turn a full disk into an InputError that names the free space; the unfinished checkpoint goes, others stay.
+
+    torch.save reports a failed write as a RuntimeError of its container.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "inline_container" not in str(error):
+            raise
+        temporary = unfinished(folder, step)
+        written = sum(f.stat().st_size for f in temporary.rglob("*") if f.is_file()) if temporary.is_dir() else 0
+        free = shutil.disk_usage(folder).free
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = list_checkpoints(folder)
+        last = f"the last whole one is {kept[-1].path}" if kept else "there is none yet"
+        raise InputError(
+            f"no space for the checkpoint of step {step} in {folder}: {written / 1e6:.1f} MB were written, then "
+            f"{free / 1e6:.1f} MB were free ({error}). No earlier checkpoint was touched; {last}. Free some space, or "
+            "keep fewer (CheckpointWriter: keep_last, keep_every), and run the same command again"
+        ) from error
 
 
 def begin(folder: Path, step: int) -> None:

@@ -119,9 +119,11 @@ class CheckpointWriter(Checkpoint):
         if trainer.is_global_zero:
             store.begin(folder, step)
         trainer.strategy.barrier("checkpoint begins")
-        trainer.save_checkpoint(store.unfinished(folder, step) / store.STATE, weights_only=False)
+        with store.space_for(folder, step):
+            trainer.save_checkpoint(store.unfinished(folder, step) / store.STATE, weights_only=False)
+            if trainer.is_global_zero:
+                store.commit(folder, step, score=finite.get(self.monitor), metrics=finite)
         if trainer.is_global_zero:
-            store.commit(folder, step, score=finite.get(self.monitor), metrics=finite)
             self._prune(folder, step)
         trainer.strategy.barrier("checkpoint is complete")
         self._due = self._requested = False

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from inflate3d.data.manifest import Manifest
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.toy import Toy
 from inflate3d.training import find_checkpoint
 from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.run_folder import read_config
@@ -26,7 +28,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "slurm" / "local_cluster.sh"
-WAIT_S = 240
+WAIT_S = 400
+RESPITE_S = 12  # SLURM gives the old start's processes two minutes to be gone, before a new one comes
 MICRO_BATCHES = 40
 CONFIG = """
 seed_everything: 3
@@ -167,12 +170,14 @@ class Submitted:
 
     def wait_for(self, what: Callable[[], bool], name: str) -> None:
         """Wait until something holds; after `start_again` SLURM's two minutes before a next start are cut short."""
-        until = time.monotonic() + WAIT_S
+        until, waits_since = time.monotonic() + WAIT_S, time.monotonic()
         while not what():
             assert time.monotonic() < until, f"{name} did not come: {self.show()}\n{self.log}"
-            if self.impatient and self.show()["Reason"] == "BeginTime":
-                shell("scontrol", "update", f"jobid={self.id}", "StartTime=now", check=False)
             time.sleep(0.5)
+            if self.show()["Reason"] != "BeginTime":
+                waits_since = time.monotonic()
+            elif self.impatient and time.monotonic() - waits_since > RESPITE_S:
+                shell("scontrol", "update", f"jobid={self.id}", "StartTime=now", check=False)
 
     def wait_for_batch(self, micro_batch: int) -> None:
         self.wait_for(lambda: self.seen() >= micro_batch, f"micro-batch {micro_batch}")
@@ -355,7 +360,7 @@ def test_a_lost_node_costs_no_more_than_the_steps_since_the_last_checkpoint(
     job.hurry()
     job.start_again()
     job.wait_for_end()
-    assert job.show()["Restarts"] == "1"
+    assert job.show()["Restarts"] == "1", job.log
     assert "going on from step" in job.log
     assert_same_end(job, undisturbed)
 
@@ -418,6 +423,8 @@ def test_a_build_of_shards_runs_in_parts_and_is_merged(cluster: Path, tmp_path: 
 
 def test_a_sweep_gives_each_line_its_run(cluster: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path, save_before_s=0)
+    for name, kind in (("seg", "volume_segmentation"), ("shapes", "volume_classification")):
+        build_shards(Toy(kind=kind, num_train=5, num_val=2, size=16), tmp_path / "shards" / name, progress=False)
     (tmp_path / "sweep.txt").write_text("# two rates\n--model.optimizer.lr 1e-3\n\n--model.optimizer.lr 1e-4\n")
     job = Submitted(tmp_path, "--array", "sweep.txt", "--", "--trainer.max_steps", "2", hurry=True, nodes=1)
     until = time.monotonic() + WAIT_S

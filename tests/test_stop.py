@@ -27,7 +27,9 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
+from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.run_folder import read_state
+from inflate3d.training.stop import Agreement
 from inflate3d.training.wandb_service import outlive_service
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
@@ -224,3 +226,67 @@ def test_before_training_a_signal_ends_the_command_at_once_with_75(tmp_path: Pat
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == stop_signals.EXIT_STOPPED, done.stderr
     assert "Traceback" not in done.stderr
+
+
+TWO_RANKS = """
+seed_everything: 3
+trainer:
+  {default_root_dir: run, accelerator: cpu, devices: 2, strategy: ddp, max_steps: 6, val_check_interval: 3,
+   callbacks: [{class_path: toy_signal.ToySignal}]}
+model:
+  backbone: {name: test_resnet, stems: {mask: 1}}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}
+  tasks: {shape: {class_path: VolumeClassification, init_args: {datasets: [shapes]}}}
+data:
+  root: shards
+  datasets:
+    shapes:
+      batch_size: 4
+      build: {class_path: Toy, init_args: {kind: volume_classification, num_train: 7, num_val: 5}}
+"""
+# One rank alone is signalled, at a micro-batch or within a validation.
+SIGNAL = """
+import os, signal
+import lightning.pytorch as pl
+
+class ToySignal(pl.Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if os.environ.get("WHERE") == "batch" and batch.micro_batch == 3 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if os.environ.get("WHERE") == "validation" and trainer.global_step == 3 and trainer.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "step"), [("batch", 4), ("validation", 3)])
+def test_all_ranks_stop_at_the_same_step_when_one_is_signalled(tmp_path: Path, where: str, step: int) -> None:
+    (tmp_path / "tiny.yaml").write_text(TWO_RANKS)
+    (tmp_path / "toy_signal.py").write_text(SIGNAL)
+    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "WHERE": where}
+    environment["INFLATE3D_STOPPED_FILE"] = str(tmp_path / "stopped")
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert first.returncode == stop_signals.EXIT_STOPPED, first.stdout + first.stderr
+    assert (tmp_path / "stopped").exists()
+    found = find_checkpoint(tmp_path / "run")
+    assert found
+    assert found.step == step
+    environment["WHERE"] = ""
+    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"going on from step {step}" in second.stdout
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows if "val/score" in row] == [3, 6]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_answer_comes_one_question_later() -> None:
+    agreement, device = Agreement(), torch.device("cuda")
+    answers = []
+    for wanted in (False, True, False, False):
+        agreement.ask(wanted, device)
+        answers.append(agreement.answer())
+    assert answers == [False, False, True, False]

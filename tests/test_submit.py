@@ -14,11 +14,18 @@ import yaml
 from inflate3d.cli.main import MOST_LINES, main
 from inflate3d.cli.status import duration
 from inflate3d.cli.submission import zero_ranks
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.slurm.script import TASK, Job, render_script, seconds_of
 from inflate3d.slurm.site import Site
 
 FIT = ["submit", "--config", "quickstart.yaml", "--time", "1:00:00"]
+KINDS = {
+    "toy_video": "video_classification",
+    "toy_volumes": "volume_segmentation",
+    "toy_shapes": "volume_classification",
+}
 # Says what it is, and answers as sbatch and squeue do; a real controller is asked in test_slurm.py.
 STAND_IN = """#!/bin/bash
 case "$(basename "$0")" in
@@ -238,6 +245,11 @@ def test_a_sweep_checks_every_line_and_gives_each_its_folder(
 ) -> None:
     sweep = stand_in / "sweep.txt"
     sweep.write_text("--model.optimizer.lr 1e-3\n# a remark\n--model.optimizer.lr 1e-4 --seed_everything 1\n")
+    assert main([*FIT, "--array", "sweep.txt"]) == 2
+    assert "every task of the sweep would build them at once" in capsys.readouterr().err
+    for name, kind in KINDS.items():
+        toy = Toy(kind=kind, num_train=2, num_val=1, size=24)
+        build_shards(toy, stand_in / "runs" / "quickstart" / "shards" / name, progress=False)
     assert main([*FIT, "--array", "sweep.txt"]) == 0
     assert "platform status" in capsys.readouterr().out
     folder = stand_in / "runs" / "quickstart" / "slurm"

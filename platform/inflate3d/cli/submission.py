@@ -11,8 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from inflate3d.cli.check import check_config
+from inflate3d.cli.check import check_config, shard_folder
 from inflate3d.cli.config import Config, load_config
+from inflate3d.data.manifest import MANIFEST_FILE
+from inflate3d.data.remote import is_remote
 from inflate3d.errors import InputError
 from inflate3d.slurm.queue import job_states
 from inflate3d.slurm.record import FOLDER, read_job
@@ -52,6 +54,7 @@ def fits(args: argparse.Namespace, overrides: list[str]) -> Submission:
     else:
         for number, line in enumerate(_lines(args.array)):
             config = _config(args, [*overrides, *line], ranks, default_folder=roots / str(number))
+            _check_shards(config)
             files[f"task-{number}.yaml"], tasks[str(number)] = _dump(config), str(_run_folder(config))
         path, where = roots / FOLDER / f"task-{TASK}.yaml", roots / TASK
     job = Job(
@@ -133,6 +136,19 @@ def _check_ranks(config: Config, ranks: int) -> None:
             raise InputError(
                 f"{config.where('data', 'datasets', name, 'batch_size')} is {dataset['batch_size']}, the micro-batch "
                 f"of all ranks together, which {ranks} ranks cannot share evenly; make it a multiple of {ranks}"
+            )
+
+
+def _check_shards(config: Config) -> None:
+    """Refuse a sweep whose tasks would all build the same shards at once."""
+    if is_remote(config.get("data", "root")):
+        return
+    for name in config.get("data", "datasets"):
+        folder = shard_folder(config, name)
+        if not (folder / MANIFEST_FILE).is_file():
+            raise InputError(
+                f"{config.where('data', 'datasets', name)}: no shards in {folder} yet, and every task of the sweep "
+                "would build them at once; build them first: platform shards build, or submit one fit"
             )
 
 

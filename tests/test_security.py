@@ -241,7 +241,7 @@ def test_attack_12_a_changed_file_is_refused_and_a_changed_answer_told(victim: P
         inflate3d.create_model(f"local-dir:{victim}", pretrained=True)
 
 
-# ------------------------------------------------------------------------------------------- older and newer directories
+# ------------------------------------------------------------------------------------------ older and newer directories
 
 
 def test_a_directory_of_before_attention_and_statistics_were_stated_loads_as_it_was_trained(victim: Path) -> None:

@@ -167,6 +167,9 @@ class HubStandIn(http.server.BaseHTTPRequestHandler):
             if repository not in self.commits:
                 return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
             number = len(self.commits[repository])
+            if parts[4:5] == ["tree"]:
+                tree = self._tree(repository, number)
+                return self._json([{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in tree.items()])
             siblings = [{"rfilename": name} for name in self._tree(repository, number)]
             self._json({"id": repository, "sha": self._sha(number), "siblings": siblings, "private": False, "tags": []})
         else:
@@ -180,7 +183,9 @@ class HubStandIn(http.server.BaseHTTPRequestHandler):
             asked = json.loads(body)
             repository = f"{asked.get('organization') or 'someone'}/{asked['name']}"
             self.commits.setdefault(repository, [{}])
-            self._json({"url": f"http://stand-in/{repository}", "name": repository, "id": repository})
+            self._json({"url": f"{self._own}/{repository}", "name": repository, "id": repository})
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
             files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
             self._json({"files": [{**f, "shouldIgnore": False} for f in files]})
@@ -201,7 +206,7 @@ class HubStandIn(http.server.BaseHTTPRequestHandler):
                 tree.pop(entry["value"]["path"], None)
         self.commits[repository].append(tree)
         sha = self._sha(len(self.commits[repository]))
-        self._json({"commitOid": sha, "commitUrl": f"http://stand-in/{repository}/commit/{sha}", "success": True})
+        self._json({"commitOid": sha, "commitUrl": f"{self._own}/{repository}/commit/{sha}", "success": True})
 
     def _resolve(self, *, send: bool) -> None:
         repository, _, rest = self.path.partition("?")[0].strip("/").partition("/resolve/")
@@ -234,6 +239,10 @@ class HubStandIn(http.server.BaseHTTPRequestHandler):
             if fault == "cut":
                 part, self.close_connection = part[: len(part) // 2], True
             self.wfile.write(part)
+
+    @property
+    def _own(self) -> str:
+        return f"http://{self.headers['Host']}"
 
     def _tree(self, repository: str, number: int) -> dict[str, bytes]:
         return self.commits[repository][number - 1]

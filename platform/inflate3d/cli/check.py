@@ -15,7 +15,7 @@ from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import sample_options
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
-from inflate3d.publishing.destination import destination_folder
+from inflate3d.publishing.destination import parse_destination
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
@@ -84,7 +84,7 @@ def _check_destination(config: Config) -> None:
     """Refuse a destination that holds something else before the training, not after it."""
     if destination := config.get("publish"):
         try:
-            destination_folder(str(destination))
+            parse_destination(str(destination))
         except InputError as error:
             raise InputError(f"{config.where('publish')}: {str(error).removeprefix('--output ')}") from None
 

@@ -1,4 +1,4 @@
-"""`platform predict RUN --input PATH --output PATH`: a run answers for raw files."""
+"""`platform predict MODEL --input PATH --output PATH`: a run, or published weights, answer for raw files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_TEXT = "predict on raw files with a run's checkpoint"
+_TEXT = "predict on raw files with a run's checkpoint, or with published weights and their heads"
 _EPILOG = """\
+MODEL     a run folder, or published weights (with heads: platform publish --heads): local-dir:PATH, hf-hub:ORG/NAME,
+          https://HOST/DIR, s3://BUCKET/DIR, or a name of inflate3d.list_pretrained()
 --input   a volume (.nii, .nii.gz, .nrrd, .mha, .npy), a video, a folder of either, or a folder of one DICOM series
 --output  segmentation: a folder with one NIfTI a case, with the shape and affine of its input (or a .nii.gz, for one)
           classification: a folder for predictions.csv, or a .csv
+          --features: a folder for features.npz, or a .npz
 Channels in files of their own are one case where they are called CASE_0000, CASE_0001, ... as nnU-Net has it.
 """
 _LINE_EVERY_S = 15.0
@@ -30,28 +33,42 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folder", metavar="RUN", help="a run folder: config.yaml and checkpoints/")
+    parser.add_argument("model", metavar="MODEL", help="a run folder or published weights, see below")
     parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder, see below")
     parser.add_argument("--output", required=True, metavar="PATH", help="see below")
     parser.add_argument("--dataset", metavar="NAME", help="whose head answers (default: the only one that fits)")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best by val/score")
+    parser.add_argument("--features", action="store_true", help="pooled features in place of the head's answer")
+    parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: INFLATE3D_CACHE)")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: the GPU where there is one")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
     from inflate3d.evaluation.inputs import families
+    from inflate3d.models.layout import CONFIG
+    from inflate3d.models.places import has_place
+    from inflate3d.models.pretrained import find_entry
     from inflate3d.training.run_folder import read_config
 
-    read_config(args.run_folder)  # refuse before torch is imported
+    folder = Path(args.model)
+    is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
+    if not is_published or (folder / "config.yaml").is_file():
+        read_config(args.model)  # refuse before torch is imported
     families(Path(args.input))
     from inflate3d.evaluation.predict import Predictor
 
     predictor = Predictor(
-        args.run_folder, args.input, dataset=args.dataset, checkpoint=args.checkpoint, device=args.device
+        args.model,
+        args.input,
+        dataset=args.dataset,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        features=args.features,
+        cache_dir=args.cache_dir,
     )
-    card, checkpoint = predictor.card, predictor.checkpoint
-    print(f"{checkpoint.path.name} of {args.run_folder}, head of {predictor.dataset} ({card.kind})", flush=True)
+    what = "features as" if args.features else "head of"
+    print(f"{predictor.answerer.title}, {what} {predictor.dataset} ({predictor.card.kind})", flush=True)
     with _CaseProgress() as progress:
         place = predictor.write(args.output, progress)
     print(f"predictions: {place}")

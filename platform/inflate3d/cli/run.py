@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -119,17 +118,16 @@ class Run:
             from inflate3d.publishing import publish_run
 
             published = publish_run(self.folder, config["publish"])
-            print(f"published: {published}\nload it anywhere:")
-            print(load_line(published))
+            print(f"published: {published.folder or published.address}\nload it anywhere:")
+            print(load_line(published.address))
 
 
-def load_line(published: Path) -> str:
+def load_line(address: str) -> str:
     """Return a shell command that loads published weights and prints what comes out; it works in any folder."""
-    net = json.loads((published / "config.json").read_text(encoding="utf-8"))["net"]
     code = (
         "import torch, inflate3d; "
-        f"model = inflate3d.create_model('local-dir:{published.resolve()}', pretrained=True, num_classes=0).eval(); "
-        f"print(model(torch.zeros(1, {net['in_chans']}, 16, 64, 64)).shape)"
+        f"model = inflate3d.create_model('{address}', pretrained=True, num_classes=0).eval(); "
+        "print(model(torch.zeros(1, model.in_chans_expected, 16, 64, 64)).shape)"
     )
     return f"{shlex.quote(sys.executable)} -c {_double_quoted(code)}"
 

@@ -1,4 +1,4 @@
-"""Predictions as files: label maps on the grid of their input, or one CSV of class probabilities."""
+"""Predictions as files: label maps on the grid of their input, a CSV of class probabilities, or features."""
 
 # K classes, D H W voxels along z y x; X Y Z the axes of a file as it is stored.
 
@@ -19,7 +19,7 @@ from inflate3d.errors import InputError
 from inflate3d.evaluation.inputs import InputCase
 from inflate3d.sample import Sample
 
-TABLE = "predictions.csv"
+TABLE, VECTORS = "predictions.csv", "features.npz"
 # Where voxels lie, as a NIfTI header says it; the rest of an input's header (names, dates, scales) is not copied.
 _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -37,12 +37,18 @@ class Answers(Protocol):
         """Write what is written at the end."""
 
 
-def answers_to(output: Path, card: DatasetCard, cases: Sequence[InputCase]) -> tuple[Answers, Path]:
+def answers_to(
+    output: Path, card: DatasetCard, cases: Sequence[InputCase], *, features: bool = False
+) -> tuple[Answers, Path]:
     """Return what writes the answers, and the file or folder that they will be in.
 
-    output: a folder; or, for one label map, a .nii or .nii.gz; or, for classes, a .csv. InputError if it cannot be, or
-    would overwrite an input.
+    output: a folder; or, for one label map, a .nii or .nii.gz; or, for classes, a .csv; or, for features, a .npz.
+    InputError if it cannot be, or would overwrite an input.
     """
+    if features:
+        file = output if output.suffix.lower() == ".npz" else output / VECTORS
+        _make_folder(file.parent)
+        return FeatureVectors(file), file
     if card.kind == "volume_segmentation":
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
@@ -94,6 +100,26 @@ class ClassTable:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["key", "predicted", *(f"probability_{name}" for name in self.classes)])
             writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+
+class FeatureVectors:
+    """One .npz: `keys` (N,) and pooled `features` (N, F), float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, np.ndarray] = {}
+
+    def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
+        """Note the features (F,) of one case."""
+        self.found[case.key] = probabilities.cpu().numpy()
+
+    def close(self) -> None:
+        """Write the file whole and give it its name; nothing where no case could be read."""
+        if not self.found:
+            return
+        temporary = self.path.with_name(f".{self.path.name}.tmp.npz")
+        np.savez(temporary, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
         os.replace(temporary, self.path)
 
 

@@ -1,4 +1,4 @@
-"""Prediction on raw files: a run's checkpoint answers, by the code that validation uses."""
+"""Prediction on raw files, by the code that validation uses."""
 
 from __future__ import annotations
 
@@ -12,61 +12,59 @@ import torch
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.stages import make_stage
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.evaluation.answerers import answerer_of
 from inflate3d.evaluation.answers import answers_to
 from inflate3d.evaluation.inputs import FAMILY_OF, Family, families, find_cases, read_case
 from inflate3d.sample import Batch, Sample
-from inflate3d.training.run_folder import read_config
-from inflate3d.training.saved_run import choose_checkpoint, load_module
 
 _HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 class Predictor:
-    """One head of a run, ready to answer for the files of a path; needs no shards."""
+    """One head of a run or of published weights, ready to answer for the files of a path; needs no shards."""
 
     def __init__(
         self,
-        run_folder: str | Path,
+        model: str | Path,
         source: str | Path,
         *,
         dataset: str | None = None,
         checkpoint: str = "best",
         device: str | None = None,
+        features: bool = False,
+        cache_dir: str | None = None,
     ) -> None:
         """Load the weights and list the cases of `source`.
 
-        dataset: whose head answers; None: the only one that takes what `source` holds. checkpoint: "best" ("last" where
-        none carries a score), "last" or a path. device: None is the GPU where there is one. Raises InputError for
-        whatever is missing or does not fit.
+        model: a run folder, or any published name that create_model takes. dataset: whose head answers; None: the only
+        one that takes what `source` holds. checkpoint: of a run: "best" ("last" where none carries a score), "last" or
+        a path. device: None is the GPU where there is one. features: pooled features in place of the head's answer.
+        Raises InputError for whatever is missing or does not fit.
         """
-        self.run_folder, self.source = Path(run_folder), Path(source)
-        config = read_config(run_folder)
+        self.source, self.features = Path(source), features
         held = families(self.source)
-        self.checkpoint = choose_checkpoint(run_folder, checkpoint)
-        self.module = load_module(run_folder, str(self.checkpoint.path))
-        self.dataset = choose_dataset(self.module.cards, held, dataset)
-        self.card = self.module.cards[self.dataset]
+        self.answerer = answerer_of(str(model), checkpoint=checkpoint, cache_dir=cache_dir)
+        self.dataset = choose_dataset(self.answerer.cards, held, dataset)
+        self.card = self.answerer.cards[self.dataset]
         self.cases = find_cases(self.source, self.card)
-        where = f"data.datasets.{self.dataset}"
-        options = config["data"]["datasets"][self.dataset].get("sample") or {}
-        self.stage = make_stage(self.card, options, training=False, where=where)
+        options = self.answerer.sample(self.dataset)
+        self.stage = make_stage(self.card, options, training=False, where=f"data.datasets.{self.dataset}")
         self.device = choose_device(device)
-        self.precision = str(config.get("trainer", {}).get("precision"))
-        self.module.to(self.device)
+        self.answerer.prepare(self.dataset, self.device, features=features)
 
     def write(self, output: str | Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
         """Predict every case, write the answers and return the file or folder that holds them.
 
         watch: told after each case how many of how many are done. InputError lists unreadable cases, after the others.
         """
-        answers, place = answers_to(Path(output), self.card, self.cases)
+        answers, place = answers_to(Path(output), self.card, self.cases, features=self.features)
         faults: dict[str, str] = {}
         watch(0, len(self.cases))
         for done, case in enumerate(self.cases, start=1):
             try:
                 members = read_case(case, self.card)
                 sample = self.stage(case.key, members, 0)
-                answers.add(case, sample, members["json"]["affine"], self._probabilities(sample))
+                answers.add(case, sample, members["json"]["affine"], self._answer(sample))
             except InputError as fault:
                 faults[case.key] = " ".join(str(fault).split())
             watch(done, len(self.cases))
@@ -76,18 +74,18 @@ class Predictor:
         return place
 
     @torch.no_grad()
-    def _probabilities(self, sample: Sample) -> torch.Tensor:
-        """Return (K,) or (K, D, H, W) for one sample, as validation would see it."""
+    def _answer(self, sample: Sample) -> torch.Tensor:
+        """Return (K,), (K, D, H, W) or features (F,) for one sample, as validation would see it."""
         batch = Batch(
             image=sample.image[None],
             target=torch.as_tensor(sample.target)[None],
             keys=[sample.key],
             dataset=self.dataset,
-            task=self.module.task_of[self.dataset],
+            task="",
             spacing_mm=torch.tensor([sample.spacing_mm]),
         )
-        with mixed_precision(self.precision, self.device):
-            return self.module.predict(batch.to(self.device)).probabilities[0].float()
+        with mixed_precision(self.answerer.precision, self.device):
+            return self.answerer.answer(batch.to(self.device))[0].float()
 
 
 def choose_dataset(cards: Mapping[str, DatasetCard], held: set[Family], dataset: str | None) -> str:
@@ -102,7 +100,7 @@ def choose_dataset(cards: Mapping[str, DatasetCard], held: set[Family], dataset:
             raise InputError(f"--dataset: {dataset!r} is of kind {cards[dataset].kind!r}, but --input holds {what}")
         return dataset
     if not fitting:
-        raise InputError(f"--input holds {what}; no dataset of this run takes them. Its datasets: {listed}")
+        raise InputError(f"--input holds {what}; no dataset of this model takes them. Its datasets: {listed}")
     if len(fitting) > 1:
         raise InputError(f"--input holds {what}; which head is to answer? Name one by --dataset: {listed}")
     return fitting[0]

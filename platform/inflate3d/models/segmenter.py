@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import Features
-from inflate3d.errors import InputError
+from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.plan import as_triple
+from inflate3d.models.config_schema import read_config
 from inflate3d.models.create import create_model
+from inflate3d.models.fetch import check_directory, published_folder
 from inflate3d.models.image_size import Fit, Size, fit_size, size_options
+from inflate3d.models.layout import PREFIX
+from inflate3d.models.published import head_tensors
 from inflate3d.nn.decoder import UNetDecoder
 from inflate3d.nn.pyramid import Pyramid
 from inflate3d.sample import Triple
+
+_log = logging.getLogger("inflate3d")
 
 
 class Segmenter(nn.Module):
@@ -26,7 +34,15 @@ class Segmenter(nn.Module):
     torch.compile wants the size known before: give input_size, or run once.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        num_classes: int,
+        *,
+        decoder_channels: Sequence[int] | None = None,
+        with_pyramid: bool = True,
+    ) -> None:
+        """decoder_channels: as UNetDecoder's. with_pyramid: finer levels before the finest map of a plain ViT."""
         super().__init__()
         self.encoder = encoder
         info: Any = encoder.feature_info
@@ -35,9 +51,16 @@ class Segmenter(nn.Module):
         self.levels = sorted(last.values())
         """The last map at each reduction; plain ViTs have one."""
         channels = [info.channels()[level] for level in self.levels]
-        self.pyramid = Pyramid(channels[0], reductions[self.levels[0]])
-        levels: Any = _Levels([*self.pyramid.channels, *channels])
-        self.decoder = UNetDecoder(levels, num_classes)
+        self.pyramid = Pyramid(channels[0], reductions[self.levels[0]]) if with_pyramid else None
+        finer = self.pyramid.channels if self.pyramid is not None else []
+        levels: Any = _Levels([*finer, *channels])
+        self.decoder = UNetDecoder(levels, num_classes, channels=decoder_channels)
+        self.input_spec = getattr(encoder, "input_spec", None)
+        self.label_names: list[str] = []
+        """What the classes are called, where published weights say it; the background is the first."""
+        self.window: Triple | None = None
+        """(D, H, W) of the sliding window that a published segmenter was validated with."""
+        self.window_overlap = 0.5
         self.fits: dict[Size, Fit] = {}
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
@@ -45,7 +68,9 @@ class Segmenter(nn.Module):
         depth, height, width = x_BCDHW.shape[2:]
         fit = self._fit(height, width)
         maps = self.encoder(fit.apply(x_BCDHW))
-        maps = self.pyramid([maps[level] for level in self.levels])
+        maps = [maps[level] for level in self.levels]
+        if self.pyramid is not None:
+            maps = self.pyramid(maps)
         size = (depth, *fit.size) if fit.how == "pad" else (depth, height, width)
         logits = self.decoder(Features(maps, maps[-1].mean((2, 3, 4)), size))
         return logits[..., :height, :width]
@@ -73,6 +98,7 @@ class Intermediates(nn.Module):
         self.net = net
         self.feature_info, self.plan, self.in_chans_expected = net.feature_info, net.plan, net.in_chans_expected
         self.pretrained_cfg = getattr(net, "pretrained_cfg", None)
+        self.input_spec = getattr(net, "input_spec", None)
 
     def forward(self, x_BCDHW: Tensor) -> list[Tensor]:
         """Return every map that the net names: (B, C_l, D_l, H_l, W_l)."""
@@ -88,25 +114,82 @@ class _Levels(NamedTuple):
         return self.widths
 
 
-def create_segmenter(name: str, pretrained: bool = False, *, num_classes: int, **kwargs: Any) -> Segmenter:
-    """Return an encoder by any name that create_model takes, with a fresh decoder on top.
+def create_segmenter(
+    name: str, pretrained: bool = False, *, num_classes: int | None = None, head: str | None = None, **kwargs: Any
+) -> Segmenter:
+    """Return an encoder by any name that create_model takes, with a decoder on top.
 
-    num_classes: voxel classes, the background among them. kwargs: as create_model's (plan, in_chans, input_size, ...).
+    The decoder is fresh, but for published weights with a segmenter (pretrained=True): then it is loaded whole, with
+    its classes' names (`label_names`); head names the dataset where there are several. num_classes: voxel classes, the
+    background among them; another number than the published one puts a fresh last layer on the published decoder.
+    kwargs: as create_model's (plan, in_chans, input_size, ...).
     input_size also chooses timm's options for nets of a fixed size (img_size=, dynamic_img_size=, strict_img_size=),
     unless one of them is given; without it, nets that can be made to take any size are.
     Raises InputError for names without feature maps, and as create_model does.
     """
-    if num_classes < 2:
-        raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")
     for given in ("features_only", "global_pool"):
         if given in kwargs:
             raise InputError(f"create_segmenter takes no {given}: the decoder uses the encoder's feature maps")
+    if pretrained and (whole := published_segmenter(name, num_classes, head, kwargs)) is not None:
+        return whole
+    if head is not None:
+        raise InputError(f"head={head!r}: {name!r} has no published segmenter, or pretrained=True is missing")
+    if num_classes is None:
+        raise InputError(f"num_classes is missing: {name!r} brings no segmenter of its own")
+    if num_classes < 2:
+        raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")
     size = as_triple(kwargs.get("input_size"), "input_size")
     frame = size[1:] if size else None
     kwargs.update(size_options(name, frame, {k: v for k, v in kwargs.items() if k not in _OURS}))
     segmenter = Segmenter(_encoder(name, pretrained, kwargs), num_classes)
     if frame:
         segmenter._fit(*frame)
+    return segmenter
+
+
+def published_segmenter(
+    name: str, num_classes: int | None, head: str | None, kwargs: dict[str, Any]
+) -> Segmenter | None:
+    """Return a published segmenter whole; None where a name brings none. InputError where one must be chosen."""
+    folder = published_folder(name, kwargs.get("cache_dir"))
+    if folder is None:
+        return None
+    config = read_config(folder)
+    heads = {n: h for n, h in config.get("heads", {}).items() if h["type"] == "unet"}
+    if head is None:
+        own = config["input"].get("domain")
+        head = own if own in heads else next(iter(heads)) if len(heads) == 1 else None
+    if head is None and not heads:
+        return None
+    if head not in heads:
+        raise unknown_name("segmenter", str(head), heads, where=f"{name}: head")
+    if num_classes is not None and num_classes < 2:
+        raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")
+    return _whole_segmenter(folder, head, heads[head], num_classes, kwargs)
+
+
+def _whole_segmenter(
+    folder: Path, head: str, entry: dict[str, Any], num_classes: int | None, kwargs: dict[str, Any]
+) -> Segmenter:
+    options = {"norm_domain": head, **kwargs}
+    net = create_model(f"{PREFIX}{folder}", True, num_classes=0, **options)
+    count = num_classes or len(entry["classes"])
+    # The task's own decoder: on all of the net's levels, without a pyramid.
+    segmenter = Segmenter(Intermediates(net), count, decoder_channels=entry.get("channels"), with_pyramid=False)
+    state = head_tensors(folder, head, check_directory(folder))
+    if count != len(entry["classes"]):
+        _log.warning("%s: %d classes instead of %d: the last layer is fresh", folder, count, len(entry["classes"]))
+        state = {**state, **{f"classify.{k}": v for k, v in segmenter.decoder.classify.state_dict().items()}}
+    try:
+        segmenter.decoder.load_state_dict(state)
+    except RuntimeError as fault:
+        raise InputError(f"{folder}: the decoder of {head!r} does not fit the net: {str(fault)[:200]}") from fault
+    segmenter.label_names = list(entry["classes"]) if count == len(entry["classes"]) else []
+    segmenter.input_spec = {**net.input_spec, **entry.get("input", {})}  # type: ignore[dict-item]
+    if entry.get("window"):
+        depth, height, width = entry["window"]
+        segmenter.window = (depth, height, width)
+    segmenter.window_overlap = entry.get("window_overlap", segmenter.window_overlap)
     return segmenter
 
 

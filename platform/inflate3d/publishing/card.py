@@ -8,16 +8,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from inflate3d.publishing.licences import commercial_use
+from inflate3d.publishing.licences import commercial_use, hub_licence
 
 
-def render_card(config: Mapping[str, Any], *, parameters: int) -> str:
-    """Return the card of a publication as Markdown, from its config.json alone."""
+def render_card(
+    config: Mapping[str, Any], *, parameters: int, address: str = "local-dir:PATH", picture: str | None = None
+) -> str:
+    """Return the card of a publication as Markdown. address: what its loading lines name; picture: a file beside it."""
     training = config["training"]
     source = config["source_weights"]
-    allowed, why = commercial_use(
-        training.get("data", []), (source or {}).get("licence"), has_source=source is not None
-    )
+    data = training.get("data", [])
+    licence, has_source = (source or {}).get("licence"), source is not None
+    allowed, why = commercial_use(data, licence, has_source=has_source)
     # The card is Markdown, not HTML: nothing is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -26,13 +28,29 @@ def render_card(config: Mapping[str, Any], *, parameters: int) -> str:
         config=config,
         net=config["net"],
         input=config["input"],
+        heads=config["heads"],
+        classes=config["classes"],
         training=training,
-        data=training.get("data", []),
+        data=data,
         source=source,
         commercial={"allowed": allowed, "why": why},
+        licence=hub_licence(data, licence, has_source=has_source),
+        pipeline=pipeline_tag(config),
         parameters=parameters,
+        address=address,
+        picture=picture,
         intensity=describe_intensity(config["input"]["intensity"]),
     )
+
+
+def pipeline_tag(config: Mapping[str, Any]) -> str:
+    """Return the Hub's word for what the weights answer."""
+    head = config["heads"].get(config["input"].get("domain"), {})
+    if head.get("type") == "unet":
+        return "image-segmentation"
+    if not config["classes"]:
+        return "image-feature-extraction"
+    return "video-classification" if config["input"].get("kind") == "video_classification" else "image-classification"
 
 
 def describe_intensity(intensity: Mapping[str, Any] | None) -> str:

@@ -1,18 +1,47 @@
-"""Where a publication goes: a folder of its own, refused where it holds anything else."""
+"""Where a publication goes: a folder of its own, a repository of the Hub, or an s3 address. No torch."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from inflate3d.errors import InputError
 from inflate3d.models.layout import CONFIG, FORMAT, PREFIX
+from inflate3d.models.places import HUB, parse_hub
+
+S3 = "s3://"
+ALLOWED = f"{PREFIX}PATH, {HUB}ORG/NAME or {S3}BUCKET/DIR"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What --output means. address: what create_model takes to load it from there; folder: for a local one."""
+
+    kind: Literal["local", "hub", "s3"]
+    address: str
+    folder: Path | None = None
+
+
+def parse_destination(destination: str) -> Destination:
+    """Read a destination. InputError if it is none, or a local folder that holds something else."""
+    if destination.startswith(HUB):
+        place = parse_hub(destination)
+        return Destination("hub", str(place))
+    if destination.startswith(S3):
+        bucket, slash, path = destination.removeprefix(S3).rstrip("/").partition("/")
+        if not bucket or not slash or not path or ".." in path.split("/"):
+            raise InputError(f"--output {destination!r}: expected {S3}BUCKET/DIR")
+        return Destination("s3", destination.rstrip("/"))
+    folder = destination_folder(destination)
+    return Destination("local", f"{PREFIX}{folder}", folder)
 
 
 def destination_folder(destination: str) -> Path:
     """Return the folder meant by "local-dir:path" or a plain path. InputError if it holds something else."""
     if ":" in destination.partition("/")[0] and not destination.startswith(PREFIX):
-        raise InputError(f"--output {destination!r}: weights are published to {PREFIX}PATH")
+        raise InputError(f"--output {destination!r}: weights are published to {ALLOWED}")
     folder = Path(destination.removeprefix(PREFIX)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; name an empty folder")

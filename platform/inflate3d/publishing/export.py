@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,27 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.models.layout import CARD, CONFIG, FORMAT, PRIVATE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.config_schema import check_config
+from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.replay import replay_features
+from inflate3d.models.transfer import sha256_of
 from inflate3d.publishing.card import render_card
-from inflate3d.publishing.destination import destination_folder, is_publication
+from inflate3d.publishing.delivery import deliver, is_there
+from inflate3d.publishing.destination import Destination, parse_destination
+from inflate3d.publishing.filters import draw_filters
 from inflate3d.publishing.licences import may_be_published
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a publication did. changed: False where these very files were there already; files: their sizes in bytes."""
+
+    address: str
+    folder: Path | None
+    changed: bool
+    is_private: bool
+    files: dict[str, int]
 
 
 def publish(
@@ -32,66 +49,133 @@ def publish(
     norm_domains: Mapping[str, str] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a net made by create_model to "local-dir:path" and return the folder.
+) -> Path | str:
+    """Write a net made by create_model to "local-dir:path", "hf-hub:org/name" or "s3://bucket/dir".
 
-    input_spec: the contract that the weights expect (axes, channels, spacing_mm, orientation, intensity). norm_domains:
-    each domain and its stem; extra_tensors: their statistics and stems. training: what the card says of the training
-    (data, metrics, steps). The same content is left as it is; an older publication is replaced; a folder that holds
-    anything else is refused. Weights from data whose card forbids it are marked private.
+    Returns the folder, or the address where it is not local. input_spec: the contract that the weights expect (axes,
+    channels, spacing_mm, orientation, intensity). norm_domains: each domain and its stem; extra_tensors: their
+    statistics and stems. training: what the card says of the training (data, metrics, steps). The same content is left
+    as it is; an older publication is replaced; a folder that holds anything else is refused. Weights from data whose
+    card forbids it are marked private, and refused elsewhere than in a local folder.
     """
-    folder = destination_folder(destination)
+    outcome = export(
+        model,
+        destination,
+        input_spec=input_spec,
+        norm=norm,
+        norm_domains=norm_domains,
+        extra_tensors=extra_tensors,
+        training=training,
+    )
+    if outcome.is_private:
+        warnings.warn(f"{outcome.folder} is marked private: a dataset's card forbids publishing weights", stacklevel=2)
+    return outcome.folder or outcome.address
+
+
+def export(
+    model: nn.Module,
+    destination: str,
+    *,
+    input_spec: Mapping[str, Any] | None = None,
+    norm: str = "shared",
+    norm_domains: Mapping[str, str] | None = None,
+    extra_tensors: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    classes: list[str] | None = None,
+    heads: Mapping[str, Any] | None = None,
+    head_tensors: Mapping[str, Tensor] | None = None,
+    dry_run: bool = False,
+) -> Outcome:
+    """As publish, with heads; dry_run: everything is made and compared, nothing is delivered."""
+    place = parse_destination(destination)
     spec = getattr(model, "net_spec", None)
     if spec is None:
         raise InputError(f"{type(model).__name__} was not made by create_model; build it there, then publish it")
     if spec.features_only:
         raise InputError("features_only nets lack their last layers; publish the full net")
+    own_classes = getattr(model, "num_classes", spec.num_classes)
     facts = dict(training or {})
     is_private = not may_be_published(facts.get("data", []))
+    if is_private and place.kind != "local":
+        raise InputError(
+            f"--output {destination}: the card of a dataset forbids publishing weights trained on it; "
+            "they may go to a local folder alone, marked private: local-dir:PATH"
+        )
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
-        "net": spec.to_dict(),
+        "net": replace(spec, num_classes=own_classes).to_dict(),
         "norm": norm,
         "norm_domains": dict(norm_domains or {}),
-        "input": dict(input_spec or default_input(spec.in_chans)),
+        "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
+        "classes": classes or getattr(model, "label_names", None) or None,
+        "heads": dict(heads or {}),
         "private": is_private,
         "source_weights": _source_weights(model),
         "training": facts,
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
     }
-    staging = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        _write(staging, model, config, extra_tensors or {})
-        _put_in_place(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    if is_private:
-        warnings.warn(f"{folder} is marked private: a dataset's card forbids publishing weights", stacklevel=2)
-    return folder
+    check_config(json.loads(json.dumps(config)), "this net's config.json")
+    with _staging(place) as staging:
+        _write(staging, model, config, extra_tensors or {}, head_tensors or {}, place.address)
+        files = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
+        changed = not is_there(staging, place)
+        if changed and not dry_run:
+            deliver(staging, place)
+    return Outcome(place.address, place.folder, changed, is_private, files)
 
 
-def default_input(in_chans: int) -> dict[str, Any]:
-    """Return the contract of a net that nobody trained further: ImageNet's channels, values as its 2D net had them."""
-    channels = ["red", "green", "blue"] if in_chans == 3 else [f"channel_{i}" for i in range(in_chans)]
-    return {"axes": "BCDHW", "channels": channels, "spacing_mm": None, "orientation": None, "intensity": None}
+class _staging:
+    """A folder where a publication is made: beside a local destination, else in the system's temporary folder."""
+
+    def __init__(self, place: Destination) -> None:
+        self.path = (
+            Path(tempfile.mkdtemp(prefix="inflate3d-"))
+            if place.folder is None
+            else place.folder.with_name(f".tmp-{place.folder.name}")
+        )
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], extra_tensors: Mapping[str, Tensor]) -> None:
-    tensors = {**model.state_dict(), **extra_tensors}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+def _write(
+    folder: Path,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    extra_tensors: Mapping[str, Tensor],
+    head_tensors: Mapping[str, Tensor],
+    address: str,
+) -> None:
+    _save({**model.state_dict(), **extra_tensors}, folder / WEIGHTS)
+    if head_tensors:
+        _save(head_tensors, folder / HEADS)
     save_file(_replay(model), folder / REPLAY)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    parameters = sum(p.numel() for p in model.parameters())
-    (folder / CARD).write_text(render_card(config, parameters=parameters), encoding="utf-8")
+    has_picture = draw_filters(model, folder / PICTURE)
+    card = render_card(
+        config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        # A local folder may be moved or copied anywhere: its card names no place of this machine.
+        address="local-dir:PATH" if address.startswith("local-dir:") else address,
+        picture=PICTURE if has_picture else None,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
     if config["private"]:
         (folder / PRIVATE).write_text("Trained on data whose card forbids publishing weights.\n", encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone
-    lines = [f"{_sha256(file)}  {file.name}" for file in sorted(folder.iterdir())]
+    lines = [f"{sha256_of(file)}  {file.name}" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file, {"format": "pt"})
 
 
 def _replay(model: Any) -> dict[str, Tensor]:
@@ -108,28 +192,9 @@ def _replay(model: Any) -> dict[str, Tensor]:
 
 
 def _source_weights(model: nn.Module) -> dict[str, Any] | None:
+    if hasattr(model, "source_weights"):
+        return model.source_weights  # type: ignore[return-value]
     spec, cfg = model.net_spec, getattr(model, "pretrained_cfg", None) or {}
     if not getattr(model, "is_from_2d_weights", False):
         return None
     return {"name": spec.name, "licence": cfg.get("license"), "origin": cfg.get("origin_url") or cfg.get("hf_hub_id")}  # type: ignore[union-attr]
-
-
-def _put_in_place(staging: Path, folder: Path) -> None:
-    """Rename the whole directory; an equal publication is left untouched."""
-    if is_publication(folder):
-        if (folder / SUMS).is_file() and (folder / SUMS).read_bytes() == (staging / SUMS).read_bytes():
-            return
-        old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old)
-        return
-    if folder.is_dir():
-        folder.rmdir()
-    staging.rename(folder)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,3 +26,15 @@ def commercial_use(
     if has_source and (source_licence or "").lower() not in COMMERCIAL:
         return False, f"the 2D source weights' licence is {source_licence or 'unknown'}"
     return True, "every dataset and the 2D source weights allow it"
+
+
+def hub_licence(cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool) -> str:
+    """Return the Hub's identifier where all parts share one that it knows, else "other": the card tells them apart."""
+    licences = {str(card["licence"]).lower() for card in cards}
+    if has_source:
+        licences.add((source_licence or "unknown").lower())
+    (only, *others) = licences or {"other"}
+    return only if not others and only in HUB_LICENCES else "other"
+
+
+HUB_LICENCES = COMMERCIAL - {"cc-by-3.0"} | {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}

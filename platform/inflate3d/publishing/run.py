@@ -1,8 +1,11 @@
-"""publish_run: the backbone of a run's checkpoint, under timm's own keys."""
+"""publish_run: the backbone of a run's checkpoint, under timm's own keys, and its heads on request."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +17,122 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
 from inflate3d.models.layout import NORM_KEY, STEM_KEY
+from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
-from inflate3d.publishing.export import publish
-from inflate3d.training.checkpoint import Checkpoint, find_checkpoint
+from inflate3d.publishing.destination import parse_destination
+from inflate3d.publishing.export import Outcome, export
+from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
+from inflate3d.training.checkpoint import COMPLETE, Checkpoint, find_checkpoint
 from inflate3d.training.ema import best_weights
+from inflate3d.training.run_folder import ENVIRONMENT, read_config
+from inflate3d.training.saved_run import load_module, without_weights
 
 
-def publish_run(run_or_ckpt: str | Path, destination: str, *, which: str = "best", domain: str | None = None) -> Path:
+def publish_run(
+    run_or_ckpt: str | Path,
+    destination: str,
+    *,
+    which: str = "best",
+    domain: str | None = None,
+    with_heads: bool = False,
+    results: str | Path | None = None,
+    dry_run: bool = False,
+) -> Outcome:
     """Publish the backbone of a run folder's checkpoint (`best` by val/score, else `last`), or of a checkpoint folder.
 
     domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
-    the others go along as extra tensors. Returns the folder.
+    the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
+    the net's. results: a JSON list of {start, metric, mean, std, runs}, for the card. dry_run: nothing is written.
     """
+    parse_destination(destination)
     checkpoint = _find(Path(run_or_ckpt), which)
+    run_folder = checkpoint.path.parent.parent
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     cards = {name: DatasetCard.from_dict(card) for name, card in state["cards"].items()}
     domain = domain or next(iter(cards))
     if domain not in cards:
         raise unknown_name("domain", domain, cards, where="--domain")
     config = BackboneConfig(**state["backbone"])
-    backbone = Backbone(replace(config, pretrained=False))
-    backbone.setup_domains(cards)
-    weights = {k.removeprefix("backbone."): v for k, v in best_weights(state).items() if k.startswith("backbone.")}
-    backbone.load_state_dict(weights)
+    module = load_module(run_folder, str(checkpoint.path)) if with_heads else None
+    backbone = module.backbone if module is not None else _backbone_of(config, cards, state)
     net, extra = split_domains(backbone, domain)
     net.is_from_2d_weights = config.pretrained  # type: ignore[assignment]
-    return publish(
+    if "ancestor" in state:
+        net.source_weights = state["ancestor"]["source"]
+    samples = _samples_of(run_folder)
+    inputs = {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    heads, classes = PublishedHeads(), None
+    if module is not None:
+        heads = collect_heads(module, inputs)
+        own = module.heads[module.task_of[domain]][domain]  # type: ignore[index]
+        if isinstance(own, LinearHead) and install_classifier(net, own):
+            classes = list(cards[domain].classes)
+    return export(
         net,
         destination,
-        input_spec=_input_of(cards[domain], backbone, domain),
+        input_spec=inputs[domain],
         norm=config.norm,
         norm_domains={name: _stem_of(backbone, name) for name in cards},
         extra_tensors=extra,
+        classes=classes,
+        heads=heads.described,
+        head_tensors=heads.tensors,
+        dry_run=dry_run,
         training={
-            "data": [card.to_dict() for card in cards.values()],
+            "data": _with_ancestors([card.to_dict() for card in cards.values()], state),
             "domain": domain,
             "steps": checkpoint.step,
             "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
+            "cost": _cost(run_folder, checkpoint),
+            "results": _results(results),
         },
     )
+
+
+def _backbone_of(config: BackboneConfig, cards: Mapping[str, DatasetCard], state: Mapping[str, Any]) -> Backbone:
+    backbone = Backbone(without_weights(config, state))
+    backbone.setup_domains(cards)
+    weights = {k.removeprefix("backbone."): v for k, v in best_weights(state).items() if k.startswith("backbone.")}
+    backbone.load_state_dict(weights)
+    return backbone
+
+
+def _with_ancestors(cards: list[dict[str, Any]], state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Add the data of the published weights that a run began with: their licences bind these weights too."""
+    names = {card["name"] for card in cards}
+    return cards + [card for card in state.get("ancestor", {}).get("data", []) if card["name"] not in names]
+
+
+def _samples_of(run_folder: Path) -> dict[str, Any]:
+    """What one sample of each dataset was; empty where the checkpoint stands alone."""
+    if not (run_folder / "config.yaml").is_file():
+        return {}
+    datasets = read_config(run_folder)["data"]["datasets"]
+    return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}
+
+
+def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Device and time from the first start to the checkpoint, where the run noted them."""
+    try:
+        starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
+        began = datetime.fromisoformat(starts[0]["time"]).timestamp()
+    except (OSError, ValueError, LookupError):
+        return None
+    seconds = (checkpoint.path / COMPLETE).stat().st_mtime - began
+    return {"steps": checkpoint.step, "device": starts[-1]["device"], "hours": round(max(seconds, 0) / 3600, 2)}
+
+
+def _results(file: str | Path | None) -> list[dict[str, Any]]:
+    if file is None:
+        return []
+    try:
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))
+        return [{k: row[k] for k in ("start", "metric", "mean", "std", "runs")} for row in rows]
+    except (OSError, ValueError, TypeError, LookupError) as fault:
+        raise InputError(
+            f"--results {file}: {fault!r}; expected a JSON list of {{start, metric, mean, std, runs}}"
+        ) from fault
 
 
 def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -90,7 +169,7 @@ def _stem_of(backbone: Backbone, domain: str) -> str:
     return "" if switch is None else switch.stem_of_index[backbone.domain.names.index(domain)]
 
 
-def _input_of(card: DatasetCard, backbone: Backbone, domain: str) -> dict[str, Any]:
+def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -> dict[str, Any]:
     spec = card.to_dict()["input"]
     repeated = backbone.stem_switch is None and len(spec["channels"]) == 1 and backbone.in_chans > 1
     channels = spec["channels"] * backbone.in_chans if repeated else spec["channels"]
@@ -101,6 +180,7 @@ def _input_of(card: DatasetCard, backbone: Backbone, domain: str) -> dict[str, A
         "kind": card.kind,
         "modality": card.modality,
         "domain": domain,
+        **({"sample": sample} if sample else {}),
     }
 
 

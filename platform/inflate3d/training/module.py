@@ -289,6 +289,9 @@ class MultiTaskModule(pl.LightningModule):
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
         checkpoint["backbone"] = asdict(self.backbone_config)
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
+        if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit
+            own = {"data": published.get("training", {}).get("data", []), "source": published.get("source_weights")}
+            checkpoint["ancestor"] = own
         checkpoint["train_means"] = self.means.state_dict()
         checkpoint["first_means"] = self.watch.state_dict()
         checkpoint["constant_losses"] = dict(self.constant_losses)

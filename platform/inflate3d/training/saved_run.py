@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     config, checkpoint = read_config(run_folder), choose_checkpoint(run_folder, which)
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
-    backbone = _backbone(BackboneConfig(**model["backbone"]), state)
+    backbone = without_weights(BackboneConfig(**model["backbone"]), state)
     tasks = {name: _task(spec) for name, spec in model["tasks"].items()}
     module = MultiTaskModule(backbone, tasks, loss_weighting=model.get("loss_weighting", "fixed"))
     module.window_overlap = model.get("window_overlap", module.window_overlap)
@@ -63,9 +64,9 @@ def choose_checkpoint(run_folder: str | Path, which: str = "best") -> Checkpoint
     return found
 
 
-def _backbone(config: BackboneConfig, state: dict[str, Any]) -> BackboneConfig:
-    """Return the config without 2D weights; of a published directory, which may be gone, the net that it held."""
-    if not config.name.startswith("local-dir:"):
+def without_weights(config: BackboneConfig, state: Mapping[str, Any]) -> BackboneConfig:
+    """Return the config without 2D weights; of a publication, which may be gone, the net that it held."""
+    if state["net"]["base"] == config.name:
         return replace(config, pretrained=False)
     net = state["net"]
     has_statistics = any(key.endswith(("running_mean", "domain_mean")) for key in state["state_dict"])

@@ -1,0 +1,111 @@
+"""A finished directory is brought to its destination whole, or not at all; an equal one there is left untouched."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from inflate3d.errors import InputError
+from inflate3d.models.layout import SUMS
+from inflate3d.models.places import parse_hub
+from inflate3d.publishing.destination import Destination, is_publication
+
+
+def is_there(staging: Path, destination: Destination) -> bool:
+    """Whether the destination holds these very files already."""
+    return _sums_at(destination) == (staging / SUMS).read_bytes()
+
+
+def deliver(staging: Path, destination: Destination) -> None:
+    """Bring the files of `staging` to the destination. InputError if it cannot be reached or written."""
+    {"local": _to_folder, "hub": _to_hub, "s3": _to_s3}[destination.kind](staging, destination)
+
+
+def _sums_at(destination: Destination) -> bytes | None:
+    if destination.folder is not None:
+        file = destination.folder / SUMS
+        return file.read_bytes() if is_publication(destination.folder) and file.is_file() else None
+    if destination.kind == "s3":
+        system, path = _open_s3(destination)
+        with suppress(FileNotFoundError):
+            return system.cat_file(f"{path}/{SUMS}")
+        return None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    place = parse_hub(destination.address)
+    try:
+        return Path(hf_hub_download(place.repository, SUMS, revision=place.revision)).read_bytes()
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        return None
+
+
+def _to_folder(staging: Path, destination: Destination) -> None:
+    """Rename the whole directory into place."""
+    folder = destination.folder
+    assert folder is not None
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if is_publication(folder):
+        folder.rename(old)
+    elif folder.is_dir():
+        folder.rmdir()
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_hub(staging: Path, destination: Destination) -> None:
+    """Make the repository where there is none, and put all files there in one commit, which is whole or not at all."""
+    from huggingface_hub import HfApi
+
+    place, api = parse_hub(destination.address), HfApi(library_name="inflate3d")
+    try:
+        api.create_repo(place.repository, exist_ok=True)
+        if place.revision:
+            api.create_branch(place.repository, branch=place.revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=place.repository,
+            folder_path=staging,
+            revision=place.revision,
+            commit_message="Publish with inflate3d",
+            delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", SUMS],
+        )
+    except Exception as fault:  # the client's transport raises kinds of its own
+        raise _failed(destination, fault, "Are you logged in (hf auth login), and may you write there?") from fault
+
+
+def _to_s3(staging: Path, destination: Destination) -> None:
+    """Upload beside the final names, copy to them, SHA256SUMS last: until that is there, a load is refused."""
+    system, path = _open_s3(destination)
+    aside = f"{path}/.upload-{hashlib.sha256((staging / SUMS).read_bytes()).hexdigest()[:16]}"
+    names = sorted(file.name for file in staging.iterdir())
+    names.remove(SUMS)
+    try:
+        for name in [*names, SUMS]:
+            system.put_file(str(staging / name), f"{aside}/{name}")
+        for name in [*names, SUMS]:
+            system.copy(f"{aside}/{name}", f"{path}/{name}")
+    except Exception as fault:  # botocore and sockets raise dozens of kinds
+        raise _failed(destination, fault, "May you write there?") from fault
+    finally:
+        with suppress(Exception):
+            system.rm(aside, recursive=True)
+
+
+def _open_s3(destination: Destination) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(destination.address, use_listings_cache=False)
+    except ImportError as fault:
+        raise InputError(f"{destination.address}: {fault}. Install: pip install 'inflate3d[s3]'") from fault
+
+
+def _failed(destination: Destination, fault: Exception, question: str) -> InputError:
+    reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+    return InputError(
+        f"--output {destination.address}: cannot be written ({reason}); nothing was published. {question}"
+    )

@@ -85,7 +85,7 @@ class FoldedPool(FoldedLayer):
         along_d = (self.depth_kernel, self.depth_stride, self.depth_kernel // 2, 1)
         options = [(d, *hw) for d, hw in zip(along_d, size, strict=True)]
         x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
-        y = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore[attr-defined]
+        y: Tensor = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore
         return y[:, :, : -(-frames // self.depth_stride)].transpose(1, 2).flatten(0, 1)
 
 

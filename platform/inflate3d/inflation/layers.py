@@ -253,11 +253,14 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
 def replicate_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     """Return x with its first slice along `dim` repeated `before` times more, and its last `after` times."""
     shape = [-1] * x.ndim
-    parts = []
-    for index, count in ((0, before), (-1, after)):
-        shape[dim] = count
-        parts.append(x.narrow(dim, index % x.shape[dim], 1).expand(shape))
-    return torch.cat([parts[0], x, parts[1]], dim)
+    parts = [x]
+    if before > 0:
+        shape[dim] = before
+        parts.insert(0, x.narrow(dim, 0, 1).expand(shape))
+    if after > 0:
+        shape[dim] = after
+        parts.append(x.narrow(dim, x.shape[dim] - 1, 1).expand(shape))
+    return torch.cat(parts, dim)
 
 
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:

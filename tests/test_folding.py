@@ -189,3 +189,18 @@ def test_half_precision_takes_the_librarys_own_convolutions(means):
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.05)
     assert means == "bfloat16" or conv.weight.grad.shape == conv.weight.shape
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "size"), [(8, 1, 3, 14), (240, 1, 3, 3), (8, 8, 5, 9), (8, 8, 3, 9), (8, 1, 3, 4)]
+)
+def test_what_a_convolution_gives_may_be_changed_in_place(channels, groups, kernel, size, clips):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False).double()
+    shape = (channels, channels // groups, 3, kernel, kernel)
+    conv.weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    fold(conv, FoldedConv, clips, 3, 1)
+    x = torch.randn(4, channels, size, size, dtype=torch.float64)
+    gradients = [torch.autograd.grad(F.relu(conv(x), inplace).sum(), conv.weight)[0] for inplace in (True, False)]
+    torch.testing.assert_close(*gradients)

@@ -77,7 +77,7 @@ class FoldedConv(FoldedLayer):
     def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         frames = self.frames_of(x)
         if frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
-            weight = _SummedTaps.apply(weight)
+            weight = _SummedTaps.apply(weight).unsqueeze(2)
         weight = trim_depth(weight, frames)
         if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
@@ -154,7 +154,7 @@ class FoldedConv(FoldedLayer):
 
 
 class _SummedTaps(torch.autograd.Function):
-    """The sum over the slices of a kernel, (O, I, kD, kH, kW) -> (O, I, 1, kH, kW); nothing is written twice."""
+    """The sum over the slices of a kernel, (O, I, kD, kH, kW) -> (O, I, kH, kW); nothing is written twice."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
@@ -162,11 +162,11 @@ class _SummedTaps(torch.autograd.Function):
         total = weight[:, :, 0] + weight[:, :, 1]
         for tap in range(2, ctx.depth):
             total += weight[:, :, tap]
-        return total.unsqueeze(2)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].expand(-1, -1, ctx.depth, -1, -1)
+        return grads[0].unsqueeze(2).expand(-1, -1, ctx.depth, -1, -1)
 
 
 class FoldedPointwise(Mixin):

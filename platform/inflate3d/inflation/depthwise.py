@@ -38,7 +38,7 @@ def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, frames: int, bias: 
 
     The weight's gradient is a few matrix products over rows of the map, in place of the library's own.
     """
-    y = _Depthwise.apply(x_NCHW, weight_C1DHW, frames)
+    y = _Depthwise.apply(x_NCHW, weight_C1DHW, frames).flatten(0, 1)
     return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
 
 
@@ -49,12 +49,12 @@ class _Depthwise(torch.autograd.Function):
         ctx.frames = frames
         padding = tuple(k // 2 for k in weight.shape[3:])
         taps = [F.conv2d(x, slice_, None, 1, padding, 1, x.shape[1]) for slice_ in weight.unbind(2)]
-        return _add_shifted([tap.view(-1, frames, *tap.shape[1:]) for tap in taps]).flatten(0, 1)
+        return _add_shifted([tap.view(-1, frames, *tap.shape[1:]) for tap in taps])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad = grads[0].flatten(0, 1).contiguous(memory_format=torch.channels_last)
         grad_x = _input_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[0] else None
         grad_weight = _weight_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, None

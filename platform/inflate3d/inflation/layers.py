@@ -87,7 +87,7 @@ class FoldedPool(FoldedLayer):
         along_d = (self.depth_kernel, self.depth_stride, self.depth_kernel // 2, 1)
         options = [(d, *hw) for d, hw in zip(along_d, size, strict=True)]
         x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
-        y = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore[attr-defined]
+        y: Tensor = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore
         return y[:, :, : -(-frames // self.depth_stride)].transpose(1, 2).flatten(0, 1)
 
 
@@ -269,11 +269,14 @@ def as_rgb(x_BCDHW: Tensor) -> Tensor:
 def replicate_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     """Return x with its first slice along `dim` repeated `before` times more, and its last `after` times."""
     shape = [-1] * x.ndim
-    parts = []
-    for index, count in ((0, before), (-1, after)):
-        shape[dim] = count
-        parts.append(x.narrow(dim, index % x.shape[dim], 1).expand(shape))
-    return torch.cat([parts[0], x, parts[1]], dim)
+    parts = [x]
+    if before > 0:
+        shape[dim] = before
+        parts.insert(0, x.narrow(dim, 0, 1).expand(shape))
+    if after > 0:
+        shape[dim] = after
+        parts.append(x.narrow(dim, x.shape[dim] - 1, 1).expand(shape))
+    return torch.cat(parts, dim)
 
 
 def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:

@@ -36,10 +36,14 @@ def convolve_filtered(
     Shapes: (B*D, C, H, W) and (O, C, 3, kH, kW) -> (B*D, O, H', W'), channels-last. float32 and float64 on a CPU; the
     sums cost about one bit of precision.
     """
-    return _Filtered.apply(x_NCHW, weight_OIDHW, frames, padding, dilation)  # type: ignore[no-any-return]
+    size = _out_size(x_NCHW.shape[2:], weight_OIDHW.shape[3:], padding, dilation)
+    y_BDX = _Filtered.apply(x_NCHW, weight_OIDHW, frames, padding, dilation)
+    return y_BDX.view(-1, *size, weight_OIDHW.shape[0]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class _Filtered(torch.autograd.Function):
+    """The answer as (B, D, H'*W'*O): of a view made in here, a ReLU in place would lose the gradient."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, padding: Any, dilation: Any) -> Tensor:
         filter_ = _filter_for(frames, x.dtype)
@@ -55,14 +59,20 @@ class _Filtered(torch.autograd.Function):
         sums, *kernels = ctx.saved_tensors
         frames, padding, dilation, shape = ctx.size
         filter_ = _filter_for(frames, sums.dtype)
-        (grad,) = grads
-        clips = grad.shape[0] // frames
+        (grad_BDX,) = grads
+        clips = grad_BDX.shape[0]
         wanted = [*ctx.needs_input_grad[:2], False]
+        size = _out_size(sums.shape[3:], shape[3:], padding, dilation)
+        grad = grad_BDX.reshape(-1, *size, shape[0]).permute(0, 3, 1, 2)
+        gradients = _sum_frames(grad, filter_.answers.t(), filter_.products)
         parts = [
             torch.ops.aten.convolution_backward(g, s, k, None, (1, 1), padding, dilation, False, (0, 0), 1, wanted)
-            for g, s, k in zip(_sum_frames(grad, filter_.answers.t(), filter_.products), sums, kernels, strict=True)
+            for g, s, k in zip(gradients, sums, kernels, strict=True)
         ]
-        grad_x = _gather([x for x, *_ in parts], filter_.frames.t(), clips) if wanted[0] else None
+        grad_x = None
+        if wanted[0]:
+            grad_x = _gather([x for x, *_ in parts], filter_.frames.t(), clips)
+            grad_x = grad_x.view(-1, *sums.shape[3:], sums.shape[2]).permute(0, 3, 1, 2)
         grad_weight = None
         if wanted[1]:
             stacked = torch.stack([w.flatten(1) for _, w, _ in parts])  # (m, O, C*kH*kW)
@@ -94,10 +104,14 @@ def _sum_frames(x: Tensor, matrix: Tensor, products: int) -> Tensor:
 
 
 def _gather(parts: list[Tensor], matrix: Tensor, clips: int) -> Tensor:
-    """Mix what each product gave, (B*t, O, H, W), by (D, m*t) -> (B*D, O, H, W), channels-last."""
+    """Mix what each product gave, (B*t, O, H, W), by (D, m*t) -> (B, D, H*W*O)."""
     _, channels, height, width = parts[0].shape
     joined = torch.cat([p.permute(0, 2, 3, 1).reshape(clips, -1, height * width * channels) for p in parts], 1)
-    return (matrix @ joined).view(-1, height, width, channels).permute(0, 3, 1, 2)
+    return torch.bmm(matrix.expand(clips, -1, -1), joined)
+
+
+def _out_size(size: Any, kernel: Any, padding: Any, dilation: Any) -> list[int]:
+    return [n + 2 * p - d * (k - 1) for n, k, p, d in zip(size, kernel, padding, dilation, strict=True)]
 
 
 @cache

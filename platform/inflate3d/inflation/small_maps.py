@@ -26,13 +26,19 @@ def convolve_small(
 
     Needs O(P*K) memory, so it is for maps of few positions and kernels of many channels.
     """
-    return _SmallMaps.apply(x_NCHW, weight_OIDHW, frames, stride, padding, dilation)  # type: ignore[no-any-return]
+    sizes = zip(x_NCHW.shape[2:], weight_OIDHW.shape[3:], stride[1:], padding, dilation, strict=True)
+    y_PO = _SmallMaps.apply(x_NCHW, weight_OIDHW, frames, stride, padding, dilation)
+    y_NHWO = y_PO.view(-1, *[_out_size(*size) for size in sizes], weight_OIDHW.shape[0])
+    return y_NHWO.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class _SmallMaps(torch.autograd.Function):
+    """The answer as (P, O): of a view made in here, a ReLU in place would lose the gradient."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
-        out_channels, _, depth, *kernel = weight.shape
+        out_channels, _, depth = weight.shape[:3]
+        kernel = tuple(weight.shape[3:])
         rows, channels, height, width = x.shape
         columns = F.unfold(x, kernel, dilation, padding, stride[1:])  # (N, C*kH*kW, positions of a frame)
         columns = columns.view(-1, frames, channels, kernel[0] * kernel[1], columns.shape[-1])
@@ -42,18 +48,13 @@ class _SmallMaps(torch.autograd.Function):
         seen_KP = seen.permute(2, 5, 3, 0, 1, 4).reshape(weight[0].numel(), -1)
         ctx.save_for_backward(seen_KP, weight, index.clamp_(0, frames - 1))
         ctx.size = (columns.shape, (rows, channels, height, width), kernel, stride[1:], padding, dilation)
-        size = [
-            _out_size(n, *sizes)
-            for n, *sizes in zip((height, width), kernel, stride[1:], padding, dilation, strict=True)
-        ]
-        y_PO = seen_KP.t() @ weight.reshape(out_channels, -1).t()
-        return y_PO.view(-1, *size, out_channels).permute(0, 3, 1, 2)
+        return seen_KP.t() @ weight.reshape(out_channels, -1).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         seen_KP, weight, index = ctx.saved_tensors
         shape, (_, _, height, width), kernel, stride, padding, dilation = ctx.size
-        grad_PO = grads[0].permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        (grad_PO,) = grads
         grad_weight = (grad_PO.t() @ seen_KP.t()).view(weight.shape) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None, None, None, None

@@ -1,6 +1,7 @@
 """The `platform` command: finds the subcommand, runs it, and turns its errors into messages and exit codes.
 
-Exit codes: 0 done; 2 the user's input is wrong (a few lines, no traceback unless --debug); 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong (a few lines, no traceback unless --debug); 75 a fit was stopped by a
+signal, has saved and can go on; 1 anything else.
 Nothing here imports torch: help and lists answer at once.
 """
 

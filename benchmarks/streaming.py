@@ -199,7 +199,7 @@ def ours_http(url: str, cache: Path) -> Iterator[Any]:
 
 
 def ours_cold(url: str) -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(prefix="cache-") as cache:
+    with tempfile.TemporaryDirectory(prefix="cache-", ignore_cleanup_errors=True) as cache:
         yield from ours_http(url, Path(cache))
 
 
@@ -215,7 +215,7 @@ def measure_http(title: str, folder: Path, rounds: int) -> dict[str, dict[str, f
     if shutil.which("nginx") is None or shutil.which("curl") is None:
         print(f"\n{title}: over HTTP left out, nginx or curl is not installed")
         return {}
-    with nginx(folder) as url, tempfile.TemporaryDirectory(prefix="cache-") as warm:
+    with nginx(folder) as url, tempfile.TemporaryDirectory(prefix="cache-", ignore_cleanup_errors=True) as warm:
         readers: dict[str, Reader] = {
             "ours": partial(ours_cold, url),
             "ours, warm": partial(ours_http, url, Path(warm)),

@@ -235,8 +235,10 @@ def _intensity(intensity: Intensity) -> str:
     return f"window {low:g} to {high:g}, then mean {intensity.mean} and std {intensity.std} of 0..1"
 
 
-_OWN = ("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part")
-_OWN += ("video_gop", "video_short_side")
+_OWN = (
+    *("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part"),
+    *("video_gop", "video_short_side"),
+)
 
 
 def _size(count: float) -> str:

@@ -27,16 +27,17 @@ class Normalise:
         """Return `part` normalised, float32 in memory of its own; statistics come from `whole` (default: the part)."""
         if part_CDHW.dtype.kind == "f" and not np.isfinite(part_CDHW).all():
             raise InputError("holds voxels that are NaN or infinite")
-        out = part_CDHW.astype(np.float32)
         if self.mode == "window":
             low, high = self.window
-            np.clip(out, low, high, out=out)
+            if part_CDHW.dtype != np.uint8 or low > 0 or high < 255:  # else nothing lies outside
+                part_CDHW = np.clip(part_CDHW, np.float32(low), np.float32(high), dtype=np.float32)
             scale, offset = 1 / ((high - low) * self.std), -low / ((high - low) * self.std) - self.mean / self.std
         else:
             mean, std = _moments(part_CDHW if whole_CDHW is None else whole_CDHW)
             scale = 1 / np.where(std > 0, std, 1.0)  # a constant channel becomes 0
             offset = -mean * scale
-        out *= scale.reshape(-1, 1, 1, 1).astype(np.float32)
+        # One pass over memory for the type and the scale together.
+        out = np.multiply(part_CDHW, scale.reshape(-1, 1, 1, 1).astype(np.float32), dtype=np.float32)
         out += offset.reshape(-1, 1, 1, 1).astype(np.float32)
         return out
 

@@ -27,7 +27,6 @@ Buffer = bytes | memoryview
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "3gp")
 _DTYPES = (np.dtype("uint8"), np.dtype("int16"), np.dtype("float32"))
-_STORED = {"image": {(4, "B"), (4, "h"), (4, "f")}, "mask": {(3, "B")}}  # axes and NumPy's type characters
 _MEASURED_VOXELS = 100_000
 _MOST_HEADER = 4096
 CHUNK_FROM_BYTES = 4 * 2**20
@@ -62,10 +61,7 @@ def decode_members(members: Mapping[str, Buffer | Region]) -> dict[str, Any]:
     chunked = []
     for suffix, content in members.items():
         name, decode = _decoder(suffix)
-        if decode is _decode_npy:
-            array = _decode_npy(content)
-            decoded[name] = array if (array.ndim, array.dtype.char) in _STORED[name] else _as_stored(array, name)
-        elif decode is not None:
+        if decode is not None:
             decoded[name] = decode(content)
         else:
             chunked.append((name, content))
@@ -74,8 +70,11 @@ def decode_members(members: Mapping[str, Buffer | Region]) -> dict[str, Any]:
     return decoded
 
 
-def _as_stored(array: np.ndarray, name: str) -> np.ndarray:
-    """Return an array of tars that others wrote as shards hold it: image (C, D, H, W), mask (D, H, W) uint8."""
+def as_stored(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of tars that others wrote as shards hold it: image (C, D, H, W), mask (D, H, W) uint8.
+
+    What cannot be made so stays as it is, for the checks to refuse; ValueError for labels that do not fit.
+    """
     if name == "image":
         array = array[None] if array.ndim == 3 else array
         return array if array.dtype in _DTYPES else array.astype(np.uint8 if array.dtype == bool else np.float32)

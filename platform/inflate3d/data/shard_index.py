@@ -103,7 +103,7 @@ class PackedIndex:
             raise InputError(f"{where}: members overlap or are out of order; build the shards again")
         self.size = size
         table = np.column_stack([rows.astype(np.uint64), hashes.astype(np.uint64)])
-        self._places = memoryview(table.reshape(-1))  # of which a slice becomes a list faster than an array's does
+        self._places = table.reshape(-1).data  # of which a slice becomes a list faster than an array's does
         self._starts = (3 * starts).tolist()
         self.has_chunks = any(suffix.endswith(CHUNKED_SUFFIX) for shape in known for suffix in shape)
 

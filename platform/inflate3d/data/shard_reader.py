@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from inflate3d.data.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.chunked import Region
 from inflate3d.data.manifest import Manifest, ShardEntry
+from inflate3d.data.members import as_stored
 from inflate3d.data.members import decode_members as decode_members
 from inflate3d.data.remote import RemoteFolder, is_remote
 from inflate3d.data.shard_cache import ShardCache
@@ -36,15 +37,20 @@ class RawMembers:
     """One sample as it lies in the tar: members by suffix ("image.npy", "json", "mp4"), views of one buffer.
 
     A large volume in chunks ("image.b2nd") is a Region: nothing of it is read before a part of it is asked for.
+    foreign: of a tar that others wrote, whose arrays may lack the channel axis or be of another type.
     """
 
     key: str
     members: dict[str, memoryview | Region]
+    foreign: bool = False
 
     def decode(self) -> dict[str, Any]:
         """Return {"image", "mask", "video", "json"}, with what the sample has; BrokenSample if a member is damaged."""
         try:
-            return decode_members(self.members)
+            decoded = decode_members(self.members)
+            if self.foreign:
+                decoded |= {name: as_stored(decoded[name], name) for name in ("image", "mask") if name in decoded}
+            return decoded
         except (ValueError, EOFError, RecursionError) as fault:
             raise BrokenSample(f"sample {self.key!r}: {fault}") from fault
 
@@ -106,7 +112,7 @@ class ShardReader:
         suffixes, places = index.places(i)
         views = self._read_members(shard, key, suffixes, places, borrow)
         if index.records:
-            views["json"] = memoryview(index.records[i])
+            return RawMembers(key, {**views, "json": memoryview(index.records[i])}, foreign=True)
         return RawMembers(key, views)
 
     def record(self, shard: int, i: int) -> dict[str, Any]:

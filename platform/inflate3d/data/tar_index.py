@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 from inflate3d.contracts import SPLITS, RawSample
 from inflate3d.data.build_progress import BuildProgress
 from inflate3d.data.manifest import MANIFEST_FILE, Manifest, ShardEntry
-from inflate3d.data.members import decode_members, encode_sample
+from inflate3d.data.members import as_stored, decode_members, encode_sample
 from inflate3d.data.remote import RemoteFolder, is_remote
 from inflate3d.data.shard_index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shard_statistics import measure_shards
@@ -161,7 +161,8 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[list[Member], str]:
     """Return the places of a sample's members, under the names that shards give them, and its JSON record."""
-    places, content = [], {}
+    places: list[Member] = []
+    content: dict[str, Any] = {}
     for meaning, text in mapping.members.items():
         if meaning not in ("image", "mask", "video"):
             continue
@@ -169,7 +170,7 @@ def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[l
         suffix = text.rpartition(".")[2] if meaning == "video" else f"{meaning}.npy"
         content[suffix] = found.content
         places.append(Member(suffix, found.offset, len(found.content), member_hash(found.content)))
-    decoded = decode_members(content)
+    decoded: dict[str, Any] = {n: as_stored(a, n) if n != "video" else a for n, a in decode_members(content).items()}
     video_suffix = next((p.suffix for p in places if "npy" not in p.suffix), "none")
     values = {n: _value(members, mapping.members[n], n) for n in ("spacing_mm", "affine") if n in mapping.members}
     raw = RawSample(**decoded, video_suffix=video_suffix, **values)

@@ -33,6 +33,7 @@ from inflate3d.data.stream import EvalStream, Source, TrainStream
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch, Triple
+from inflate3d.training.step_meter import TimedLoader
 
 _LEAST_BROKEN = 3
 
@@ -258,7 +259,7 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _loader(self, stream: Any) -> DataLoader[Batch]:
-        return DataLoader(
+        return TimedLoader(
             stream,
             batch_size=None,  # the stream yields batches
             num_workers=self.num_workers,

@@ -22,6 +22,7 @@ from inflate3d.errors import InputError
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
+PROGRESS = "progress.json"
 PACKAGES = (
     "inflate3d",
     "torch",

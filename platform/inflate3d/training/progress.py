@@ -68,7 +68,7 @@ class RunProgress(ProgressBar):
         if trainer.global_step:
             self.print(f"going on from step {trainer.global_step} of {trainer.max_steps}")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar, or print a line when it is time."""
         if not self._enabled:
             return

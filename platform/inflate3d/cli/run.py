@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from inflate3d.cli.config import Config
 from inflate3d.cli.parser import ConfigParser
 from inflate3d.cli.summary import RunSummary
-from inflate3d.cli.wandb_run import settle_wandb
+from inflate3d.cli.wandb_run import log_config, settle_wandb
 from inflate3d.errors import InputError
 from inflate3d.training import (
     Checkpoint,
@@ -62,6 +62,7 @@ class Run:
         checkpoint = self._start()
         if self.trainer.is_global_zero:
             write_config(self.folder, yaml.safe_load(self.dump()))
+            log_config(self.trainer.loggers, yaml.safe_load(self.dump()))
         if checkpoint and checkpoint.step >= self.trainer.max_steps:
             print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
         else:
@@ -167,6 +168,10 @@ class _Cli(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
+        if self._merged.get("pictures"):
+            from inflate3d.evaluation.sample_pictures import SamplePictures
+
+            given = [*given, SamplePictures()]
         config["callbacks"] = [RunSummary(), *with_default_callbacks(given)]
         config["plugins"] = cluster_plugins(config)
         return super()._instantiate_trainer(config, callbacks)

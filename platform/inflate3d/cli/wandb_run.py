@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def settle_wandb(config: Config) -> None:
                 options["id"] = _id(folder)
                 # Not an argument of WandbLogger itself but of wandb.init, where it hands the rest on.
                 logger.setdefault("dict_kwargs", {}).setdefault("resume", "allow")
+
+
+def log_config(loggers: Iterable[Any], config: dict[str, Any]) -> None:
+    """Give a run's whole config to its W&B loggers; a run that goes on may bring other values (devices, max_steps)."""
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.config.update(config, allow_val_change=True)
 
 
 def _id(folder: Path) -> str:

@@ -75,6 +75,7 @@ class Backbone(nn.Module):
             )
         self.domain = Domain()
         self.map_indices, self.feature_info = _distinct_levels(self.net)
+        self.intermediates = Intermediates(self.net, self.map_indices)
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
         """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""
@@ -93,7 +94,7 @@ class Backbone(nn.Module):
         self.domain.activate(domain)
         if self.config.stems is None and image_BCDHW.shape[1] == 1 and self.in_chans > 1:
             image_BCDHW = image_BCDHW.expand(-1, self.in_chans, -1, -1, -1)
-        final, maps = self.net.forward_intermediates(image_BCDHW, indices=self.map_indices)  # type: ignore[operator]
+        final, maps = self.intermediates(image_BCDHW)
         pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
         return Features(maps, pooled, tuple(image_BCDHW.shape[2:]))  # type: ignore[arg-type]
 
@@ -142,6 +143,22 @@ class Backbone(nn.Module):
                 f"{list(card.input.channels)}. Set it to {channels}, or leave the dataset out"
             )
         return card.modality
+
+
+class Intermediates(nn.Module):
+    """A net's forward_intermediates as the forward of a module: the place for hooks, such as those of ZeRO-3.
+
+    It owns nothing, so that the keys of a state_dict are the net's.
+    """
+
+    def __init__(self, net: nn.Module, indices: Sequence[int]) -> None:
+        super().__init__()
+        self._net, self.indices = [net], list(indices)  # in a list: a part of the backbone, not of this
+
+    def forward(self, image_BCDHW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the last map and the list of those at `indices`."""
+        final, maps = self._net[0].forward_intermediates(image_BCDHW, indices=self.indices)  # type: ignore[operator]
+        return final, maps
 
 
 class _Levels(InflatedFeatureInfo):

@@ -35,6 +35,7 @@ from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch, Triple
 from inflate3d.training.stop_signals import shield_worker
+from inflate3d.training.step_meter import TimedLoader
 
 _LEAST_BROKEN = 3
 
@@ -284,7 +285,7 @@ class DataModule(pl.LightningDataModule):
         )
 
     def _loader(self, stream: Any) -> DataLoader[Batch]:
-        return DataLoader(
+        return TimedLoader(
             stream,
             batch_size=None,  # the stream yields batches
             num_workers=self.num_workers,

@@ -132,12 +132,12 @@ class DeepSpeed(DeepSpeedStrategy):
                 "lower_precision_safe_modules": [],  # gradients are reduced in float32, as under DDP
             }
 
-    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Backward, the loss divided by accumulate_grad_batches once: Lightning has done it, DeepSpeed would again.
 
         Divided twice, gradient clipping and every optimiser that feels the gradient's scale work on another one.
         """
-        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 

@@ -101,13 +101,13 @@ def scatter_optimizer(optimizer: Any, groups: Groups, saved: Mapping[str, Any]) 
 def register_direct_parameters(module: nn.Module) -> None:
     """Tell ZeRO-3 of parameters that a net uses outside of any layer (position embeddings, class tokens).
 
-    Nets are asked for their intermediate maps, not called, so ZeRO-3 gathers these with the backbone around them.
+    Nets are asked for their intermediate maps, not called, so ZeRO-3 gathers these with the module that asks.
     """
     from deepspeed.runtime.zero import register_external_parameter
 
     backbone: Any = module.backbone
     for parameter in backbone.net.parameters(recurse=False):
-        register_external_parameter(backbone, parameter)
+        register_external_parameter(backbone.intermediates, parameter)
 
 
 def _whole(parameter: Tensor) -> Tensor:

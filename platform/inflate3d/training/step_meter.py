@@ -1,0 +1,115 @@
+"""How fast a run goes, how long it waits for data, and how much memory it takes: for progress lines and estimates."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+
+class TimedLoader(DataLoader[Any]):
+    """A DataLoader that adds up how long its user waited for batches, in `seconds_waited`."""
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the loader's batches."""
+        iterator = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.seconds_waited += time.perf_counter() - start
+            yield batch
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a stretch of training was like. data_wait: share of the time spent waiting for batches."""
+
+    steps: int
+    seconds: float
+    samples_per_second: float
+    data_wait: float
+    memory_gb: float
+
+    @property
+    def steps_per_second(self) -> float:
+        """Optimiser steps a second."""
+        return self.steps / self.seconds
+
+
+class StepMeter:
+    """Counts samples of all ranks and this rank's waits; `read` tells of the stretch since it was read last.
+
+    On a GPU the host runs ahead of the device, so that a wait which the device does not feel counts as well.
+    """
+
+    def __init__(self) -> None:
+        self._since = (time.perf_counter(), 0, 0.0)
+        self._samples = 0
+
+    def start(self, *, step: int, waited: float) -> None:
+        """Begin a stretch."""
+        self._since, self._samples = (time.perf_counter(), step, waited), 0
+
+    def count(self, samples: int) -> None:
+        """Note the samples of a global micro-batch."""
+        self._samples += samples
+
+    def read(self, *, step: int, waited: float, device: torch.device | str = "cpu") -> Speed:
+        """Return the speed since the last reading, and begin the next stretch."""
+        seconds = max(time.perf_counter() - self._since[0], 1e-9)
+        speed = Speed(
+            steps=step - self._since[1],
+            seconds=seconds,
+            samples_per_second=self._samples / seconds,
+            data_wait=min((waited - self._since[2]) / seconds, 1.0),
+            memory_gb=memory_gb(device),
+        )
+        self.start(step=step, waited=waited)
+        return speed
+
+
+def memory_gb(device: torch.device | str = "cpu") -> float:
+    """Return the peak of a GPU's memory that tensors took, or on the CPU what this process takes now, in 1e9 bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+    except (OSError, ValueError):  # not Linux
+        return float("nan")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a whole run will take, from its measured speed; validation and checkpoints are not in it."""
+
+    hours: float
+    device_hours: float
+    samples: int
+    samples_per_second: float
+    data_wait: float
+    memory_gb: float
+
+
+def extrapolate(speed: Speed, *, steps: int, devices: int) -> Cost:
+    """Return the cost of `steps` optimiser steps on `devices` devices at this speed."""
+    seconds = steps / speed.steps_per_second
+    return Cost(
+        hours=seconds / 3600,
+        device_hours=devices * seconds / 3600,
+        samples=round(speed.samples_per_second * seconds),
+        samples_per_second=speed.samples_per_second,
+        data_wait=speed.data_wait,
+        memory_gb=speed.memory_gb,
+    )

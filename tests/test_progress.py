@@ -1,0 +1,95 @@
+"""What a log shows while a run goes on: one plain line every so often, progress.json, and the speed for loggers."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from inflate3d.training.progress import RunProgress, duration
+from inflate3d.training.step_meter import Speed, StepMeter, TimedLoader, extrapolate
+from torch.utils.data import IterableDataset
+
+
+class ToySlow(IterableDataset):
+    def __iter__(self) -> Any:
+        for i in range(3):
+            time.sleep(0.02)
+            yield i
+
+
+def test_a_loader_adds_up_what_its_user_waited_and_nothing_else() -> None:
+    loader = TimedLoader(ToySlow(), batch_size=None)
+    seen = []
+    for item in loader:
+        time.sleep(0.05)  # the user's own time
+        seen.append(int(item))
+    assert seen == [0, 1, 2]
+    assert 0.06 <= loader.seconds_waited < 0.14
+
+
+def test_a_meter_tells_of_the_stretch_since_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("inflate3d.training.step_meter.time.perf_counter", lambda: now[0])
+    meter = StepMeter()
+    meter.start(step=10, waited=3.0)
+    for _ in range(4):
+        meter.count(8)
+    now[0] = 102.0
+    first = meter.read(step=14, waited=3.5)
+    assert (first.steps, first.steps_per_second, first.samples_per_second, first.data_wait) == (4, 2.0, 16.0, 0.25)
+    now[0] = 104.0
+    assert meter.read(step=14, waited=3.5).samples_per_second == 0
+
+
+def test_a_run_costs_its_steps_at_the_measured_speed() -> None:
+    speed = Speed(steps=10, seconds=20.0, samples_per_second=64.0, data_wait=0.1, memory_gb=5.0)
+    cost = extrapolate(speed, steps=3600, devices=16)
+    assert (cost.hours, cost.device_hours, cost.samples) == (2.0, 32.0, 460_800)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42, "42 s"), (420, "7 min"), (11_100, "3 h 05 min"), (183_600, "2 d 03 h")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_without_a_terminal_a_line_comes_every_so_often(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"train/loss": 1.5, "train/organ/liver/loss": 1.0, "train/action/k400/loss": 2.0, "lr": 1e-3}
+    logged: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append({**metrics, "step": step}))
+    trainer: Any = SimpleNamespace(
+        global_step=0,
+        max_steps=100,
+        world_size=2,
+        log_every_n_steps=2,
+        default_root_dir=str(tmp_path),
+        loggers=[logger],
+        train_dataloader=SimpleNamespace(seconds_waited=0.0),
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
+    )
+    module = SimpleNamespace(last_row=row, device=torch.device("cpu"))
+    progress = RunProgress(every_seconds=0.05)
+    progress.on_train_start(trainer, module)
+    for step in range(1, 5):
+        trainer.global_step = step
+        time.sleep(0.03)
+        progress.on_train_batch_end(trainer, module, None, [None] * 4, step - 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    pattern = (
+        r"step 2/100  loss 1\.5  liver 1  k400 2  lr 0\.001  [\d.e+]+ samples/s  data wait 0%  "
+        r"memory [\d.]+ GB  \d+ s left"
+    )
+    assert re.fullmatch(pattern, lines[0]), lines[0]
+    content = json.loads((tmp_path / "progress.json").read_text())
+    assert (content["step"], content["max_steps"], content["losses"]) == (4, 100, row)
+    assert content["seconds_left"] > 0
+    assert [entry["step"] for entry in logged] == [2, 4]
+    assert set(logged[0]) == {"speed/samples_per_second", "speed/data_wait", "speed/memory_gb", "step"}

@@ -27,7 +27,8 @@ ROWS: list[set[str]] = [
     {"nn", "data"},
     {"models"},
     {"training"},
-    {"evaluation", "publishing"},
+    {"evaluation", "publishing", "timm"},
+    {"adapters"},
     {"cli"},
 ]
 PLUG_INS_MAY_IMPORT = {"errors", "sample", "contracts", "nn", "data"}

@@ -486,9 +486,9 @@ data:
   root: shards
   datasets:
     hippocampus:
-      batch_size: 4
-      sample: {patch_size: [32, 48, 32], foreground: 0.5}
-      build: {class_path: MSD, init_args: {root: RAW, task: Task04_Hippocampus}}
+      batch_size: 2
+      sample: {patch_size: [24, 32, 24], foreground: 0.7}
+      build: {class_path: MSD, init_args: {root: RAW, task: Task04_Hippocampus, val_count: 8}}
 """
 
 
@@ -521,6 +521,7 @@ def write_dicom(source: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.timeout(1800)
 def test_published_weights_reach_the_validation_dice_on_real_mri_and_on_its_dicom(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def _list_published(filter: str) -> None:
     from inflate3d.models.pretrained import GROUP, VARIABLE, entries
 
     rows = [
-        (e.name, e.licence, {True: "yes", False: "no"}.get(e.commercial_use, "unknown"), e.title, e.source)  # type: ignore[call-overload]
+        (e.name, e.licence, {True: "yes", False: "no", None: "unknown"}[e.commercial_use], e.title, e.source)
         for e in entries().values()
         if fnmatch(e.name, filter)
     ]

@@ -476,10 +476,10 @@ def test_weights_without_heads_say_that_they_give_features_alone(
 HIPPOCAMPUS = """
 seed_everything: 0
 trainer:
-  {default_root_dir: run, accelerator: cpu, devices: 1, max_steps: 40, val_check_interval: 40}
+  {default_root_dir: run, accelerator: cpu, devices: 1, max_steps: 150, val_check_interval: 150}
 model:
   backbone: {name: test_resnet, stems: {mri: 1}, plan: {kernels: [null], strides: [1, 1, 2, 2]}}
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 5.0e-3}}
   tasks:
     cut: {class_path: MedicalSegmentation, init_args: {datasets: [hippocampus]}}
 data:

@@ -28,7 +28,8 @@ ROWS: list[set[str]] = [
     {"nn", "data"},
     {"models"},
     {"training"},
-    {"evaluation", "publishing", "slurm"},
+    {"evaluation", "publishing", "slurm", "timm"},
+    {"adapters"},
     {"cli"},
 ]
 PLUG_INS_MAY_IMPORT = {"errors", "sample", "contracts", "nn", "data"}

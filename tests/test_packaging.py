@@ -10,6 +10,7 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,11 @@ def test_the_lock_pins_every_dependency_and_names_no_place_of_one_machine() -> N
     assert "git+" not in lock
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment that has the wheel, and this environment's packages for the rest."""
-    folder = tmp_path_factory.mktemp("wheel")
+def make_environment(folder: Path, *, version: str | None = None, only: set[str] | None = None) -> Path:
+    """Return the interpreter of a fresh environment that has the wheel, and of this environment's packages the rest.
+
+    version: stated by the wheel in place of its own. only: distributions to take, default all.
+    """
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     # A copy: setuptools leaves build/ and *.egg-info beside what it builds, and would take stale files from there.
     source = folder / "source"
@@ -59,6 +61,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    if version is not None:
+        project = (source / "pyproject.toml").read_text()
+        (source / "pyproject.toml").write_text(re.sub(r'(?m)^version = ".*"', f'version = "{version}"', project))
     subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     environment = folder / "venv"
@@ -67,10 +72,55 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     # The dependencies come from this environment, by a folder of links that leaves the editable install out.
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+    for entry in everything() if only is None else entries_of(only):
         if "inflate3d" not in entry.name and not (site / entry.name).exists():
             (site / entry.name).symlink_to(entry)
     return environment / "bin" / "python"
+
+
+def everything() -> list[Path]:
+    return list(Path(sysconfig.get_path("purelib")).iterdir())
+
+
+def entries_of(names: set[str]) -> list[Path]:
+    """The files and folders that these distributions put into site-packages."""
+    found = set()
+    for name in names:
+        distribution = metadata.distribution(name)
+        tops = {Path(f).parts[0] for f in distribution.files or [] if not str(f).startswith("..")}
+        found |= {Path(str(distribution.locate_file(top))) for top in tops if top != "__pycache__"}
+    return sorted(found)
+
+
+def core_distributions() -> set[str]:
+    """What pip would install for `pip install inflate3d`, without extras."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    todo, done = [Requirement(r) for r in project["dependencies"]], set()
+    while todo:
+        requirement = todo.pop()
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        if name in done or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        done.add(name)
+        todo += [Requirement(r) for r in metadata.requires(name) or []]
+        for extra in requirement.extras:
+            marked = [Requirement(r) for r in metadata.requires(name) or []]
+            todo += [r for r in marked if r.marker and r.marker.evaluate({"extra": extra})]
+    return done
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the wheel and all packages."""
+    return make_environment(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the core's dependencies alone, and a later version of the wheel."""
+    return make_environment(tmp_path_factory.mktemp("core"), version="0.1.1", only=core_distributions())
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> str:
@@ -108,6 +158,43 @@ def test_the_installed_create_model_answers(installed: Path, tmp_path: Path) -> 
         "print(tuple(model(torch.zeros(1, 3, 4, 32, 32)).shape))"
     )
     assert run(installed, "-W", "ignore", "-c", code, cwd=tmp_path).strip() == "(1, 512)"
+
+
+CORE = """
+import importlib.util, sys, warnings
+warnings.simplefilter("error")  # a replay that does not hold warns
+import importlib.metadata
+absent = ("lightning", "torchio", "nibabel", "rich", "monai", "s3fs", "av", "webdataset", "torchmetrics", "xxhash")
+assert not [name for name in absent if importlib.util.find_spec(name)]
+import torch, inflate3d, inflate3d.timm
+x = torch.linspace(-1, 1, 3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32)
+net = inflate3d.create_model(sys.argv[1], pretrained=True).eval()
+with torch.no_grad():
+    print(net(x).double().sum().item())
+assert net.input_spec["versions"]["inflate3d"] != importlib.metadata.version("inflate3d") == "0.1.1"
+print(tuple(inflate3d.create_transform(net)(torch.zeros(3, 4, 8, 8)).shape))
+print(inflate3d.create_segmenter(sys.argv[1], pretrained=True, num_classes=2).eval()(x).shape[1])
+print(inflate3d.publish(net, sys.argv[2]).name, inflate3d.list_pretrained())
+"""
+
+
+@pytest.mark.slow
+def test_published_weights_load_with_the_core_alone_in_a_later_version(core: Path, tmp_path: Path) -> None:
+    import inflate3d
+    import torch
+    from loopback_servers import faulty
+
+    folder = inflate3d.publish(inflate3d.create_model("test_resnet", num_classes=0), str(tmp_path / "site" / "weights"))
+    x = torch.linspace(-1, 1, 3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32)
+    with torch.no_grad():
+        expected = inflate3d.create_model(f"local-dir:{folder}", pretrained=True).eval()(x).double().sum().item()
+    with faulty(tmp_path / "site") as (url, _), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INFLATE3D_CACHE", str(tmp_path / "cache"))
+        patch.setenv("no_proxy", "127.0.0.1")
+        for name in (f"local-dir:{folder}", f"{url}/weights"):
+            lines = run(core, "-c", CORE, name, str(tmp_path / "again"), cwd=tmp_path).splitlines()
+            assert float(lines[0]) == pytest.approx(expected, rel=1e-6)
+            assert lines[1:] == ["(3, 4, 8, 8)", "2", "again []"]
 
 
 def test_the_command_is_installed_under_both_names() -> None:

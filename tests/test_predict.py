@@ -476,19 +476,19 @@ def test_weights_without_heads_say_that_they_give_features_alone(
 HIPPOCAMPUS = """
 seed_everything: 0
 trainer:
-  {default_root_dir: run, accelerator: cpu, devices: 1, max_steps: 40, val_check_interval: 40}
+  {default_root_dir: run, accelerator: cpu, devices: 1, max_steps: 150, val_check_interval: 150}
 model:
   backbone: {name: test_resnet, stems: {mri: 1}, plan: {kernels: [null], strides: [1, 1, 2, 2]}}
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 5.0e-3}}
   tasks:
     cut: {class_path: MedicalSegmentation, init_args: {datasets: [hippocampus]}}
 data:
   root: shards
   datasets:
     hippocampus:
-      batch_size: 4
-      sample: {patch_size: [32, 48, 32], foreground: 0.5}
-      build: {class_path: MSD, init_args: {root: RAW, task: Task04_Hippocampus}}
+      batch_size: 2
+      sample: {patch_size: [24, 32, 24], foreground: 0.7}
+      build: {class_path: MSD, init_args: {root: RAW, task: Task04_Hippocampus, val_count: 8}}
 """
 
 
@@ -521,6 +521,7 @@ def write_dicom(source: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
+@pytest.mark.timeout(1800)
 def test_published_weights_reach_the_validation_dice_on_real_mri_and_on_its_dicom(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,7 +549,7 @@ def test_published_weights_reach_the_validation_dice_on_real_mri_and_on_its_dico
             assert np.array_equal(guess.affine, given.affine)
             found.append(dice(np.asarray(guess.dataobj), np.asarray(truth.dataobj), label))
         assert len(found) == len(cases)
-        (metric,) = (v for k, v in checkpoint.metrics.items() if k.endswith(f"dice_{which}"))
+        (metric,) = (v for k, v in checkpoint.metrics.items() if k.lower().endswith(f"dice_{which}"))
         print(which, np.mean(found), metric)
         assert np.mean(found) == pytest.approx(metric, abs=1e-4)
         assert metric > 0.2

@@ -54,7 +54,7 @@ def test_features_and_classifiers_load_from_the_same_directory(published):
 
 def test_the_directory_is_what_the_design_says(published):
     names = {p.name for p in published[1].iterdir()}
-    assert names == {"model.safetensors", "config.json", "README.md", "replay.safetensors", "SHA256SUMS"}
+    assert names == {"model.safetensors", "config.json", "README.md", "conv1.png", "replay.safetensors", "SHA256SUMS"}
     config = json.loads((published[1] / "config.json").read_text())
     assert config["format"] == "inflate3d-weights/1"
     assert config["net"]["plan"]["name"] == "slow"

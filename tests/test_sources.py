@@ -236,7 +236,9 @@ def test_the_real_hub_client_fetches_from_a_stand_in_of_the_hub(
 def test_the_hub_client_goes_on_where_a_transfer_broke_and_says_what_is_missing(
     published: Path, cache: Path, tmp_path: Path
 ) -> None:
-    with hub_stand_in({"lab/net": published, "lab/other": published.parent}) as (url, handler):
+    # The client keeps what came in steps of 10 MB: a file of several of them is cut.
+    large = inflate3d.publish(inflate3d.create_model("resnet10t", num_classes=0), str(tmp_path / "large"))
+    with hub_stand_in({"lab/net": Path(large), "lab/other": published.parent}) as (url, handler):
         online = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hub")}
         handler.faults[:] = ["cut"]
         assert in_new_process("hf-hub:lab/net@main", online).returncode == 0

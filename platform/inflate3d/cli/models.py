@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     )
     listing.add_argument("filter", nargs="?", default="*", metavar="WILDCARD", help="such as '*vit*'")
     listing.add_argument("--names", action="store_true", help="names alone, one a line, for scripts")
+    listing.add_argument("--published", action="store_true", help="published 3D weights, by their short names")
     listing.set_defaults(run=_list)
     show = commands.add_parser("show", help="levels of one net under a plan: kernels, strides, sizes, parameters")
     show.add_argument("name", metavar="NAME")
@@ -48,7 +49,24 @@ patch embed alone); joint: attention="joint" makes its attention do so as well.
 """
 
 
+def _list_published(filter: str) -> None:
+    from inflate3d.models.pretrained import GROUP, VARIABLE, entries
+
+    rows = [
+        (e.name, e.licence, {True: "yes", False: "no", None: "unknown"}[e.commercial_use], e.title, e.source)
+        for e in entries().values()
+        if fnmatch(e.name, filter)
+    ]
+    if rows:
+        print_table(["name", "licence", "commercial use", "what it is", "where"], sorted(rows))
+    else:
+        print(f"no index names any; {VARIABLE}=FILE.json or an entry point of {GROUP} adds names (docs/publishing.md)")
+
+
 def _list(args: argparse.Namespace) -> None:
+    if args.published:
+        _list_published(args.filter)
+        return
     names = [*architectures("timm"), *(f"torchvision/{n}" for n in architectures("torchvision"))]
     known = table()
     found = sorted(n for n in {*names, *known} if fnmatch(n, args.filter))

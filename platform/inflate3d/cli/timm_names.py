@@ -7,6 +7,7 @@ from functools import cache
 
 from inflate3d.cli.signatures import module_file
 from inflate3d.errors import unknown_name
+from inflate3d.models.pretrained import list_pretrained
 
 _REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
 
@@ -19,10 +20,14 @@ def check_model_name(name: str, *, where: str) -> None:
     package, slash, rest = name.partition("/")
     if ":" in name or (slash and package != "torchvision"):
         return
+    published = [] if slash else list_pretrained()
+    if name in published:
+        return
     known = architectures("torchvision" if slash else "timm")
     architecture = rest if slash else name.partition(".")[0]
     if known and architecture not in known:
-        raise unknown_name("model", architecture, known, where=where, see="platform models list")
+        allowed = [*known, *published]
+        raise unknown_name("model", rest if slash else name, allowed, where=where, see="platform models list")
 
 
 @cache

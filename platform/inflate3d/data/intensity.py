@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from inflate3d.contracts import Intensity
-from inflate3d.data.chunked import ChunkedArray
 from inflate3d.errors import InputError
+
+if TYPE_CHECKING:  # chunks need the train extra; create_transform needs this module in the light core
+    from inflate3d.data.chunked import ChunkedArray
 
 
 class Normalise:
@@ -43,7 +47,7 @@ class Normalise:
 
 
 def _moments(whole_CDHW: np.ndarray | ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(whole_CDHW, ChunkedArray):
+    if not isinstance(whole_CDHW, np.ndarray):
         return whole_CDHW.moments()
     flat = whole_CDHW.reshape(len(whole_CDHW), -1)
     return flat.mean(1, dtype=np.float64), flat.std(1, dtype=np.float64)

@@ -97,7 +97,9 @@ class PublishedAnswerer:
         self.inputs: dict[str, dict[str, Any]] = {n: h.get("input", config["input"]) for n, h in self.heads.items()}
         if not self.heads:
             self.inputs = {config["input"].get("domain", FEATURES): config["input"]}
-        self.cards = {n: _card(n, spec, self.heads.get(n, {})) for n, spec in self.inputs.items()}
+        self.cards: Mapping[str, DatasetCard] = {
+            n: _card(n, spec, self.heads.get(n, {})) for n, spec in self.inputs.items()
+        }
         self.net: nn.Module = nn.Identity()
         self.window: Any = None
 

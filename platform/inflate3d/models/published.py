@@ -67,7 +67,7 @@ def load_published(
     if norm_domain is not None and options.get("in_chans") is None:
         options["in_chans"] = stems.get(norm_domain)
     spec = _adapted(own, plan, input_size, options)
-    most = _TIMES * sum(s.count for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
+    most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
     if config["norm"] == "group":
         convert_norms(net, "group", Domain())
@@ -155,7 +155,7 @@ def _load(
         raise InputError(f"{folder / WEIGHTS}: no tensor for {missing[:3]} ({len(missing)} in all); publish it again")
     taken = {key: name for key, name in found.items() if name is not None}
     for key, name in taken.items():
-        if header[name].count > 64 * own[key].numel() + 4096:
+        if header[name].numbers > 64 * own[key].numel() + 4096:
             raise _misfit(folder, key, header[name].shape, own[key].shape)
     tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
     state = fit_tensors(net, {key: tensors[name] for key, name in taken.items()}, stem, str(folder))

@@ -24,7 +24,7 @@ def check_replay(net: nn.Module, folder: Path) -> float:
     header = read_header(folder / REPLAY)
     if not {"input", "features"} <= set(header) or len(header["input"].shape) != 5:
         raise InputError(f"{folder / REPLAY}: expected `input` (B, C, D, H, W) and `features`; publish it again")
-    if any(stored.count > _MOST_NUMBERS for stored in header.values()):
+    if any(stored.numbers > _MOST_NUMBERS for stored in header.values()):
         raise InputError(f"{folder / REPLAY}: more than {_MOST_NUMBERS} numbers; refused")
     stored = read_tensors(folder / REPLAY, ("input", "features"))
     mode = net.training

@@ -161,7 +161,7 @@ def published_segmenter(
         head = own if own in heads else next(iter(heads)) if len(heads) == 1 else None
     if head is None and not heads:
         return None
-    if head not in heads:
+    if head is None or head not in heads:
         raise unknown_name("segmenter", str(head), heads, where=f"{name}: head")
     if num_classes is not None and num_classes < 2:
         raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")

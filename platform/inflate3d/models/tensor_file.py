@@ -27,7 +27,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def numbers(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
@@ -78,7 +78,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[Stored, tuple[int, int]]:
     if not _is_counts(shape) or len(shape) > _MOST_DIMENSIONS or not _is_counts(offsets) or len(offsets) != 2:
         raise _bad(file, f"tensor {name[:80]!r} has shape {str(shape)[:80]} at {str(offsets)[:60]}")
     stored = Stored(entry["dtype"], tuple(shape))
-    if stored.count * _BYTES[stored.dtype] != offsets[1] - offsets[0]:
+    if stored.numbers * _BYTES[stored.dtype] != offsets[1] - offsets[0]:
         raise _bad(file, f"tensor {name[:80]!r} of shape {list(shape)} cannot have {offsets[1] - offsets[0]} bytes")
     return stored, (offsets[0], offsets[1])
 

@@ -31,7 +31,7 @@ def draw_filters(net: nn.Module, path: Path) -> bool:
     if filters_ODHWC.shape[-1] != 3:
         filters_ODHWC = filters_ODHWC.mean(-1, keepdims=True).repeat(3, -1)
     largest = np.abs(filters_ODHWC).max(axis=(1, 2, 3, 4), keepdims=True)
-    pixels = np.uint8(127.5 + 127.5 * filters_ODHWC / np.maximum(largest, 1e-12))
+    pixels = (127.5 + 127.5 * filters_ODHWC / np.maximum(largest, 1e-12)).astype(np.uint8)
     rows = [np.concatenate([_framed(f) for f in pixels[:, d]], axis=1) for d in range(pixels.shape[1])]
     Image.fromarray(np.concatenate(rows, axis=0)).save(path)
     return True

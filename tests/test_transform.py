@@ -1,0 +1,82 @@
+"""create_transform: files, TorchIO images, arrays and clips become what the contract of the weights says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import inflate3d
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from inflate3d.errors import InputError
+from inflate3d.models.transform import InputTransform
+
+CT = {
+    "axes": "BCDHW",
+    "channels": ["hu"],
+    "modality": "ct",
+    "spacing_mm": [2.0, 1.0, 1.0],
+    "orientation": "RAS",
+    "intensity": {"mode": "window", "window": [-100.0, 300.0], "mean": [0.5], "std": [0.25]},
+}
+CLIP = {
+    "axes": "BCDHW",
+    "channels": ["red", "green", "blue"],
+    "modality": "rgb",
+    "sample": {"num_frames": 4, "crop_size": 28},
+    "intensity": {"mode": "window", "window": [0.0, 255.0], "mean": [0.5], "std": [0.5]},
+}
+
+
+def test_a_file_in_any_orientation_comes_out_alike(tmp_path: Path) -> None:
+    from inflate3d.data.readers import read_volume
+
+    values = np.random.default_rng(0).integers(-200, 400, (8, 10, 6)).astype(np.int16)
+    image = nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))
+    nib.save(image, tmp_path / "ras.nii.gz")
+    turned = image.as_reoriented(nib.orientations.axcodes2ornt(tuple("PIR")))
+    nib.save(turned, tmp_path / "pir.nii.gz")
+    transform = InputTransform(CT)
+    one, other = transform(tmp_path / "ras.nii.gz"), transform(str(tmp_path / "pir.nii.gz"))
+    assert one.shape == (1, 6, 10, 8)
+    torch.testing.assert_close(one, other)
+    expected = (np.clip(read_volume(tmp_path / "ras.nii.gz").array, -100, 300) + 100) / 400
+    torch.testing.assert_close(one, torch.from_numpy((expected.astype(np.float32) - 0.5) / 0.25))
+    torch.testing.assert_close(transform(values.transpose(2, 1, 0)[None]), one)
+
+
+def test_another_spacing_is_resampled_to_the_contracts(tmp_path: Path) -> None:
+    values = np.zeros((8, 10, 12), np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 1.0, 1.0, 1.0])), tmp_path / "a.nii")
+    assert InputTransform(CT)(tmp_path / "a.nii").shape == (1, 6, 10, 16)
+
+
+def test_clips_are_scaled_and_cropped_and_augmented_in_training() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 4, 64, 96)).astype(np.uint8)
+    x = InputTransform(CLIP)(frames)
+    assert x.shape == (3, 4, 28, 28)
+    assert -1 <= x.min() < x.max() <= 1
+    torch.manual_seed(0)
+    first, second = (InputTransform(CLIP, is_training=True)(frames) for _ in range(2))
+    assert first.shape == second.shape == (3, 4, 28, 28)
+    assert not torch.equal(first, second)
+
+
+def test_every_net_carries_a_contract_and_a_published_one_its_plan_and_versions(tmp_path: Path) -> None:
+    net = inflate3d.create_model("test_resnet", num_classes=0)
+    assert net.input_spec["intensity"]["window"] == [0.0, 255.0]
+    again = inflate3d.create_model(f"local-dir:{inflate3d.publish(net, str(tmp_path / 'w'))}", pretrained=True)
+    assert again.input_spec["plan"]["name"] == "isotropic"
+    assert again.input_spec["inflation"] == {"taps": "center", "overshoot": 0.25}
+    assert set(again.input_spec["versions"]) == {"inflate3d", "torch", "timm"}
+    x = np.full((3, 2, 8, 8), 255, np.uint8)
+    assert torch.equal(inflate3d.create_transform(again)(x), inflate3d.create_transform(net)(x))
+
+
+def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torchio", None)
+    with pytest.raises(InputError, match=r"needs 'torchio' for this: pip install 'inflate3d\[train\]'"):
+        InputTransform(CT, is_training=True)

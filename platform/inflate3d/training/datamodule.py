@@ -34,8 +34,8 @@ from inflate3d.data.stream import EvalStream, Source, TrainStream
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch, Triple
-from inflate3d.training.stop_signals import shield_worker
 from inflate3d.training.step_meter import TimedLoader
+from inflate3d.training.stop_signals import shield_worker
 
 _LEAST_BROKEN = 3
 

@@ -145,7 +145,7 @@ def _check_shards(config: Config) -> None:
         return
     for name in config.get("data", "datasets"):
         folder = shard_folder(config, name)
-        if not (folder / MANIFEST_FILE).is_file():
+        if not (Path(folder) / MANIFEST_FILE).is_file():
             raise InputError(
                 f"{config.where('data', 'datasets', name)}: no shards in {folder} yet, and every task of the sweep "
                 "would build them at once; build them first: platform shards build, or submit one fit"

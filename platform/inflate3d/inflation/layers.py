@@ -167,7 +167,7 @@ class FrameStride(FoldedLayer):
         if y.ndim < 2 or y.shape[0] % rows:
             return y
         if not y.is_floating_point():  # places and masks of tokens: those of the first frame
-            return pick_frames(y, frames, y.shape[0] // rows, self.depth_stride)
+            return y.unflatten(0, (-1, frames, y.shape[0] // rows))[:, :: self.depth_stride].flatten(0, 2)
         y = y.unflatten(0, (-1, frames, y.shape[0] // rows))
         missing = -frames % self.depth_stride
         if missing:

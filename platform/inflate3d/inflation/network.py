@@ -245,6 +245,7 @@ def inflate_in_place(
     except InflationError:
         if channels == RGB:
             raise
+        channels = in_chans or RGB  # a stem that first lays space into channels takes another number than its input has
         images, trace = _trace_smallest(net, trace_sizes, RGB, weight, attention=is_joint)
     head = HeadLayout.of(net, images, trace.features)
     clip = Clip()

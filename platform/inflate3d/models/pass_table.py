@@ -77,7 +77,7 @@ class Row:
         if not self.failure:
             found += [f"fp64 {self.fp64:.1e}"] * (not self.fp64 <= MOST_FP64)
             found += [f"fp32 {self.fp32:.1e}"] * (not self.fp32 <= MOST_FP32)
-            found += [f"order {self.order:.1e}"] * (not self.order >= LEAST_ORDER)
+            found += [f"order {self.order:.1e}"] * (not self.order >= LEAST_ORDER and self.plan != "slow")
             found += [f"D {self.depths}, not {-(-DEPTH // self.stride)}"] * (self.depths != -(-DEPTH // self.stride))
         return found
 
@@ -109,6 +109,7 @@ class Subject:
             taps=Taps(case.taps),
             plan=resolve_plan(case.plan),
             attention=attention,
+            in_chans=3,
         ).eval()
 
 

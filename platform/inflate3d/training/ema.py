@@ -6,6 +6,7 @@ validation scores the averaged weights, and publishing and prediction take them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -82,10 +83,11 @@ class EMA(pl.Callback):
             self.updates, self.average = checkpoint[ENTRY]["updates"], dict(checkpoint[ENTRY]["weights"])
 
 
-def best_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def best_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights of a loaded checkpoint that were scored: the average where there is one, else the last."""
     averaged: dict[str, Tensor] = checkpoint.get(ENTRY, {}).get("weights", {})
-    return averaged or checkpoint["state_dict"]
+    own: dict[str, Tensor] = checkpoint["state_dict"]
+    return averaged or own
 
 
 @torch.no_grad()

@@ -70,10 +70,15 @@ import os, time
 from pathlib import Path
 import lightning.pytorch as pl
 
+class ToyFailure(Exception):
+    pass
+
 class ToyPace(pl.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         with open(f"keys{trainer.global_rank}.txt", "a") as file:
             file.write(f"{batch.micro_batch} {batch.dataset} {' '.join(batch.keys)}\\n")
+        if Path("fail").exists() and batch.micro_batch == 2 and trainer.global_rank == 1:
+            raise ToyFailure
         if not Path("hurry").exists():
             time.sleep(3)
 """
@@ -398,6 +403,15 @@ def test_srun_with_other_numbers_than_the_config_is_refused(cluster: Path, tmp_p
     assert done.returncode == 2
     assert "give --trainer.num_nodes 2 --trainer.devices 1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_fails_is_not_requeued(cluster: Path, tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "fail").touch()
+    job = Submitted(tmp_path / "job", hurry=True)
+    job.wait_for(lambda: job.show()["JobState"] == "FAILED", "the failure")
+    assert job.show()["Restarts"] == "0"
+    assert "ToyFailure" in job.log
 
 
 def test_a_build_of_shards_runs_in_parts_and_is_merged(cluster: Path, tmp_path: Path) -> None:

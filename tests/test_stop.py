@@ -193,6 +193,24 @@ def test_a_loading_worker_outlives_a_stray_sigterm_but_not_its_parents(tmp_path:
     assert rest.split() == ["alive", "code", "0"]
 
 
+def test_of_several_ranks_only_the_first_says_that_the_run_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # srun ends the other ranks by SIGTERM where one fails: they must not pass for a run that wants to go on.
+    monkeypatch.setenv("INFLATE3D_STOPPED_FILE", str(tmp_path / "stopped"))
+    for rank, code in (("1", 0), ("0", stop_signals.EXIT_STOPPED)):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        handlers = stop_signals.listen()
+        try:
+            with pytest.raises(stop_signals.RunStopped) as stopped:
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            stop_signals.restore(handlers)
+            stop_signals.set_training(False)
+        assert stopped.value.code == code
+        assert (tmp_path / "stopped").exists() == (rank == "0")
+
+
 class ToyRun:
     """A W&B run whose service is gone."""
 

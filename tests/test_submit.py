@@ -240,6 +240,20 @@ def test_a_submission_freezes_the_config_and_a_second_one_is_refused_while_the_f
     assert "invalid partition" in error
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_is_submitted_with_the_very_config_of_a_first_start(
+    stand_in: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = stand_in / "runs" / "quickstart" / "slurm" / "config.yaml"
+    assert main(FIT) == 0
+    first = frozen.read_text()
+    capsys.readouterr()
+    assert main(["fit", "--config", str(frozen), "--print_config"]) == 0
+    (frozen.parents[1] / "config.yaml").write_text(capsys.readouterr().out)
+    assert main(FIT) == 0
+    assert frozen.read_text() == first
+
+
 def test_a_sweep_checks_every_line_and_gives_each_its_folder(
     stand_in: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

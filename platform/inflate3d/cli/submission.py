@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import shlex
 from collections.abc import Mapping
@@ -159,7 +160,8 @@ def _check_run(config: Config, ranks: int) -> None:
         return
     from inflate3d.cli.run import Run  # torch: only where a run goes on
 
-    whole = yaml.safe_load(Run(config, instantiate=False).dump())
+    # A copy: parsing writes into what it parses, and this config is still to be frozen.
+    whole = yaml.safe_load(Run(copy.deepcopy(config), instantiate=False).dump())
     checkpoints = list_checkpoints(checkpoints_folder(run))
     if not checkpoints:
         return

@@ -24,12 +24,13 @@ class RunStopped(SystemExit):
     """The run has stopped as it was asked to, and can go on: ends the process, with 75 in the first rank, else 0.
 
     Launchers kill every rank when one fails, and the first may still be closing its loggers. For a script that starts
-    several ranks and sees one exit code, the file that INFLATE3D_STOPPED_FILE names is made as well.
+    several ranks and sees one exit code, the first rank also makes the file that INFLATE3D_STOPPED_FILE names; no other
+    does, since srun sends SIGTERM to the rest where one rank fails.
     """
 
     def __init__(self, rank: int = 0) -> None:
         super().__init__(0 if rank else EXIT_STOPPED)
-        if file := os.environ.get("INFLATE3D_STOPPED_FILE"):
+        if not rank and (file := os.environ.get("INFLATE3D_STOPPED_FILE")):
             with contextlib.suppress(OSError):
                 open(file, "a").close()
 
@@ -88,4 +89,4 @@ def _note(signum: int, frame: FrameType | None) -> None:
     if _State.received is None:
         _State.received = signal.Signals(signum)
     if not _State.training:
-        raise RunStopped
+        raise RunStopped(max(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "SLURM_PROCID")))

@@ -47,7 +47,7 @@ def test_every_family_of_timm_segments(row):
 
 
 def test_every_family_that_timm_registers_is_tested():
-    assert {row.family for row in smallest_of_each_family()} >= set(timm.list_modules())
+    assert {row.family for row in smallest_of_each_family()} >= set(timm.list_modules()) - {"timm"}  # inflate3d.timm's
 
 
 def test_padded_frames_are_answered_as_if_they_were_that_large():

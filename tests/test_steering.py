@@ -270,7 +270,7 @@ def test_the_average_follows_the_formula_and_is_what_is_scored_and_published(sha
     name = "heads.shape.shapes.linear.weight"
     assert torch.equal(state["state_dict"][name], module.state_dict()[name])
     assert not torch.equal(state["ema"]["weights"][name], state["state_dict"][name])
-    published = publish_run(tmp_path, f"local-dir:{tmp_path / 'published'}")
+    published = publish_run(tmp_path, f"local-dir:{tmp_path / 'published'}").folder
     net = inflate3d.create_model(f"local-dir:{published}", pretrained=True, num_classes=0)
     averaged = state["ema"]["weights"]["backbone.net.layer1.0.conv1.weight"]
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], averaged)

@@ -12,6 +12,7 @@ from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.joint import JointAttention
 from inflate3d.inflation.layers import (
     Clip,
+    ClipResponseNorm,
     ClipSqueeze,
     ClipStatistics,
     FoldedDropPath,
@@ -131,7 +132,8 @@ def _assign_statistics(modules: dict[str, nn.Module], trace: Trace, clip: Clip) 
             continue
         if base_name(module) in _WITH_STATISTICS and record.fold == 1 and record.level_out is not None:
             inside = (*inside, f"{name}.")
-            fold_layer(module, ClipStatistics, clip)
+            is_norm = base_name(module) == "GlobalResponseNorm"
+            fold_layer(module, ClipResponseNorm if is_norm else ClipStatistics, clip)
             is_nhwc = base_name(module) == "SqueezeExciteCl" or getattr(module, "spatial_dim", None) == (1, 2)
             module.channels_last = is_nhwc
         elif record.squeezed and record.fold == 1 and is_pointwise(module):

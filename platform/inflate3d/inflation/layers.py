@@ -140,6 +140,18 @@ class ClipStatistics(FoldedLayer):
         return y.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1)
 
 
+class ClipResponseNorm(ClipStatistics):
+    """Global response normalisation (arXiv:2301.00808) whose L2 norms are the clip's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ClipStatistics'; the norm of D equal frames is sqrt(D) times that of one, so eps grows with it."""
+        eps: float = self.eps  # type: ignore[has-type]
+        self.eps = eps * (x.shape[0] // self.clip.batch_size) ** 0.5
+        y = super().forward(x)
+        self.eps = eps
+        return y
+
+
 class ClipSqueeze(FoldedLayer):
     """A pointwise layer on what was squeezed out of each frame: it is given the mean over the frames of the clip."""
 

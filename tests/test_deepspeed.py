@@ -135,7 +135,7 @@ def test_zero_trains_as_one_process_does_and_its_checkpoints_are_everyones(
         assert losses(back)[26] == pytest.approx(expected[26], rel=1e-5)
 
     # 4. It publishes, loads, and answers as it did (the replay is checked on load).
-    published = publish_run(whole / "run", f"local-dir:{root / f'published{stage}'}")
+    published = publish_run(whole / "run", f"local-dir:{root / f'published{stage}'}").folder
     model = inflate3d.create_model(f"local-dir:{published}", pretrained=True, num_classes=0)
     assert torch.isfinite(model(torch.zeros(1, 1, 8, 16, 16))).all()
 

@@ -37,6 +37,8 @@ def platform_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProces
     def run(*arguments: str, timeout_s: float = 300, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "inflate3d.cli.main", *arguments]
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "160"}
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s)
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=timeout_s
+        )
 
     return run

@@ -161,19 +161,22 @@ def test_these_modules_and_every_dataset_import_without_torch() -> None:
     code = "import importlib, sys\n" + "".join(
         f"importlib.import_module({name!r}); assert 'torch' not in sys.modules, {name!r}\n" for name in names
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_standard_librarys_platform_is_found_in_the_projects_root() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import platform; print(platform.system())"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", "import platform; print(platform.system())"],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert not (ROOT / "platform" / "__init__.py").exists()
 
 
 def test_the_roots_datasets_folder_gives_way_to_hugging_faces_name() -> None:
-    done = subprocess.run([sys.executable, "-c", "import datasets"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", "import datasets"], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 1
     assert "ImportError: this folder is inflate3d.datasets" in done.stderr

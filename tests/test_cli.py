@@ -47,7 +47,7 @@ def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
         f"try: code = main({arguments})\nexcept SystemExit as stop: code = stop.code\n"
         "assert code == 0, code\nassert 'torch' not in sys.modules\nassert 'lightning' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 3
 

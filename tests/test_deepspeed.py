@@ -59,7 +59,7 @@ def fit(folder: Path, *options: str, succeeds: bool = True) -> subprocess.Comple
     (folder / "tiny.yaml").write_text(CONFIG)
     command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=550)
     assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
     return done
 

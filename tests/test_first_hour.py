@@ -28,7 +28,7 @@ def test_the_quickstart_learns_and_its_last_line_works_when_pasted(tmp_path: Pat
     assert scores[-1] > 0.8
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    pasted = subprocess.run(last, shell=True, cwd=elsewhere, capture_output=True, text=True, timeout=300)
+    pasted = subprocess.run(last, shell=True, cwd=elsewhere, capture_output=True, encoding="utf-8", timeout=300)
     assert pasted.returncode == 0, pasted.stderr
     assert pasted.stdout.strip() == "torch.Size([1, 96])"
 

@@ -259,7 +259,7 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         assert "nothing changed" in again.stdout, again.stderr
         assert len(handler.commits["lab/run"]) == 2
         code = "import inflate3d; print(inflate3d.create_segmenter('hf-hub:lab/run@main', pretrained=True).label_names)"
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8")
         assert done.stdout.strip() == "['background', 'liver', 'spleen']", done.stderr
 
 

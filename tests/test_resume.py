@@ -118,7 +118,7 @@ def fit(folder: Path, *options: str, kill: str = "") -> subprocess.CompletedProc
     (folder / "toy_killer.py").write_text(KILLER)
     command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
     environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stdout + done.stderr
     return done
 
@@ -162,7 +162,7 @@ def fit_in_forks(folder: Path, kills: list[str], *options: str) -> list[str]:
     (folder / "forks.py").write_text(FORKS)
     command = [sys.executable, "forks.py", str(folder), json.dumps(kills), *options]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=1500)
     log = folder / "log.txt"
     assert done.returncode == 0, done.stdout + done.stderr + (log.read_text()[-3000:] if log.is_file() else "")
     return done.stdout.splitlines()

@@ -114,7 +114,7 @@ def test_plain_webdataset_and_tar_read_the_shards(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[key]["image.npy"], sample["image"])
         np.testing.assert_array_equal(found[key]["mask.npy"], sample["mask"])
         assert found[key]["json"] == sample["json"]
-    listed = subprocess.run(["tar", "tf", urls[0]], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(["tar", "tf", urls[0]], capture_output=True, encoding="utf-8", check=True).stdout.split()
     assert listed[:4] == ["case_000.image.npy", "case_000.mask.npy", "case_000.json", "case_001.image.npy"]
 
 

@@ -91,7 +91,7 @@ save_before_s: {save_before_s}
 
 def shell(*command: str | Path, check: bool = True) -> str:
     """Run a command of SLURM's; return what it printed."""
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(c) for c in command], capture_output=True, encoding="utf-8", timeout=120)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -157,7 +157,9 @@ class Submitted:
     def platform(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(self.folder), "COLUMNS": "160"}
         command = [sys.executable, "-m", "inflate3d.cli.main", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=WAIT_S)
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, encoding="utf-8", timeout=WAIT_S
+        )
 
     def hurry(self) -> None:
         (self.folder / "hurry").touch()

@@ -156,10 +156,12 @@ def test_a_real_nginx_serves_a_publication_to_new_processes(published: Path, cac
     with nginx(published.parent, tmp_path / "nginx") as (url, log):
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-W", "ignore", "-c", LOAD, f"{url}/weights"]
-        first = subprocess.run(command, env=environment, capture_output=True, text=True)
+        first = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
         assert first.returncode == 0, first.stderr[-2000:]
         assert log.read_text().count("/weights/model.safetensors") == 1
-    offline = subprocess.run(command, env={**environment, "INFLATE3D_OFFLINE": "1"}, capture_output=True, text=True)
+    offline = subprocess.run(
+        command, env={**environment, "INFLATE3D_OFFLINE": "1"}, capture_output=True, encoding="utf-8"
+    )
     assert offline.stdout == first.stdout != ""
 
 
@@ -209,7 +211,7 @@ def in_new_process(name: str, environment: dict[str, str]) -> subprocess.Complet
     """The Hub's client reads its environment when it is imported."""
     command = [sys.executable, "-W", "ignore", "-c", LOAD, name]
     full = {**os.environ, "PYTHONSAFEPATH": "1", **environment}
-    return subprocess.run(command, env=full, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=full, capture_output=True, encoding="utf-8", timeout=300)
 
 
 @pytest.mark.slow

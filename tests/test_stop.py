@@ -241,7 +241,9 @@ def test_before_training_a_signal_ends_the_command_at_once_with_75(tmp_path: Pat
         "run.Run = ToyRun\n"
         "sys.exit(main(['fit', '--config', 'quickstart.yaml']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120
+    )
     assert done.returncode == stop_signals.EXIT_STOPPED, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -286,14 +288,14 @@ def test_all_ranks_stop_at_the_same_step_when_one_is_signalled(tmp_path: Path, w
     command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "WHERE": where}
     environment["INFLATE3D_STOPPED_FILE"] = str(tmp_path / "stopped")
-    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert first.returncode == stop_signals.EXIT_STOPPED, first.stdout + first.stderr
     assert (tmp_path / "stopped").exists()
     found = find_checkpoint(tmp_path / "run")
     assert found
     assert found.step == step
     environment["WHERE"] = ""
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"going on from step {step}" in second.stdout
     rows = read_metrics(tmp_path / "run" / "metrics.csv")

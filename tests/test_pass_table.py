@@ -42,10 +42,15 @@ def test_a_row_without_its_stride_fails():
     assert Row(**{**vars(good), "depths": 9}).faults == [f"D 9, not {-(-pass_table.DEPTH // 8)}"]
 
 
+# halonet_h1 is exact in fp64 (2e-11), but with random weights its own 2D features already round by 1e-2 in fp32.
+# deepseek_vit_412m differs by 2e-7 in fp64, past the table's limit, and takes a quarter of an hour.
+FAILING = ("halonet_h1", "deepseek_vit_412m")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
-    [r for r in smallest_of_each_family() if r.name not in ("halonet_h1", "deepseek_vit_412m")],
+    [r for r in smallest_of_each_family() if r.name not in FAILING],
     ids=lambda row: f"{row.family}-{row.name}",
 )
 def test_the_smallest_of_every_family_passes(row):

@@ -43,6 +43,8 @@ def settle_strides(net: nn.Module, strides: Strides, images: Tensor, trace: Trac
     try:
         check_static_clips(net, strides, images, trace)
     except CheckFailure as broken:
+        if broken.is_numeric and images.dtype == torch.float32:
+            return _settle_in_double(net, strides, images, trace)
         raise InflationError(str(broken)) from broken
     for _ in range(MOST_REPAIRS):
         if not strides.repair(failure.finished):

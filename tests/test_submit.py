@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from inflate3d.cli.main import MOST_LINES, main
-from inflate3d.cli.status import duration
 from inflate3d.cli.submission import zero_ranks
 from inflate3d.data.shard_writer import build_shards
 from inflate3d.datasets.toy import Toy
+from inflate3d.durations import duration
 from inflate3d.errors import InputError
 from inflate3d.slurm.script import TASK, Job, render_script, seconds_of
 from inflate3d.slurm.site import Site
@@ -363,7 +363,7 @@ def test_status_of_what_is_no_run_is_refused(folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(42, "42 s"), (725, "12 min"), (12000, "3 h 20 min"), (187200, "2 d 4 h")]
+    ("seconds", "text"), [(42, "42 s"), (725, "12 min"), (11100, "3 h 05 min"), (187200, "2 d 04 h")]
 )
 def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text

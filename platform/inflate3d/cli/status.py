@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.cli.table import print_table
+from inflate3d.durations import duration
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,15 +128,3 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them: 42 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    seconds = max(seconds, 0)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,16 +1,10 @@
-"""How far a run is: a bar at a terminal, plain lines now and then where nobody draws one (SLURM, a pipe, a file).
-
-The newest line's figures also stand in the run folder's progress.json, for whoever asks from outside.
-"""
+"""How far a run is: a bar at a terminal, plain lines now and then where nobody draws one (SLURM, a pipe, a file)."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,9 +12,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from inflate3d.durations import duration
 from inflate3d.training.metrics_csv import MetricsCSV
-from inflate3d.training.run_folder import PROGRESS
-from inflate3d.training.step_meter import Speed, StepMeter
+from inflate3d.training.step_meter import StepMeter, seconds_waited
 from inflate3d.training.step_record import in_accumulation_window
 
 
@@ -62,7 +56,7 @@ class RunProgress(ProgressBar):
         self._started = (time.monotonic(), trainer.global_step)
         self._last_line = time.monotonic()
         for meter in (self._line_meter, self._log_meter):
-            meter.start(step=trainer.global_step, waited=_waited(trainer))
+            meter.start(step=trainer.global_step, waited=seconds_waited(trainer))
         self._open()
         self._advance("train", trainer.global_step, trainer.max_steps)
         if trainer.global_step:
@@ -89,7 +83,8 @@ class RunProgress(ProgressBar):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Close the bar and print where the run stands."""
         self._close()
-        self.print(self._line(trainer, pl_module))
+        if self._enabled:
+            self.print(self._line(trainer, pl_module))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Give the terminal back."""
@@ -146,11 +141,9 @@ class RunProgress(ProgressBar):
         self._bar.update(self._tasks[name], completed=done, text=text)
 
     def _line(self, trainer: pl.Trainer, pl_module: Any) -> str:
-        """Return the line of now, and write its figures to progress.json."""
-        speed = self._line_meter.read(step=trainer.global_step, waited=_waited(trainer), device=pl_module.device)
+        speed = self._line_meter.read(step=trainer.global_step, waited=seconds_waited(trainer), device=pl_module.device)
         seconds, steps = time.monotonic() - self._started[0], trainer.global_step - self._started[1]
         left = (trainer.max_steps - trainer.global_step) * seconds / steps if steps else math.nan
-        write_progress(trainer, pl_module.last_row, speed, left)
         parts = [f"step {trainer.global_step}/{trainer.max_steps}", _losses(pl_module.last_row)]
         if speed.steps:
             parts += [f"{speed.samples_per_second:.3g} samples/s", f"data wait {speed.data_wait:.0%}"]
@@ -159,7 +152,7 @@ class RunProgress(ProgressBar):
 
     def _log(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Give the speed to the loggers; not to metrics.csv, whose rows a resumed run repeats byte for byte."""
-        speed = self._log_meter.read(step=trainer.global_step, waited=_waited(trainer), device=pl_module.device)
+        speed = self._log_meter.read(step=trainer.global_step, waited=seconds_waited(trainer), device=pl_module.device)
         row = {
             "speed/samples_per_second": speed.samples_per_second,
             "speed/data_wait": speed.data_wait,
@@ -168,40 +161,6 @@ class RunProgress(ProgressBar):
         for logger in trainer.loggers:
             if not isinstance(logger, MetricsCSV):
                 logger.log_metrics(row, step=trainer.global_step)
-
-
-def write_progress(trainer: pl.Trainer, losses: dict[str, float], speed: Speed, seconds_left: float) -> None:
-    """Write <run folder>/progress.json, whole: step, losses, speed, time left and the time of writing."""
-    content = {
-        "format": "inflate3d-progress/1",
-        "time": time.time(),
-        "step": trainer.global_step,
-        "max_steps": trainer.max_steps,
-        "losses": losses,
-        "samples_per_second": speed.samples_per_second,
-        "data_wait": speed.data_wait,
-        "memory_gb": speed.memory_gb,
-        "seconds_left": None if math.isnan(seconds_left) else seconds_left,
-    }
-    path = Path(trainer.default_root_dir) / PROGRESS
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def duration(seconds: float) -> str:
-    """Return '42 s', '7 min', '3 h 05 min' or '2 d 03 h'."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24:02d} h"
-
-
-def _waited(trainer: pl.Trainer) -> float:
-    return float(getattr(trainer.train_dataloader, "seconds_waited", 0.0))
 
 
 def _losses(row: dict[str, float]) -> str:

@@ -24,7 +24,6 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 STATE = "state.json"
 _STATE_FORMAT = "inflate3d-state/1"
-PROGRESS = "progress.json"
 PACKAGES = (
     "inflate3d",
     "torch",

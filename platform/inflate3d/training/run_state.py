@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from inflate3d.training.run_folder import write_state
+from inflate3d.training.step_meter import StepMeter, seconds_waited
 from inflate3d.training.stop_signals import RunStopped
 
 log = logging.getLogger(__name__)
@@ -25,27 +27,25 @@ class RunState(pl.Callback):
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         self.every_seconds = every_seconds
-        self._wait = self._fetching = 0.0
-        self._since = (0.0, 0)
+        self._meter, self._since = StepMeter(), (0.0, 0)
         self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin, and measure how long the loop waits for each micro-batch."""
-        trainer.fit_loop.epoch_loop._on_before_fetch = self._before_fetch
-        trainer.fit_loop.epoch_loop._on_after_fetch = self._after_fetch
+        """Begin."""
         self._restart_clock(trainer)
         self._write(trainer, pl_module, "training")
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write when it is time."""
+        self._meter.count(len(batch) * trainer.world_size)
         if time.monotonic() - self._since[0] >= self.every_seconds and trainer.global_step > self._since[1]:
-            self._measure(trainer)
+            self._measure(trainer, pl_module.device)
             self._write(trainer, pl_module, "training")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say that it validates."""
         if trainer.state.fn == "fit":
-            self._measure(trainer)
+            self._measure(trainer, pl_module.device)
             self._write(trainer, pl_module, "validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -56,7 +56,7 @@ class RunState(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Say that the run is over, or that it ended early."""
-        self._measure(trainer)
+        self._measure(trainer, pl_module.device)
         self._write(trainer, pl_module, "finished" if trainer.global_step >= trainer.max_steps else "stopped")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -64,20 +64,20 @@ class RunState(pl.Callback):
         went_well = isinstance(exception, RunStopped | KeyboardInterrupt)
         self._write(trainer, pl_module, "stopped" if went_well else "failed")
 
-    def _before_fetch(self) -> None:
-        self._fetching = time.monotonic()
-
-    def _after_fetch(self) -> None:
-        self._wait += time.monotonic() - self._fetching
-
-    def _measure(self, trainer: pl.Trainer) -> None:
-        seconds, steps = time.monotonic() - self._since[0], trainer.global_step - self._since[1]
-        if steps:
-            self._rates = {"steps_per_s": steps / seconds, "data_wait": min(self._wait / seconds, 1.0)}
-        self._restart_clock(trainer)
+    def _measure(self, trainer: pl.Trainer, device: torch.device) -> None:
+        speed = self._meter.read(step=trainer.global_step, waited=seconds_waited(trainer), device=device)
+        if speed.steps:
+            self._rates = {
+                "steps_per_s": speed.steps_per_second,
+                "samples_per_s": speed.samples_per_second,
+                "data_wait": speed.data_wait,
+                "memory_gb": speed.memory_gb,
+            }
+        self._since = (time.monotonic(), trainer.global_step)
 
     def _restart_clock(self, trainer: pl.Trainer) -> None:
-        self._wait, self._since = 0.0, (time.monotonic(), trainer.global_step)
+        self._meter.start(step=trainer.global_step, waited=seconds_waited(trainer))
+        self._since = (time.monotonic(), trainer.global_step)
 
     def _write(self, trainer: pl.Trainer, pl_module: Any, phase: str) -> None:
         if not trainer.is_global_zero:

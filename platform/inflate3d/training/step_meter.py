@@ -31,6 +31,11 @@ class TimedLoader(DataLoader[Any]):
             yield batch
 
 
+def seconds_waited(trainer: Any) -> float:
+    """Return how long this process has waited for training batches until now."""
+    return float(getattr(trainer.train_dataloader, "seconds_waited", 0.0))
+
+
 @dataclass(frozen=True)
 class Speed:
     """What a stretch of training was like. data_wait: share of the time spent waiting for batches."""

@@ -21,7 +21,7 @@ HOMES = {
 }
 # Each may import itself and what stands in the rows above it; packages of one row do not see each other.
 ROWS: list[set[str]] = [
-    {"errors"},
+    {"errors", "durations"},
     {"sample"},
     {"contracts"},
     {"discover", "inflation"},
@@ -36,6 +36,7 @@ PLUG_INS_MAY_IMPORT = {"errors", "sample", "contracts", "nn", "data"}
 WITHOUT_TORCH = [
     "inflate3d",
     "inflate3d.errors",
+    "inflate3d.durations",
     "inflate3d.sample",
     "inflate3d.contracts",
     "inflate3d.discover",

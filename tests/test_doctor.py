@@ -27,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(root: Path) -> list[str]:
-    return ["doctor", "--config", "quickstart.yaml", "--data.root", str(root), "--samples", "3"]
+    return ["doctor", "--config", "quickstart.yaml", "--data.root", str(root), "--samples", "3", "--repeats", "0"]
 
 
 def test_a_healthy_config_is_described(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,24 @@ def test_a_healthy_config_is_described(root: Path, capsys: pytest.CaptureFixture
         assert sum(map(float, stages)) == pytest.approx(float(total), abs=0.05)
         assert broken == "0"
     assert re.search(r"most for \w+ of toy_\w+ \(\d+% of the loading\)", said)
+
+
+def test_what_a_run_costs_follows_from_the_step_of_one_rank(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--trainer.accelerator", "cpu"]
+    assert main([*command(root)[:-2], "--repeats", "1", *many, "--trainer.max_steps", "36000"]) == 0
+    said = capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in (line.split() for line in said.splitlines()) if row[-1:] == ["GB"]}
+    assert {name: row[0] for name, row in rows.items()} == {"toy_video": "2", "toy_volumes": "1", "toy_shapes": "2"}
+    loading = re.search(r"micro-batch takes [\d.]+ ms to load on average, ([\d.]+) ms", said)
+    assert loading
+    loading_ms = float(loading.group(1))
+    step_ms = max(sum(float(row[1]) for row in rows.values()), 3 * loading_ms / 4)  # one micro-batch of each dataset
+    found = re.search(r"the run: 36000 steps, (\d+) samples .* on 4 such devices, ([\d.e+]+) device-hours", said)
+    assert found
+    assert int(found.group(1)) == 36000 * (8 + 2 + 8)
+    assert float(found.group(2)) == pytest.approx(4 * 36000 * step_ms / 3.6e6, rel=0.05)
+    assert "ZeRO-2 leaves" in said
+    assert not list(Path(".").glob("runs/*/checkpoints"))
 
 
 def test_shards_that_are_cut_or_missing_are_named(root: Path, tmp_path: Path, capsys: Any) -> None:
@@ -86,6 +104,7 @@ def slowed(call: Any, seconds: float) -> Any:
 def test_wrong_input_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 2
     assert main([*command(root), "--samples", "0"]) == 2
+    assert main([*command(root), "--repeats", "-1"]) == 2
     assert main(["doctor", "--config", "quickstart.yaml", "--data.rot", "x"]) == 2
     assert "close names: 'root'" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`platform doctor --config FILE`: is everything there, and where would the time of a run go?"""
+"""`platform doctor --config FILE`: is everything there, where would the time of a run go, and what would it cost?"""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ _PACKAGES = ("torch", "torchvision", "timm", "lightning", "torchio", "av", "webd
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform doctor`."""
-    text = "check a config's shards and machine before a run, and measure what each stage of loading costs"
+    text = "check a config's shards and machine before a run, and measure what loading, a step and the whole run cost"
     parser = subparsers.add_parser(
         "doctor",
         help=text,
         description=text,
         allow_abbrev=False,
-        usage="platform doctor --config FILE [--config FILE ...] [--samples N] [--KEY.SUBKEY VALUE ...]",
+        usage="platform doctor --config FILE [--config FILE ...] [--samples N] [--repeats N] [--KEY.SUBKEY VALUE ...]",
     )
     parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be given again")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="samples measured a dataset (default 64)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="micro-batches trained a dataset (default 3; 0: none)"
+    )
     parser.set_defaults(run=_run, takes_overrides=True)
 
 
@@ -38,6 +41,8 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError("platform doctor: no --config. Try: platform doctor --config quickstart.yaml")
     if args.samples < 1:
         raise InputError(f"--samples is {args.samples}; it must be at least 1")
+    if args.repeats < 0:
+        raise InputError(f"--repeats is {args.repeats}; it must not be negative")
     config = load_config(args.config, args.overrides)
     check_config(config)
     print(f"config: {', '.join(str(path) for path in config.files)}: all checks passed\n")
@@ -47,8 +52,11 @@ def _run(args: argparse.Namespace) -> None:
     data = DataModule(**{"seed": int(config.get("seed_everything", default=0)), **config.get("data")}).prepare()
     _print_shards(data)
     _print_first_batches(data)
-    _print_loading(data, args.samples)
-    # What a training step costs (memory, milliseconds, hours of the run) is printed here, beside what loading allows.
+    loading_ms = _print_loading(data, args.samples)
+    if args.repeats:
+        from inflate3d.cli.run_cost import print_run_cost
+
+        print_run_cost(config, data, args.repeats, loading_ms)
 
 
 def _print_machine() -> None:
@@ -111,8 +119,11 @@ def _print_first_batches(data: DataModule) -> None:
     print()
 
 
-def _print_loading(data: DataModule, num_samples: int) -> None:
-    """Print milliseconds a sample by stage, and the shortest training step that loading keeps up with."""
+def _print_loading(data: DataModule, num_samples: int) -> float:
+    """Print milliseconds a sample by stage, and the shortest training step that loading keeps up with; return that.
+
+    In milliseconds a global micro-batch, with the workers of one rank.
+    """
     from inflate3d.data.stage_times import STAGES, measure_stages
 
     rows, micro_batch_ms = [], 0.0
@@ -129,9 +140,10 @@ def _print_loading(data: DataModule, num_samples: int) -> None:
     (name, stage), most = max(spent.items(), key=lambda item: item[1])
     print(
         f"a global micro-batch takes {micro_batch_ms:.1f} ms to load on average, {micro_batch_ms / workers:.1f} ms "
-        f"with the {data.num_workers} workers of one rank if each has a core.\n"
+        f"by the loading processes of one rank ({workers}) if each has a core.\n"
         "A faster training step would wait for its data, "
         f"and most for {stage} of {name} ({most / micro_batch_ms:.0%} of the loading)."
     )
     if data.num_workers > (cores := len(os.sched_getaffinity(0))):
         print(f"warning: data.num_workers is {data.num_workers}, and this process has {cores} cores")
+    return micro_batch_ms / workers

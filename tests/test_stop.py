@@ -211,6 +211,30 @@ def test_of_several_ranks_only_the_first_says_that_the_run_has_stopped(
         assert (tmp_path / "stopped").exists() == (rank == "0")
 
 
+def test_a_signal_after_an_error_does_not_make_the_failed_run_look_stopped(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ToyFailure(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            raise ValueError("a step fails")
+
+    monkeypatch.setenv("INFLATE3D_STOPPED_FILE", str(tmp_path / "stopped"))
+    handlers = stop_signals.listen()  # as the command does
+    try:
+        with pytest.raises(ValueError, match="a step fails"):
+            fit(shards, tmp_path / "run", ToyFailure())
+        os.kill(os.getpid(), signal.SIGTERM)  # srun's, to what is left of a failed step
+        time.sleep(0.1)
+        assert not (tmp_path / "stopped").exists()
+        assert (read_state(tmp_path / "run") or {})["phase"] == "failed"
+        stop_signals.listen()
+        with pytest.raises(stop_signals.RunStopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    finally:
+        stop_signals.restore(handlers)
+
+
 class ToyRun:
     """A W&B run whose service is gone."""
 

@@ -107,7 +107,9 @@ class StopOnSignal(Checkpoint):
         stop_signals.restore(self._handlers)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """As at the end."""
+        """As at the end; a signal that comes after an error is not obeyed."""
+        if not isinstance(exception, RunStopped):
+            stop_signals.set_failed()
         stop_signals.set_training(False)
         stop_signals.restore(self._handlers)
 

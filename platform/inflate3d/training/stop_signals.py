@@ -38,6 +38,7 @@ class RunStopped(SystemExit):
 class _State:
     received: signal.Signals | None = None
     training = False
+    failed = False
 
 
 def listen() -> dict[signal.Signals, Any]:
@@ -47,6 +48,7 @@ def listen() -> dict[signal.Signals, Any]:
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
+    _State.failed = False
     return {signum: signal.signal(signum, _note) for signum in SIGNALS}
 
 
@@ -66,6 +68,14 @@ def set_training(training: bool) -> None:
     _State.training = training
     if not training:
         _State.received = None
+
+
+def set_failed() -> None:
+    """Let signals pass from now on: the process ends of an error, and srun sends SIGTERM to what is still there then.
+
+    A run that failed must not look like one that was asked to stop, which is started again.
+    """
+    _State.failed = True
 
 
 def shield_worker() -> None:
@@ -88,5 +98,5 @@ def shield_worker() -> None:
 def _note(signum: int, frame: FrameType | None) -> None:
     if _State.received is None:
         _State.received = signal.Signals(signum)
-    if not _State.training:
+    if not _State.training and not _State.failed:
         raise RunStopped(max(int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "SLURM_PROCID")))

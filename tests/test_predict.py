@@ -189,6 +189,34 @@ def test_dice_of_the_written_files_is_the_dice_of_validation(made: Made) -> None
     assert 0.3 < checkpoint.metrics["val/cut/stored/dice"] < 1  # else this says little
 
 
+def test_true_labels_give_each_case_its_dice_at_its_own_spacing(
+    made: Made, predict: Callable[..., str], tmp_path: Path
+) -> None:
+    masks = tmp_path / "labels"
+    shutil.copytree(made.raw / "raw/masks", masks)
+    said = predict(made.raw / "raw/images", tmp_path / "out", "--dataset", "even", "--labels", str(masks))
+    rows = rows_of(tmp_path / "out/dice.csv")
+    assert list(rows) == [*(f"case_{i}" for i in range(len(CODES))), "mean"]
+    for i in range(len(CODES)):
+        guess, truth = (nib.load(f / f"case_{i}.nii.gz").dataobj for f in (tmp_path / "out", masks))
+        wanted = [dice(np.asarray(guess), np.asarray(truth), label) for label in (1, 2)]
+        row = rows[f"case_{i}"]
+        assert [float(row[c]) for c in ("dice_box", "dice_bar")] == pytest.approx(wanted, abs=1e-5)
+        assert float(row["dice"]) == pytest.approx(np.mean(wanted), abs=1e-5)
+    assert f"Dice of {len(CODES)} cases: {float(rows['mean']['dice']):.4f}" in said
+
+    one = made.raw / "raw/images/case_6.nii.gz"
+    predict(one, tmp_path / "one.nii.gz", "--dataset", "even", "--labels", str(masks / "case_6.nii.gz"))
+    assert rows_of(tmp_path / "dice.csv")["case_6"] == rows["case_6"]
+    (masks / "case_6.nii.gz").rename(masks / "case_66.nii.gz")
+    said = predict(one, tmp_path / "x.nii.gz", "--dataset", "even", "--labels", str(masks), code=2)
+    assert "has no file for 1 of 1 cases: 'case_6'; close names there: 'case_66'" in said
+    said = predict(one, tmp_path / "x.nii.gz", "--dataset", "even", "--labels", str(masks / "case_5.nii.gz"), code=2)
+    assert "they must be equal" in said
+    said = predict(made.raw / "clips", tmp_path / "clips", "--labels", str(masks), code=2)
+    assert "--labels scores label maps; video_classification has none" in said
+
+
 def test_resampled_label_maps_are_nearest_to_what_validation_saw(made: Made) -> None:
     for i in range(5, len(CODES)):
         path = made.raw / f"raw/images/case_{i}.nii.gz"

@@ -229,8 +229,7 @@ def test_a_signal_after_an_error_does_not_make_the_failed_run_look_stopped(
         assert (read_state(tmp_path / "run") or {})["phase"] == "failed"
         stop_signals.listen()
         with pytest.raises(stop_signals.RunStopped):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGTERM)
     finally:
         stop_signals.restore(handlers)
 

@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run folder or published weights, see below")
     parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder, see below")
     parser.add_argument("--output", required=True, metavar="PATH", help="see below")
+    parser.add_argument("--labels", metavar="PATH", help="true label maps, named as the cases: writes dice.csv")
     parser.add_argument("--dataset", metavar="NAME", help="whose head answers (default: the only one that fits)")
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best by val/score")
     parser.add_argument("--features", action="store_true", help="pooled features in place of the head's answer")
@@ -70,8 +71,10 @@ def _run(args: argparse.Namespace) -> None:
     what = "features as" if args.features else "head of"
     print(f"{predictor.answerer.title}, {what} {predictor.dataset} ({predictor.card.kind})", flush=True)
     with _CaseProgress() as progress:
-        place = predictor.write(args.output, progress)
+        place, scores = predictor.write(args.output, progress, labels=args.labels)
     print(f"predictions: {place}")
+    if scores:
+        print(scores)
 
 
 class _CaseProgress:

@@ -16,6 +16,7 @@ from torch import Tensor
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.readers import NIFTI, Affine, read_volume
 from inflate3d.errors import InputError
+from inflate3d.evaluation.case_scores import SCORES, CaseScores
 from inflate3d.evaluation.inputs import InputCase
 from inflate3d.sample import Sample
 
@@ -38,13 +39,23 @@ class Answers(Protocol):
 
 
 def answers_to(
-    output: Path, card: DatasetCard, cases: Sequence[InputCase], *, features: bool = False
+    output: Path,
+    card: DatasetCard,
+    cases: Sequence[InputCase],
+    *,
+    features: bool = False,
+    labels: Path | None = None,
 ) -> tuple[Answers, Path]:
-    """Return what writes the answers, and the file or folder that they will be in.
+    """Return what writes the answers, and the file or folder that they will be in; `labels` score label maps.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for classes, a .csv; or, for features, a .npz.
     InputError if it cannot be, or would overwrite an input.
     """
+    if labels is not None and (features or card.kind != "volume_segmentation"):
+        what = "features" if features else card.kind
+        raise InputError(
+            f"--labels scores label maps; {what} has none. Leave it out, or name a segmentation: --dataset"
+        )
     if features:
         file = output if output.suffix.lower() == ".npz" else output / VECTORS
         _make_folder(file.parent)
@@ -54,17 +65,19 @@ def answers_to(
         _make_folder(output.parent if single else output)
         paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         _spare_inputs(paths.values(), cases)
-        return LabelMaps(paths), output
+        table = output.with_name(SCORES) if single else output / SCORES
+        scores = CaseScores(labels, list(paths), card, table) if labels is not None else None
+        return LabelMaps(paths, scores), output
     table = output if output.suffix.lower() == ".csv" else output / TABLE
     _make_folder(table.parent)
     return ClassTable(table, card.classes), table
 
 
 class LabelMaps:
-    """One NIfTI a case, uint8, with the shape and the place of its input."""
+    """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known."""
 
-    def __init__(self, paths: dict[str, Path]) -> None:
-        self.paths = paths
+    def __init__(self, paths: dict[str, Path], scores: CaseScores | None = None) -> None:
+        self.paths, self.scores = paths, scores
 
     def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
         """Write the likeliest class of each voxel; where the sample's target is 0, it is padding and is left out."""
@@ -73,9 +86,13 @@ class LabelMaps:
         shape_XYZ = stored.array.shape[:0:-1]
         labels_XYZ = onto_grid(labels_DHW, np.asarray(affine), shape_XYZ, np.asarray(stored.affine))
         write_label_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
+        if self.scores is not None:
+            self.scores.add(case.key, labels_XYZ, stored)
 
     def close(self) -> None:
-        """All is written already."""
+        """Write the scores; the maps are written already."""
+        if self.scores is not None:
+            self.scores.close()
 
 
 class ClassTable:

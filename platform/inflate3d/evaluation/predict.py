@@ -13,7 +13,7 @@ from inflate3d.contracts import DatasetCard
 from inflate3d.data.stages import make_stage
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.answerers import answerer_of
-from inflate3d.evaluation.answers import answers_to
+from inflate3d.evaluation.answers import LabelMaps, answers_to
 from inflate3d.evaluation.inputs import FAMILY_OF, Family, families, find_cases, read_case
 from inflate3d.sample import Batch, Sample
 
@@ -52,12 +52,20 @@ class Predictor:
         self.device = choose_device(device)
         self.answerer.prepare(self.dataset, self.device, features=features)
 
-    def write(self, output: str | Path, watch: Callable[[int, int], None] = lambda done, total: None) -> Path:
-        """Predict every case, write the answers and return the file or folder that holds them.
+    def write(
+        self,
+        output: str | Path,
+        watch: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        labels: str | Path | None = None,
+    ) -> tuple[Path, str]:
+        """Predict every case and write the answers; return the file or folder that holds them, and what they score.
 
-        watch: told after each case how many of how many are done. InputError lists unreadable cases, after the others.
+        watch: told after each case how many of how many are done. labels: true label maps, a folder or one file, which
+        give dice.csv; without them the score is "". InputError lists unreadable cases, after the others.
         """
-        answers, place = answers_to(Path(output), self.card, self.cases, features=self.features)
+        truth = Path(labels) if labels is not None else None
+        answers, place = answers_to(Path(output), self.card, self.cases, features=self.features, labels=truth)
         faults: dict[str, str] = {}
         watch(0, len(self.cases))
         for done, case in enumerate(self.cases, start=1):
@@ -71,7 +79,7 @@ class Predictor:
         answers.close()
         if faults:
             raise _unreadable(faults, len(self.cases), place)
-        return place
+        return place, str(answers.scores) if isinstance(answers, LabelMaps) and answers.scores else ""
 
     @torch.no_grad()
     def _answer(self, sample: Sample) -> torch.Tensor:

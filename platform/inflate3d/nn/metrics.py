@@ -13,6 +13,19 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_auroc
 
 
+def volume_dice(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return the Dice (K,) of each class between two label maps of one shape, int64, and whether either holds it."""
+    counts = torch.bincount(truth.flatten() * num_classes + predicted.flatten(), minlength=num_classes**2)
+    confusion = counts.view(num_classes, num_classes).double()
+    sizes = confusion.sum(0) + confusion.sum(1)
+    return 2 * confusion.diagonal() / sizes.clamp_min(1), sizes > 0
+
+
+def class_name(name: str) -> str:
+    """Return a class's name as keys of metrics have it."""
+    return name.strip().replace(" ", "_")
+
+
 class VolumeDice(Metric):
     """Dice of each foreground class, computed volume by volume and averaged over the volumes.
 
@@ -36,19 +49,15 @@ class VolumeDice(Metric):
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Count volumes: probabilities (B, K, D, H, W), target (B, D, H, W)."""
-        num_classes = len(self.classes)
-        for predicted, truth in zip(probabilities.argmax(dim=1).flatten(1), target.flatten(1), strict=True):
-            counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
-            confusion = counts.view(num_classes, num_classes).double()
-            sizes = confusion.sum(0) + confusion.sum(1)
-            dice = 2 * confusion.diagonal() / sizes.clamp_min(1)
+        for predicted, truth in zip(probabilities.argmax(dim=1), target, strict=True):
+            dice, spoke = volume_dice(predicted, truth, len(self.classes))
             self.total += dice[1:]
-            self.volumes += (sizes[1:] > 0).double()
+            self.volumes += spoke[1:].double()
 
     def compute(self) -> dict[str, Tensor]:
         """Return the averages by name."""
         dice = (self.total / self.volumes).float()
-        names = [f"dice_{name.strip().replace(' ', '_')}" for name in self.classes[1:]]
+        names = [f"dice_{class_name(name)}" for name in self.classes[1:]]
         return {"dice": dice.nanmean(), **dict(zip(names, dice, strict=True))}
 
 

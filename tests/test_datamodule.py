@@ -17,7 +17,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from inflate3d.data.manifest import Manifest
+from inflate3d.data.shard_reader import ShardReader
 from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.video import probe_video
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.training.datamodule import DataModule, DatasetConfig
@@ -88,6 +90,19 @@ def test_missing_shards_are_built_where_the_config_says_how(tmp_path, capsys):
     written = (tmp_path / "shapes" / "manifest.json").stat().st_mtime_ns
     module(tmp_path, datasets={"shapes": {"batch_size": 4, "build": build}}).prepare()
     assert (tmp_path / "shapes" / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_videos_are_encoded_anew_where_the_build_says_so(tmp_path, capsys):
+    build = {"class_path": "Toy", "init_args": {"kind": "video_classification", **TOY, "size": 24}}
+    heights = []
+    for name, more in (("kept", {}), ("small", {"video": {"gop": 2, "short_side": 16}})):
+        module(tmp_path, datasets={name: {"batch_size": 1, "build": {**build, **more}}}).prepare_data()
+        reader = ShardReader(tmp_path / name, Manifest.load(tmp_path / name), "train")
+        heights.append(probe_video(bytes(reader.sample(0, 0).decode()["video"])).height)
+    assert heights == [24, 16]
+    wrong = {**build, "video": {"gopp": 2}}
+    with pytest.raises(InputError, match=r"data.datasets.x.build.video.gopp: .*'gopp'"):
+        module(tmp_path, datasets={"x": {"batch_size": 1, "build": wrong}}).prepare_data()
 
 
 def test_loaders_leave_the_generator_of_training_alone(root):

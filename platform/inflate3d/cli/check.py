@@ -112,9 +112,12 @@ def _check_backbone(config: Config) -> None:
     check_model_name(name, where=where)
 
 
-def _check_plug_in(config: Config, group: Group, path: tuple[str, ...]) -> PlugIn:
-    """Check a {class_path, init_args} of a built-in or third-party class; write its full class_path into the config."""
-    _check_keys(config, path, ("class_path", "init_args"))
+def _check_plug_in(config: Config, group: Group, path: tuple[str, ...], *others: str) -> PlugIn:
+    """Check a {class_path, init_args} of a built-in or third-party class; write its full class_path into the config.
+
+    others: keys that may stand beside these two.
+    """
+    _check_keys(config, path, ("class_path", "init_args", *others))
     name = config.get(*path, "class_path")
     if not isinstance(name, str):
         raise InputError(f"{config.where(*path)}: class_path is missing. All names: platform {group} list")
@@ -183,7 +186,11 @@ def _card(config: Config, name: str) -> DatasetCard:
     path = ("data", "datasets", name)
     folder = shard_folder(config, name)
     build = config.get(*path, "build")
-    plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"))
+    plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"), "video")
+    if build and "video" in build:
+        from inflate3d.data.reencode import VideoEncoding
+
+        VideoEncoding.from_dict(build["video"], where=config.where(*path, "build", "video"))
     try:
         if plug_in is None or isinstance(folder, str) or (folder / "manifest.json").is_file():
             return Manifest.load(folder).card

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.data.video import every_frame, probe_video
-from inflate3d.errors import InputError
+from inflate3d.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     import av
@@ -36,6 +36,19 @@ class VideoEncoding:
                 raise InputError(f"video_{name} is {value}; allowed: {low} to {high}")
         if self.short_side is not None and not 16 <= self.short_side <= 8192:
             raise InputError(f"video_short_side is {self.short_side}; allowed: 16 to 8192 pixels")
+
+    @classmethod
+    def from_dict(cls, values: Any, *, where: str) -> VideoEncoding:
+        """Read one from a config's mapping; InputError names an unknown key or a wrong value."""
+        names = [f.name for f in fields(cls)]
+        if not isinstance(values, dict):
+            raise InputError(f"{where} is {values!r}; expected keys: {', '.join(names)}")
+        for key, value in values.items():
+            if key not in names:
+                raise unknown_name("key", str(key), names, where=f"{where}.{key}")
+            if not isinstance(value, int) and (key, value) != ("short_side", None):
+                raise InputError(f"{where}.{key} is {value!r}; expected a whole number")
+        return cls(**values)
 
 
 def reencode(source: bytes, encoding: VideoEncoding) -> bytes:

@@ -46,8 +46,10 @@ class DatasetConfig:
 
     batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is
     (inflate3d.data.sample_options). augment: list of transforms, or the YAML file that holds one. build: {class_path,
-    init_args} of the dataset class that makes the shards where there are none. eval_batch_size: default batch_size, but
-    1 for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the split.
+    init_args} of the dataset class that makes the shards where there are none; for videos also `video: {gop: 12,
+    short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md). eval_batch_size: default
+    batch_size, but 1 for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the
+    split.
     """
 
     batch_size: int
@@ -125,10 +127,13 @@ class DataModule(pl.LightningDataModule):
             if config.build is None or isinstance(folder, str):
                 continue
             if not (folder / MANIFEST_FILE).is_file():
+                from inflate3d.data.reencode import VideoEncoding
                 from inflate3d.data.shard_writer import build_shards
 
                 dataset = find("datasets", config.build["class_path"]).load()
-                build_shards(dataset(**config.build.get("init_args", {})), folder)
+                video = config.build.get("video")
+                encoding = video and VideoEncoding.from_dict(video, where=f"data.datasets.{name}.build.video")
+                build_shards(dataset(**config.build.get("init_args", {})), folder, video=encoding)
 
     def shards_of(self, name: str) -> Path | str:
         """Return the folder or address of a dataset's shards."""

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from inflate3d.errors import InputError
 from inflate3d.training import checkpoint as store
 from inflate3d.training.checkpoint import find_checkpoint
@@ -205,6 +206,18 @@ def test_a_full_disk_is_named_with_its_free_space_and_costs_no_earlier_checkpoin
         raise error
     assert find_checkpoint(tmp_path).path == kept.path
     assert not list(folder.glob(".tmp-*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the disk that is always full")
+def test_what_torch_says_on_a_full_disk_is_understood(tmp_path):
+    folder = store.checkpoints_folder(tmp_path)
+
+    def save(path: Path) -> None:
+        path.symlink_to("/dev/full")
+        torch.save({"weight": torch.zeros(1_000_000)}, path)
+
+    with pytest.raises(InputError, match="no space for the checkpoint of step 20"), store.space_for(folder, 20):
+        store.write_checkpoint(folder, 20, save, score=None, metrics={})
 
 
 def test_other_errors_of_a_save_are_left_as_they_are(tmp_path):

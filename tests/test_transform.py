@@ -63,6 +63,53 @@ def test_clips_are_scaled_and_cropped_and_augmented_in_training() -> None:
     assert not torch.equal(first, second)
 
 
+def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path) -> None:
+    from inflate3d.data.stages import make_stage
+    from inflate3d.datasets.toy import Toy
+
+    toy = Toy(kind="video_classification", num_train=1, num_val=1, size=64, num_frames=20)
+    case = next(iter(toy.cases()))
+    (tmp_path / "clip.mp4").write_bytes(toy.read(case).video or b"")
+    options = {"num_frames": 4, "frame_interval": 3, "crop_size": 28, "gamma": 0.5}
+    record = {"num_frames": 20, "fps": 10.0, "label": 0}
+    members = {"video": (tmp_path / "clip.mp4").read_bytes(), "json": record}
+    seen = make_stage(toy.card, options, training=False)("a", members, 0).image
+    intensity = toy.card.input.intensity
+    spec = {
+        **CLIP,
+        "sample": options,
+        "intensity": {"mode": "window", "window": intensity.window, "mean": intensity.mean, "std": intensity.std},
+    }
+    assert torch.equal(InputTransform(spec)(tmp_path / "clip.mp4"), seen)
+    torch.manual_seed(0)
+    assert InputTransform(spec, is_training=True)(str(tmp_path / "clip.mp4")).shape == (3, 4, 28, 28)
+    with pytest.raises(InputError, match=r"no file .*none\.mp4"):
+        InputTransform(spec)(tmp_path / "none.mp4")
+
+
+@pytest.mark.parametrize(
+    "sample", [{"size": [8, 6, 12]}, {"resize": [6, 6, 6]}, {"size": [4, 12, 4], "resize": [6, 6, 6]}]
+)
+def test_whole_volumes_come_out_in_the_size_of_validation(sample: dict[str, list[int]]) -> None:
+    from inflate3d.data.stages import make_stage
+    from inflate3d.datasets.toy import Toy
+
+    toy = Toy(kind="volume_classification")
+    volume = np.random.default_rng(0).normal(0, 100, (1, 10, 9, 8)).astype(np.float32)
+    members = {"image": volume, "json": {"label": 0, "spacing_mm": [1, 1, 1]}}
+    seen = make_stage(toy.card, sample, training=False)("a", members, 0).image
+    intensity = toy.card.input.intensity
+    spec = {
+        **CT,
+        "modality": "mask",
+        "sample": sample,
+        "intensity": {"mode": intensity.mode, "window": intensity.window, "mean": intensity.mean, "std": intensity.std},
+    }
+    assert torch.equal(InputTransform(spec)(volume), seen)
+    torch.manual_seed(0)
+    assert InputTransform(spec, is_training=True)(volume).shape == seen.shape
+
+
 def test_every_net_carries_a_contract_and_a_published_one_its_plan_and_versions(tmp_path: Path) -> None:
     net = inflate3d.create_model("test_resnet", num_classes=0)
     assert net.input_spec["intensity"]["window"] == [0.0, 255.0]

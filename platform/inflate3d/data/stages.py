@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.augment import AugmentSpec, VideoAugment, VolumeAugment
+from inflate3d.data.boxes import at_least, centre, cut, frame_indices, random_start
 from inflate3d.data.chunked import ChunkedArray
 from inflate3d.data.intensity import Normalise
 from inflate3d.data.member_check import check_members
@@ -92,8 +93,8 @@ class SegmentationStage:
         if self.training:
             size, start = self.options.patch_size, self._draw_start(mask, seed)
         else:
-            size = _at_least(mask.shape, self.options.patch_size)
-            start = _centre(mask.shape, size)
+            size = at_least(mask.shape, self.options.patch_size)
+            start = centre(mask.shape, size)
         patch = self.normalise(cut(image, start, size, fill=None), whole_CDHW=image)
         image_CDHW, mask_DHW = torch.from_numpy(patch), torch.from_numpy(np.array(cut(mask, start, size, fill=0)))
         if self.augment is not None:
@@ -108,8 +109,8 @@ class SegmentationStage:
             for label in draw.permutation(np.arange(1, self.num_classes)):
                 voxel = _draw_voxel(mask_DHW, int(label), draw)
                 if voxel is not None:
-                    return _random_start(shape, size, draw, holds=voxel)
-        return _random_start(shape, size, draw)
+                    return random_start(shape, size, draw, holds=voxel)
+        return random_start(shape, size, draw)
 
 
 def _draw_voxel(mask_DHW: np.ndarray | ChunkedArray, label: int, draw: np.random.Generator) -> Any:
@@ -135,7 +136,7 @@ class VolumeStage:
         image = members["image"]
         shape = image.shape[1:]
         size = self.options.size or shape
-        start = _random_start(shape, size, generator(seed, "crop")) if self.training else _centre(shape, size)
+        start = random_start(shape, size, generator(seed, "crop")) if self.training else centre(shape, size)
         image_CDHW = torch.from_numpy(self.normalise(cut(image, start, size, fill=None), whole_CDHW=image))
         if self.augment is not None:
             affine = _affine(members["json"])
@@ -169,7 +170,7 @@ class VideoStage:
         frames = frame_indices(record["num_frames"], options.num_frames, options.frame_interval, draw)
         clip_THWC = self.decode(members["video"], frames)
         shape, size = clip_THWC.shape[1:3], (options.crop_size, options.crop_size)
-        y, x = _random_start(shape, size, draw) if draw is not None else _centre(shape, size)
+        y, x = random_start(shape, size, draw) if draw is not None else centre(shape, size)
         clip_THWC = clip_THWC[:, y : y + size[0], x : x + size[1]]
         if self.brighter is not None:
             clip_THWC = self.brighter[clip_THWC]
@@ -186,56 +187,6 @@ class VideoStage:
         from inflate3d.data.video import decode_frames  # FFmpeg, which volumes do without
 
         return decode_frames(video, frames, short_side=self.options.short_side)
-
-
-def frame_indices(total: int, num_frames: int, interval: int, draw: np.random.Generator | None) -> list[int]:
-    """Return the frames of a clip: it starts anywhere (`draw`) or is centred; past the end the last frame repeats."""
-    room = max(0, total - ((num_frames - 1) * interval + 1))
-    first = room // 2 if draw is None else int(draw.integers(room + 1))
-    return [min(first + i * interval, total - 1) for i in range(num_frames)]
-
-
-def cut(array: np.ndarray | ChunkedArray, start: Triple, size: Triple, *, fill: float | None) -> np.ndarray:
-    """Return the box of `size` voxels at `start` of (D, H, W) or (C, D, H, W); it may reach beyond on every side.
-
-    What lies beyond is `fill`, or each channel's own minimum where that is None. A view where nothing lies beyond.
-    """
-    spans = list(zip(start, size, array.shape[-3:], strict=True))
-    d, h, w = (slice(max(s, 0), min(s + n, end)) for s, n, end in spans)
-    part = array[..., d, h, w]
-    if part.shape[-3:] == tuple(size):
-        return part
-    box = np.empty((*array.shape[:-3], *size), array.dtype)
-    box[...] = array.min(axis=(-3, -2, -1), keepdims=True) if fill is None else fill
-    d, h, w = (slice(max(s, 0) - s, min(s + n, end) - s) for s, n, end in spans)
-    box[..., d, h, w] = part
-    return box
-
-
-def _at_least(shape: tuple[int, ...], size: Triple) -> Triple:
-    d, h, w = (max(n, least) for n, least in zip(shape, size, strict=True))
-    return (d, h, w)
-
-
-def _centre(shape: tuple[int, ...], size: tuple[int, ...]) -> Any:
-    """Return where a box begins that is centred; negative where the box is larger."""
-    return tuple((n - want) // 2 for n, want in zip(shape, size, strict=True))
-
-
-def _random_start(
-    shape: tuple[int, ...], size: tuple[int, ...], draw: np.random.Generator, *, holds: Any = None
-) -> Any:
-    """Return where a box begins that lies anywhere inside (and holds a voxel); centred where the box is larger."""
-    start = []
-    for axis, (n, want) in enumerate(zip(shape, size, strict=True)):
-        low, high = 0, n - want
-        if high < 0:
-            start.append(high // 2)
-            continue
-        if holds is not None:
-            low, high = max(low, int(holds[axis]) - want + 1), min(high, int(holds[axis]))
-        start.append(int(draw.integers(low, high + 1)))
-    return tuple(start)
 
 
 def _affine(record: Mapping[str, Any]) -> np.ndarray:

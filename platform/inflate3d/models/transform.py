@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from inflate3d.data.boxes import centre, cut, frame_indices, random_start
 from inflate3d.data.intensity import Normalise
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
@@ -24,10 +26,12 @@ def create_transform(model: nn.Module, is_training: bool = False) -> InputTransf
     """Return what turns a clip or a volume into the net's input, as timm's create_transform does for images.
 
     `model.input_spec` says how. Volumes: the path of a file, a TorchIO image (both are brought to the contract's
-    orientation and spacing by TorchIO), or an array (C, D, H, W) that has them. Clips: frames (C, D, H, W) in 0..255;
-    where the contract states the crop, they are scaled and cropped by torchvision. is_training adds the packaged
-    augmentation for the kind of input, drawn from torch's generator. TorchIO and the augmentation need the `train`
-    extra; arrays need the core alone. InputError for nets without a contract.
+    orientation and spacing by TorchIO), or an array (C, D, H, W) that has them; whole volumes of a fixed size are cut,
+    padded or interpolated to it, as in training. Clips: the path of a video, of which the contract's frames are decoded
+    (those in the middle; is_training: anywhere), or frames (C, D, H, W) in 0..255; where the contract states the crop,
+    they are scaled and cropped by torchvision. is_training adds the packaged augmentation for the kind of input, drawn
+    from torch's generator. TorchIO, PyAV and the augmentation need the `train` extra; arrays need the core alone.
+    InputError for nets without a contract.
     """
     spec: Mapping[str, Any] | None = getattr(model, "input_spec", None)
     if spec is None or intensity_of(spec) is None:
@@ -46,6 +50,7 @@ class InputTransform:
         self._normalise = Normalise(intensity, self.num_channels, where="input contract")
         modality = spec.get("modality", "rgb")
         self.is_clip = modality == "rgb"
+        self.sample: Mapping[str, Any] = spec.get("sample") or {}
         self._is_training = is_training
         self._augment = _augmentation(modality) if is_training else None
 
@@ -57,20 +62,56 @@ class InputTransform:
                 f"sample has shape {array.shape}; expected (C, D, H, W) with C = {self.num_channels} (or 1, repeated)"
             )
         array = np.broadcast_to(array, (self.num_channels, *array.shape[1:]))
-        if self.is_clip:
-            array = self._framed(array)
+        return self._clip(array) if self.is_clip else self._volume(array)
+
+    def _clip(self, array_CDHW: np.ndarray) -> Tensor:
+        array_CDHW = self._framed(array_CDHW)
         if self._augment is not None:
-            array = self._augment(array)
-        return torch.from_numpy(self._normalise(array))
+            array_CDHW = self._augment(array_CDHW)
+        return torch.from_numpy(self._normalise(array_CDHW))
+
+    def _volume(self, array_CDHW: np.ndarray) -> Tensor:
+        """Cut or pad, normalise, augment and interpolate, in the order of training."""
+        whole = array_CDHW
+        if size := self.sample.get("size"):
+            array_CDHW = cut(whole, self._start(whole.shape[1:], tuple(size)), tuple(size), fill=None)
+        image = torch.from_numpy(self._normalise(array_CDHW, whole_CDHW=whole))
+        if self._augment is not None:
+            image = self._augment(image)
+        if resize := self.sample.get("resize"):
+            image = interpolate(image[None], tuple(resize), mode="trilinear")[0]
+        return image
+
+    def _start(self, shape: tuple[int, ...], size: tuple[int, ...]) -> Any:
+        return random_start(shape, size, self._draw()) if self._is_training else centre(shape, size)
+
+    @staticmethod
+    def _draw() -> np.random.Generator:
+        return np.random.default_rng(int(torch.randint(2**31, ()).item()))
 
     def _array(self, sample: Any) -> np.ndarray:
         if isinstance(sample, str | Path):
             if self.is_clip:
-                raise InputError("decode the video first: a clip is given as frames (C, D, H, W) in 0..255")
+                return self._decoded(Path(sample))
             sample = _needs("torchio").ScalarImage(sample)
         if hasattr(sample, "affine") and hasattr(sample, "spatial_shape"):
             return self._placed(sample)
         return np.asarray(sample)
+
+    def _decoded(self, path: Path) -> np.ndarray:
+        """Return the contract's frames of a video (C, D, H, W)."""
+        _needs("av")
+        from inflate3d.data.video import decode_frames, probe_video
+
+        if not path.is_file():
+            raise InputError(f"no file {str(path)!r}; give a video, or frames (C, D, H, W) in 0..255")
+        if (num_frames := self.sample.get("num_frames")) is None:
+            raise InputError(f"{path}: the contract does not say how many frames; decode them: (C, D, H, W) in 0..255")
+        draw = self._draw() if self._is_training else None
+        interval, total = self.sample.get("frame_interval", 1), probe_video(path).num_frames
+        indices = frame_indices(total, num_frames, interval, draw)
+        frames_THWC = decode_frames(path, indices, short_side=self._short_side())
+        return frames_THWC.transpose(3, 0, 1, 2)
 
     def _placed(self, image: Any) -> np.ndarray:
         """Bring a TorchIO image to the contract's orientation and spacing."""
@@ -82,16 +123,21 @@ class InputTransform:
         return image.data.permute(0, 3, 2, 1).numpy()
 
     def _framed(self, array_CDHW: np.ndarray) -> np.ndarray:
-        """Scale the shorter side and cut the square that the contract states; a random one in training."""
-        crop = (self.spec.get("sample") or {}).get("crop_size")
-        if crop is None:
-            return array_CDHW
-        from torchvision.transforms import v2
+        """Scale the shorter side, cut the square that the contract states (a random one in training), and brighten."""
+        if (crop := self.sample.get("crop_size")) is not None:
+            from torchvision.transforms import v2
 
-        short = self.spec["sample"].get("short_side") or round(crop * 8 / 7)
-        cut = v2.RandomCrop(crop) if self._is_training else v2.CenterCrop(crop)
-        frames_DCHW = torch.from_numpy(array_CDHW.copy()).transpose(0, 1)
-        return cut(v2.Resize(short, antialias=True)(frames_DCHW)).transpose(0, 1).numpy()
+            cutter = v2.RandomCrop(crop) if self._is_training else v2.CenterCrop(crop)
+            frames_DCHW = torch.from_numpy(array_CDHW.copy()).transpose(0, 1)
+            array_CDHW = cutter(v2.Resize(self._short_side(), antialias=True)(frames_DCHW)).transpose(0, 1).numpy()
+        if (gamma := self.sample.get("gamma")) is not None:
+            levels = np.rint((np.arange(256) / 255) ** gamma * 255).astype(np.uint8)
+            array_CDHW = levels[np.clip(array_CDHW, 0, 255).astype(np.uint8)]
+        return array_CDHW
+
+    def _short_side(self) -> int | None:
+        crop = self.sample.get("crop_size")
+        return self.sample.get("short_side") or (round(crop * 8 / 7) if crop else None)
 
 
 def _augmentation(modality: str) -> Any:
@@ -106,7 +152,7 @@ def _augmentation(modality: str) -> Any:
         video = VideoAugment(spec)
         return lambda x: video(torch.from_numpy(x.copy()).transpose(0, 1), seed=seed()).transpose(0, 1).numpy()
     volume = VolumeAugment(spec)
-    return lambda x: volume(torch.from_numpy(x.astype(np.float32)), None, affine=np.eye(4), seed=seed())[0].numpy()
+    return lambda image: volume(image, None, affine=np.eye(4), seed=seed())[0]
 
 
 def _needs(module: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pydoc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,30 @@ def test_the_hubs_mixin_saves_a_publication_and_loads_it(tmp_path: Path) -> None
         assert torch.equal(saved, found["model"].eval()(x))
         assert found["again"].eval()(x).shape == (1, 5)
     found["model"].save_pretrained(tmp_path / "w")  # again, over what is there
+
+
+def test_nnunets_plans_build_a_segmenter(tmp_path: Path) -> None:
+    other = {"network_class_name": "PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": ["conv_op"]}
+    plans = {"plans_name": "nnUNetPlans", "configurations": {"3d_fullres": {"architecture": other, "batch_size": 2}}}
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(plans))
+    run("nnU-Net", NAME="test_resnet", FOLDER=str(tmp_path))
+    written = json.loads((tmp_path / "inflatedPlans.json").read_text())
+    assert written["plans_name"] == "inflatedPlans"
+    assert written["configurations"]["3d_fullres"]["batch_size"] == 2
+    architecture = written["configurations"]["3d_fullres"]["architecture"]
+
+    def build(deep_supervision: bool) -> Any:
+        names = architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"]
+        try:
+            from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+        except ImportError:  # not installed: what that function does with these values
+            return pydoc.locate(names[0])(  # type: ignore[operator]
+                input_channels=1, num_classes=3, **names[1], deep_supervision=deep_supervision
+            )
+        return get_network_from_plans(*names, 1, 3, deep_supervision=deep_supervision)
+
+    net = build(False).eval()
+    net.decoder.deep_supervision = False  # as its trainer does
+    assert net(torch.randn(1, 1, 40, 56, 40)).shape == (1, 3, 40, 56, 40)
+    with pytest.raises(inflate3d.errors.InputError, match="nnUNetTrainerNoDeepSupervision"):
+        build(True)

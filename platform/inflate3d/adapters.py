@@ -1,4 +1,4 @@
-"""Into other tools: MONAI's axes and FlexibleUNet, and the Hub's own mixin. docs/adapters.md has an example of each."""
+"""Into other tools: MONAI's axes and FlexibleUNet, nnU-Net's plans, the Hub's own mixin. Examples: docs/adapters.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.models import create_model
+from inflate3d.models import create_model, create_segmenter
 from inflate3d.models.layout import PREFIX
 from inflate3d.models.places import HUB
 from inflate3d.publishing import publish
@@ -86,6 +86,19 @@ def register_flexible_unet(name: str, pretrained: bool = False, **kwargs: Any) -
     _pretrained = pretrained
     flexible_unet.FLEXUNET_BACKBONE.register_class(Encoder)
     return name
+
+
+def nnunet_network(
+    input_channels: int, num_classes: int, *, name: str, deep_supervision: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Return a segmenter as nnU-Net builds networks: its plans name this function and give `name` and kwargs.
+
+    nnU-Net's axes are (B, C, D, H, W) as ours. kwargs: as create_segmenter's (pretrained, plan, ...). For trainers
+    without deep supervision, such as nnUNetTrainerNoDeepSupervision; InputError for others.
+    """
+    if deep_supervision:
+        raise InputError(f"{name!r} answers at full size alone; train with -tr nnUNetTrainerNoDeepSupervision")
+    return create_segmenter(name, num_classes=num_classes, in_chans=input_channels, **kwargs)
 
 
 class HubModel(nn.Module, ModelHubMixin, library_name="inflate3d"):

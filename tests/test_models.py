@@ -88,6 +88,13 @@ def test_torchvision_nets_take_classes_and_channels():
 def test_an_unknown_name_gets_close_ones(name, message):
     with pytest.raises(InputError, match=message):
         inflate3d.create_model(name)
+    with pytest.raises(InputError, match=message):
+        inflate3d.create_segmenter(name, num_classes=2)
+
+
+def test_a_tag_of_timms_without_weights_is_a_name_too():
+    assert "test_maxvit.untrained" in timm.list_models("test_maxvit.*", include_tags=True)
+    inflate3d.create_model("test_maxvit.untrained", num_classes=2)
 
 
 def test_arguments_that_make_no_sense_are_refused():

@@ -16,6 +16,8 @@ from timm.models import is_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inflate3d.models.timm_source import check_timm_name
+
 _log = logging.getLogger("inflate3d")
 Size = tuple[int, int]
 
@@ -62,6 +64,7 @@ def size_options(name: str, size: Size | None, given: dict[str, Any]) -> dict[st
     """
     if not is_model(name.partition(".")[0]) or any(key in given for key in _OPTIONS):
         return {}
+    check_timm_name(name)
     with torch.device("meta"):
         net = timm.create_model(name, **given)
     known = {word for cls in type(net).__mro__ for word in inspect.signature(vars(cls).get("__init__", len)).parameters}

@@ -43,8 +43,8 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
     if not is_model(architecture):
         known = [*timm.list_models(), *list_pretrained()]
         raise unknown_name("model", name, known, see="platform models list, inflate3d.list_pretrained()")
-    if tag and name not in timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True):
-        tags = timm.list_models(f"{architecture}.*", pretrained=True, include_tags=True)
+    tags = timm.list_models(f"{architecture}.*", include_tags=True) if tag else []
+    if tag and name not in tags:
         raise unknown_name("weights", name, tags, see=f"platform models list '{architecture}*'")
     if pretrained and not tag and not timm.models.is_model_pretrained(architecture):
         return  # an overlay may bring the file; timm says so itself if none does

@@ -4,9 +4,11 @@
 
 The batches are the same tensors in both: one of each toy dataset, held in memory, so that loading costs neither side
 anything. The bare loop does what training needs and nothing else: forward, loss, backward, clipping, optimiser,
-schedule. Both run in turns in one process, one thread; the median ratio of their CPU time is printed, since wall time
-on a shared machine is the neighbours', and the share of wall time that the platform waits for data, there and with a
-real loader. Absolute times say nothing across machines and are not printed.
+schedule; it leaves the idle heads out, whose parameters then have no gradient and are not stepped. A second bare loop
+adds 0 x their output, as training with several ranks needs it, and so trains the same parameters. All run in turns in
+one process, one thread; the median ratio of their CPU time is printed, since wall time on a shared machine is the
+neighbours', and the share of wall time that the platform waits for data, there and with a real loader. Absolute times
+say nothing across machines and are not printed.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ def module(options: argparse.Namespace) -> MultiTaskModule:
     return MultiTaskModule(config, tasks, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
 
 
-def bare(root: Path, batches: list[Batch], options: argparse.Namespace) -> float:
-    """Return the CPU seconds a step of the bare loop."""
+def bare(root: Path, batches: list[Batch], options: argparse.Namespace, *, idle: bool) -> float:
+    """Return the CPU seconds a step of the bare loop, with or without idle heads."""
     cards = {name: manifest.card for name, manifest in data(root, options).manifests.items()}
     net = module(options).build(cards).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
@@ -87,6 +89,8 @@ def bare(root: Path, batches: list[Batch], options: argparse.Namespace) -> float
         batch = batches[number % len(batches)]
         features = net.backbone(batch.image, domain=batch.dataset)
         loss = net.tasks[batch.task].loss(features, batch)["loss"]
+        if idle:
+            loss = loss + net._idle(batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -130,13 +134,16 @@ def main() -> None:
         loaded = data(root, options)
         loaded.task_of = {name: task for name, (task, _) in KINDS.items()}
         batches = [loaded.first_batches(name, 1)[0] for name in KINDS]
-        ratios, waits = [], []
+        ratios: dict[str, list[float]] = {"bare loop": [], "bare loop with idle heads": []}
+        waits = []
         for _ in range(options.repeats):
-            plain = bare(root, batches, options)
+            plain = [bare(root, batches, options, idle=idle) for idle in (False, True)]
             ours, wait = platform(root, batches, options)
-            ratios.append(ours / plain)
+            for name, seconds in zip(ratios, plain, strict=True):
+                ratios[name].append(ours / seconds)
             waits.append(wait)
-        print(f"platform / bare loop: {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
+        for name, found in ratios.items():
+            print(f"platform / {name}: {statistics.median(found):.3f} (from {min(found):.3f} to {max(found):.3f})")
         print(f"waiting for batches in memory: {statistics.median(waits):.2%} of the time")
         print(f"waiting for shards, one worker: {platform(root, None, options)[1]:.2%} of the time")
 

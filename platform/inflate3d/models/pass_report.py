@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from inflate3d.models.architectures import smallest_of_each_family, table, versions
+from inflate3d.models.architectures import counts, smallest_of_each_family, table, versions
 from inflate3d.models.pass_table import (
     CASES,
     DEPTH,
@@ -53,9 +53,10 @@ that the I3D literature inflates, with random weights (also what starts at zero)
 
 
 def load_rows(file: Path) -> list[Row]:
-    """Return the rows of a file of JSON lines; none if there is no file."""
+    """Return the rows of a file of JSON lines, the last of each net and case; none if there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [Row(**json.loads(line)) for line in lines]
+    rows = [Row(**json.loads(line)) for line in lines]
+    return list({(row.name, row.taps, row.plan): row for row in rows}.values())
 
 
 def append_row(file: Path, row: Row) -> None:
@@ -65,16 +66,17 @@ def append_row(file: Path, row: Row) -> None:
         stream.write(json.dumps(asdict(row)) + "\n")
 
 
-def render(rows: Iterable[Row]) -> str:
-    """Return the page."""
+def render(rows: Iterable[Row], names: Iterable[str] = ()) -> str:
+    """Return the page; names: the nets that were to be measured, where rows may be missing."""
     rows = list(rows)
+    wanted = len(CASES) * len({row.name for row in rows}.union(names))
     made_with = f"torch {torch.__version__.partition('+')[0]}, timm {timm.__version__}"
     limits = {"fp64": MOST_FP64, "fp32": MOST_FP32, "roundings": MOST_ROUNDINGS, "order": LEAST_ORDER}
     head = HEAD.format(versions=made_with, depth=DEPTH, **limits)
-    return head + "\n".join(["## Sums", "", *_sums(rows), "", "## Rows", "", *_lines(rows)]) + "\n"
+    return head + "\n".join(["## Sums", "", *_sums(rows, wanted), "", "## Rows", "", *_lines(rows)]) + "\n"
 
 
-def _sums(rows: list[Row]) -> Iterator[str]:
+def _sums(rows: list[Row], wanted: int) -> Iterator[str]:
     families = {row.name: _family(row.name) for row in rows}
     for where, names in (
         ("timm's families", [n for n, f in families.items() if f != "torchvision"]),
@@ -93,10 +95,9 @@ def _sums(rows: list[Row]) -> Iterator[str]:
         yield f"  temporal stride: {count(lambda r: r.plan != 'isotropic' or 0 < r.depths < DEPTH)};"
         yield f"  feature maps: {sum(r.levels > 0 for r in full)}, not offered: {sum(r.levels == 0 for r in full)};"
         yield f"  compiles: {sum(r.compiles == 'yes' for r in full)}; exports: {sum(r.exports == 'yes' for r in full)}."
-    missing = len(CASES) * len(families) - len(rows)
-    if missing:
-        yield f"- {missing} rows are missing: the run was not finished."
-    yield f"- Every name, built and run without data: {versions()}."
+    if len(rows) < wanted:
+        yield f"- {wanted - len(rows)} of {wanted} rows are missing: the run was not finished."
+    yield f"- Every name, built and run without data ({versions()}){': ' * bool(counts())}{counts()}."
 
 
 def _lines(rows: list[Row]) -> Iterator[str]:
@@ -131,7 +132,7 @@ def main() -> None:
         for row in measure_all(name, cases):
             append_row(args.rows, row)
     rows = [row for row in load_rows(args.rows) if row.name in names]
-    args.output.write_text(render(rows), encoding="utf-8")
+    args.output.write_text(render(rows, names), encoding="utf-8")
     failed = [f"{r.name} {r.taps} {r.plan}: {'; '.join(r.faults)}" for r in rows if r.faults]
     print(*failed, f"{len(rows) - len(failed)} of {len(rows)} rows pass", sep="\n")
     sys.exit(bool(failed))

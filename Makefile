@@ -56,11 +56,11 @@ lock: install
 	  $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-# Builds every net that timm and torchvision register, without data; takes a quarter of an hour.
+# Builds and runs every net that timm and torchvision register, without data, in five ways; takes an hour.
 architectures: install
 	$(BIN)/python -m inflate3d.models.survey
 
-# What inflation does to the smallest net of each family: docs/pass-table.md. About an hour; goes on where it stopped.
+# What inflation does to the smallest net of each family: docs/pass-table.md. An hour; goes on where it stopped.
 pass-table: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
 

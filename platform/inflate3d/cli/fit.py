@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
+
+from inflate3d.cli.first_process import is_first_process
 
 _EPILOG = """\
 Every option of the config can be overridden: --trainer.max_steps 10  --data.datasets.k400.weight 3
@@ -76,8 +77,3 @@ def _carry_out(args: argparse.Namespace) -> None:
         print(Run(config, instantiate=False).dump(), end="")
         return
     getattr(Run(config), args.command)()
-
-
-def is_first_process() -> bool:
-    """Whether this is the one process of several that prints: by the variables of srun and of Lightning's launcher."""
-    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))

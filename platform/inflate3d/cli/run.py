@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from inflate3d.cli.config import Config
+from inflate3d.cli.first_process import is_first_process
 from inflate3d.cli.parser import ConfigParser
 from inflate3d.cli.summary import RunSummary
 from inflate3d.cli.wandb_run import log_config, settle_wandb
@@ -178,9 +179,9 @@ class _Cli(LightningCLI):
 
 
 def _quiet() -> None:
-    """Show our own log lines plainly, and of Lightning's only what warns of something real."""
+    """Show our own log lines plainly, once; of other ranks and of Lightning only what warns of something real."""
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("inflate3d").setLevel(logging.INFO)
+    logging.getLogger("inflate3d").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOT_FOR_US:

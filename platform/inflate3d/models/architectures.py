@@ -1,7 +1,7 @@
 """What is known of each 2D architecture without building it: family, parameters, levels, how time is mixed.
 
 The table beside this file is written by `make architectures` (inflate3d.models.survey), which builds every net without
-data; that takes minutes, reading it a millisecond. No torch here: lists answer at once.
+data; that takes an hour, reading it a millisecond. No torch here: lists answer at once.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def table() -> dict[str, Architecture]:
 def versions() -> str:
     """Return the versions that the table was made with, such as "timm 1.0.31, torchvision 0.29.1"."""
     return TABLE.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(";")[0]
+
+
+@cache
+def counts() -> str:
+    """Return how many names were built and run for the table, and how many failed; "" where it does not say."""
+    told = TABLE.read_text(encoding="utf-8").partition("\n")[0].split("; ")
+    return told[1] if len(told) == 3 else ""
 
 
 def smallest_of_each_family() -> list[Architecture]:

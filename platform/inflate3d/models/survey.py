@@ -1,4 +1,7 @@
-"""Builds every architecture without data and writes the table of architectures: python -m inflate3d.models.survey."""
+"""Builds and runs every architecture without data, in every way that a caller may ask for one, and writes the table.
+
+python -m inflate3d.models.survey
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -20,6 +23,19 @@ from inflate3d.models.architectures import COLUMNS, TABLE, Architecture
 from inflate3d.models.create import create_model
 from inflate3d.models.names import list_models
 
+WAYS: tuple[dict[str, Any], ...] = ({"features_only": True}, {"in_chans": 1}, {"in_chans": 4}, {"num_classes": 0})
+"""What is asked of a net beside plan isotropic alone."""
+
+_NOT_BUILT = (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, TypeError)
+
+
+class Survey(NamedTuple):
+    """What came out of one name: its line of the table, whether timm offers features_only, and what failed."""
+
+    line: Architecture
+    offers_features: bool
+    failures: list[str]
+
 
 class _AttentionCalls(TorchFunctionMode):
     """Counts the calls of scaled_dot_product_attention."""
@@ -31,8 +47,11 @@ class _AttentionCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def survey(name: str) -> Architecture:
-    """Build one net without data, inflate it with plan isotropic, and tell what came out."""
+def survey(name: str) -> Survey:
+    """Build one net without data, inflate it with plan isotropic, and tell what came out.
+
+    create_model runs what it builds on clips of another D than H and W, so nothing is run again here.
+    """
     try:
         with torch.device("meta"):
             return _survey(name)
@@ -40,24 +59,47 @@ def survey(name: str) -> Architecture:
         return _survey(name)
 
 
-def _survey(name: str) -> Architecture:
+def _survey(name: str) -> Survey:
     is_timm = not name.startswith("torchvision/")
     net_2d: Any = timm.create_model(name) if is_timm else create_model(name, plan="2d")
     with _AttentionCalls() as calls:
-        try:
-            headless = is_timm and name.endswith("_enc")  # timm's encoders without a head give feature maps alone
-            kinds = list(_kinds(create_model(name, plan="isotropic", features_only=headless)))
-        except (RuntimeError, AssertionError) as error:
-            print(f"{name}: not inflated: {error}", file=sys.stderr)
-            kinds = []
+        net, failure = _tried(name)
+    failures = [failure] if net is None else []
+    offers_features = True
+    for way in WAYS:
+        net_of_way, failure = _tried(name, **way)
+        if net_of_way is None and "features_only" in way and is_timm and not _offers_features(name):
+            offers_features = False
+        elif net_of_way is None:
+            failures.append(failure)
     info = getattr(net_2d, "feature_info", None) or []
-    return Architecture(
+    line = Architecture(
         name,
         family=families()[name] if is_timm else "torchvision",
         parameters=sum(p.numel() for p in net_2d.parameters()),
         reductions=tuple(dict.fromkeys(entry["reduction"] for entry in getattr(info, "info", info))),
-        time=(*kinds, *(["joint"] if calls.count else [])),
+        time=(*(_kinds(net) if net else []), *(["joint"] if calls.count else [])),
     )
+    return Survey(line, offers_features, failures)
+
+
+def _tried(name: str, **way: Any) -> tuple[nn.Module | None, str]:
+    """Return an inflated net, or None and what went wrong."""
+    headless = name.endswith("_enc")  # timm's encoders without a head give feature maps alone
+    try:
+        return create_model(name, plan="isotropic", **{"features_only": headless, **way}), ""
+    except _NOT_BUILT as error:
+        told = ", ".join(f"{key}={value}" for key, value in way.items()) or "as it is"
+        return None, f"{name} ({told}): {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _offers_features(name: str) -> bool:
+    """Whether timm builds the 2D net with features_only."""
+    try:
+        timm.create_model(name, features_only=True)
+        return True
+    except _NOT_BUILT:
+        return False
 
 
 @cache
@@ -80,17 +122,32 @@ def _kinds(net: nn.Module) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the table; takes minutes."""
+    """Write the table, and print what failed; takes minutes."""
     warnings.filterwarnings("ignore")
-    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__.partition('+')[0]}"
-    lines = [f"# {versions}; written by: make architectures"]
-    lines.append("\t".join(COLUMNS))
+    found: list[Survey] = []
     names = list_models()
     for count, name in enumerate(names, 1):
-        lines.append(survey(name).to_line())
+        found.append(survey(name))
+        for failure in found[-1].failures:
+            print(failure, flush=True)
         if count % 100 == 0:
             print(f"{count} of {len(names)}", file=sys.stderr)
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    TABLE.write_text(render(found), encoding="utf-8")
+    sys.exit(any(each.failures for each in found))
+
+
+def render(found: list[Survey]) -> str:
+    """Return the table; its first line tells versions and what was built."""
+    versions = f"timm {timm.__version__}, torchvision {torchvision.__version__.partition('+')[0]}"
+    failures = sum(len(each.failures) for each in found)
+    without_maps = sum(not each.offers_features for each in found)
+    counts = (
+        f"{sum(not each.failures for each in found)} of {len(found)} names build and run, as they are and with "
+        f"features_only (which timm does not offer for {without_maps}), in_chans 1 and 4, and num_classes 0: "
+        f"{failures} failures"
+    )
+    lines = [f"# {versions}; {counts}; written by: make architectures", "\t".join(COLUMNS)]
+    return "\n".join([*lines, *(each.line.to_line() for each in found)]) + "\n"
 
 
 if __name__ == "__main__":

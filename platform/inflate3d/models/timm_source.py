@@ -66,8 +66,16 @@ def trace_sizes(net: nn.Module, img_size: Any = None) -> list[tuple[int, int]]:
         return [own]  # type: ignore[list-item]
     # An unpadded net needs room: twice what it says it takes at the least.
     smallest = 2 * max((cfg.get("min_input_size") or (3, 0, 0))[1:])
-    sizes = [max(size, -(-smallest // 32) * 32) for size in TRACE_SIZES]
+    step = side_step(net)
+    sizes = [-(-max(size, smallest) // step) * step for size in TRACE_SIZES]
     return [(size, size) for size in sizes if size < min(own)] + [own]  # type: ignore[list-item]
+
+
+def side_step(net: Any) -> int:
+    """What an image's sides are a multiple of: 32, or the net's own reduction where that does not divide 32."""
+    info = getattr(net, "feature_info", None) or []
+    reduction = max((entry["reduction"] for entry in getattr(info, "info", info)), default=32)
+    return 32 if 32 % reduction == 0 else int(reduction)
 
 
 def _is_about_fetching(error: Exception) -> bool:

@@ -13,7 +13,8 @@ from inflate3d.models.outline import outline
 
 
 def test_the_table_knows_every_name_that_timm_has_now():
-    assert set(timm.list_models()) - set(table()) == set()
+    # What inflate3d.timm may have registered in this process is no 2D net.
+    assert {name for name in timm.list_models() if not name.endswith("_3d")} - set(table()) == set()
 
 
 @pytest.mark.parametrize("name", ["resnet50", "test_vit", "swin_tiny_patch4_window7_224"])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
+from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, read_sizes, resolved, times
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
 from inflate3d.errors import InputError
-from inflate3d.inflation.plan import PLAN_NAMES, resolve_plan
 from inflate3d.models.architectures import Architecture, table, versions
 
 
@@ -31,14 +29,8 @@ def add_parser(subparsers: Any) -> None:
     listing.set_defaults(run=_list)
     show = commands.add_parser("show", help="levels of one net under a plan: kernels, strides, sizes, parameters")
     show.add_argument("name", metavar="NAME")
-    show.add_argument(
-        "--plan",
-        default="auto",
-        help="auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file",
-    )
-    show.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
-    show.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
-    show.add_argument("--inflation", default="center", help="mean, center, overshoot or random")
+    show.add_argument("--plan", default="auto", help=PLAN_HELP)
+    add_size_arguments(show)
     show.set_defaults(run=_show)
 
 
@@ -86,65 +78,29 @@ def _facts(row: Architecture) -> tuple[str, str, str]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    size = _triple(args.input_size, int, "--input_size")
-    spacing = _triple(args.spacing_mm, float, "--spacing_mm")
+    size, _ = read_sizes(args)
     check_model_name(args.name, where="platform models show")
-    plan = resolve_plan(_plan(args.plan), input_size=size, spacing_mm=spacing)
+    plan = resolved(args.plan, args)
 
     import logging
 
     from inflate3d.models.outline import outline
 
     logging.getLogger("inflate3d").setLevel(logging.WARNING)
-    shown = size or (64, 224, 224)
+    shown: Any = size or SHOWN_SIZE
     levels = outline(args.name, input_size=shown, plan=plan, inflation=args.inflation)
     total = sum(level.parameters for level in levels)
-    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {args.inflation}, input {_times(shown)} (D x H x W)")
+    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {args.inflation}, input {times(shown)} (D x H x W)")
     print(f"plan {plan}")
     rows = [
         (
             row.level,
-            _times(row.kernel) if row.kernel else "-",
-            _times(row.stride),
-            _times(row.size),
+            times(row.kernel) if row.kernel else "-",
+            times(row.stride),
+            times(row.size),
             row.channels,
             f"{row.parameters / 1e6:.2f} M",
         )
         for row in levels
     ]
     print_table(["level", "kernel D x H x W", "stride D x H x W", "output D x H x W", "channels", "parameters"], rows)
-
-
-def _plan(text: str) -> Any:
-    """Return what --plan means: a preset's name, a mapping in YAML or JSON, or what a file of one holds."""
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        if not path.is_file():
-            raise InputError(f"--plan: no file {text!r}; give a preset ({', '.join(PLAN_NAMES)}) or a file that exists")
-        from inflate3d.cli.document import read_document
-
-        return read_document(path)[0]
-    if not text.lstrip().startswith("{"):
-        return text
-    from inflate3d.cli.document import read_value
-
-    value = read_value(text)
-    if not isinstance(value, dict):
-        raise InputError(f"--plan is {text!r}, which is not valid YAML; such as '{{kernels: [1, 3], strides: [1, 2]}}'")
-    return value
-
-
-def _times(values: Sequence[int]) -> str:
-    return " x ".join(map(str, values))
-
-
-def _triple(text: str | None, kind: type, option: str) -> tuple[Any, ...] | None:
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(v) for v in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise InputError(f"{option} is {text!r}; expected three numbers such as 19,256,256 (D,H,W)")
-    return values

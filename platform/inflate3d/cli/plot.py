@@ -1,14 +1,23 @@
-"""`platform plot curves|samples RUN`: a run's curves, and what its checkpoint predicts, as pictures."""
+"""`platform plot`: a run's curves and predictions, the first filters over time, and a plan, as pictures."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, read_plan, read_sizes, resolved
+
+_FILTERS = """\
+MODEL     a run folder; published weights (a name of inflate3d.list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
+          or a 2D name of timm or torchvision, whose weights are inflated
+A run and published weights have two rows for each stem: before training (the 2D weights, inflated) and after. Slices
+stand side by side along D; each row is scaled by its own largest value, and mid grey is 0.
+"""
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform plot`."""
-    text = "draw a run: its curves, predicted masks and clips"
+    text = "draw a run's curves, predicted masks and clips, the first filters over time, or a temporal plan"
     parser = subparsers.add_parser("plot", help=text, description=text)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     curves = commands.add_parser("curves", help="losses and metrics over the steps, from metrics.csv")
@@ -16,11 +25,46 @@ def add_parser(subparsers: Any) -> None:
     samples = commands.add_parser(
         "samples", help="curves, and predictions on validation samples; wants the run's shards"
     )
-    samples.add_argument("--checkpoint", choices=("best", "last"), default="best", help="default: best")
+    _add_checkpoint(samples)
     samples.add_argument("--per_dataset", type=int, default=3, metavar="N", help="samples of each dataset (default 3)")
     samples.set_defaults(run=_samples)
     for command in (curves, samples):
         command.add_argument("folder", metavar="RUN", help="a run folder (trainer.default_root_dir)")
+    _add_filters(commands)
+    _add_plan(commands)
+
+
+def _add_filters(commands: Any) -> None:
+    filters = commands.add_parser(
+        "filters",
+        help="all filters of the first convolution over time, before and after training (Fig. 4 of the I3D paper)",
+        epilog=_FILTERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    filters.add_argument("model", metavar="MODEL", help="a run folder, published weights or a 2D name, see below")
+    _add_checkpoint(filters)
+    filters.add_argument(
+        "--weights_2d", metavar="FILE", help="the 2D weights, where they are not to be fetched or have moved"
+    )
+    filters.add_argument("--inflation", default="center", help="of a 2D name: mean, center, overshoot or random")
+    filters.add_argument("--plan", default="auto", help=f"of a 2D name: {PLAN_HELP}")
+    filters.add_argument("--output", metavar="FILE.png", help="default: filters.png in the run, filters-MODEL.png here")
+    filters.set_defaults(run=_filters)
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="a net's levels under one or more plans: the map's D x H x W, kernels and strides"
+    )
+    plan.add_argument("name", metavar="NAME", help="a 2D name of timm or torchvision")
+    plan.add_argument("--plan", default=["auto"], nargs="+", help=f"one row each: {PLAN_HELP}")
+    add_size_arguments(plan)
+    plan.add_argument("--output", metavar="FILE.png", help="default: plan-NAME.png here")
+    plan.set_defaults(run=_plan)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
 
 
 def _curves(args: argparse.Namespace) -> None:
@@ -33,3 +77,42 @@ def _samples(args: argparse.Namespace) -> None:
     from inflate3d.evaluation import draw_run
 
     print(f"picture: {draw_run(args.folder, which=args.checkpoint, per_dataset=args.per_dataset)}")
+
+
+def _filters(args: argparse.Namespace) -> None:
+    from inflate3d.evaluation.filters import plot_filters
+
+    picture, missing = plot_filters(
+        args.model,
+        args.output,
+        checkpoint=args.checkpoint,
+        weights_2d=args.weights_2d,
+        inflation=args.inflation,
+        plan=read_plan(args.plan),
+    )
+    if missing:
+        print(f"no row before training: {missing}\nName the 2D weights, if you have them: --weights_2d FILE")
+    print(f"picture: {picture}")
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from inflate3d.cli.timm_names import check_model_name
+
+    check_model_name(args.name, where="platform plot plan")
+    size: Any = read_sizes(args)[0] or SHOWN_SIZE
+    plans = [resolved(text, args) for text in args.plan]
+
+    import logging
+
+    from inflate3d.evaluation.plan_diagram import PlanRow, plot_plan
+    from inflate3d.models.outline import outline
+
+    logging.getLogger("inflate3d").setLevel(logging.WARNING)
+    rows = [
+        PlanRow(f"plan {plan}", outline(args.name, input_size=size, plan=plan, inflation=args.inflation))
+        for plan in plans
+    ]
+    path = Path(args.output or f"plan-{args.name.replace('/', '-')}.png")
+    print(f"picture: {plot_plan(rows, path, title=args.name, input_size=size)}")

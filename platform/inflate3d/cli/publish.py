@@ -32,6 +32,14 @@ def add_parser(subparsers: Any) -> None:
         help="classifiers and segmenters too, with the names of their classes, for create_model and create_segmenter",
     )
     parser.add_argument("--results", metavar="FILE", help="JSON list of {start, metric, mean, std, runs} for the card")
+    parser.add_argument("--notes", metavar="FILE", help="Markdown for the card: what the weights are good for, and not")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of kernels and matrices in the files (default: float32); loaded, all are float32",
+    )
+    parser.add_argument("--name", metavar="NAME", help="the short name that an index gives them, for the card")
     parser.add_argument("--dry-run", action="store_true", help="make everything, compare, and write nothing there")
     parser.set_defaults(run=_run)
 
@@ -58,6 +66,9 @@ def _run(args: argparse.Namespace) -> None:
         domain=args.domain,
         with_heads=args.heads,
         results=args.results,
+        notes=args.notes,
+        precision=args.precision,
+        name=args.name,
         dry_run=args.dry_run,
     )
     place = outcome.folder or outcome.address

@@ -1,7 +1,8 @@
 """The index of published 3D weights: short names, where each lies, and the hash that it must have. No torch.
 
-Entries come from the packaged pretrained.json, from entry points of the group `inflate3d.pretrained` (each names a
-mapping, or a function that returns one) and from the JSON files that INFLATE3D_INDEX lists; later ones win.
+Entries come from the packaged pretrained.json, some of whose weights lie in the package too, from entry points of the
+group `inflate3d.pretrained` (each names a mapping, or a function that returns one) and from the JSON files that
+INFLATE3D_INDEX lists; later ones win.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Entry:
 def entries() -> dict[str, Entry]:
     """Return every entry by its short name. InputError names the index that is wrong, and how."""
     packaged = files("inflate3d.models").joinpath("pretrained.json")
-    found = _read(json.loads(packaged.read_text(encoding="utf-8")), "pretrained.json", None)
+    folder = Path(str(packaged)).parent
+    found = _read(json.loads(packaged.read_text(encoding="utf-8")), "pretrained.json", folder)
     for point in entry_points(group=GROUP):
         value = point.load()
         found.update(_read(value() if callable(value) else value, f"entry point {point.name!r} of {GROUP}", None))

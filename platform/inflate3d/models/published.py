@@ -158,7 +158,9 @@ def _load(
         if header[name].numbers > 64 * own[key].numel() + 4096:
             raise _misfit(folder, key, header[name].shape, own[key].shape)
     tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
-    state = fit_tensors(net, {key: tensors[name] for key, name in taken.items()}, stem, str(folder))
+    # A file may hold halves; what adapts them reckons in the net's own precision.
+    found_tensors = {key: tensors[name].to(own[key].dtype) for key, name in taken.items()}
+    state = fit_tensors(net, found_tensors, stem, str(folder))
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise _misfit(folder, key, value.shape, own[key].shape)

@@ -37,7 +37,13 @@ def build_torchvision(spec: NetSpec, *, pretrained: bool) -> nn.Module:
         kwargs.setdefault("init_weights", not pretrained)
         if not pretrained:
             kwargs.setdefault("aux_logits", False)
-    net = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    try:
+        net = models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs)
+    except OSError as error:  # urllib's, too
+        raise InputError(
+            f"the 2D weights of {spec.name!r} cannot be fetched ({type(error).__name__}: {str(error)[:160]}). "
+            "Put them where torch.hub keeps them ($TORCH_HOME/hub/checkpoints), or take pretrained=False"
+        ) from error
     if getattr(net, "aux_logits", False):
         net.aux_logits = False
         for head in ("aux1", "aux2", "AuxLogits"):

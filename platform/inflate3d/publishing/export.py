@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.models.config_schema import check_config
+from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.replay import replay_features
@@ -25,8 +26,8 @@ from inflate3d.models.transfer import sha256_of
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
-from inflate3d.publishing.filters import draw_filters
 from inflate3d.publishing.licences import may_be_published
+from inflate3d.publishing.precision import Precision, rounded, stored
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def publish(
     norm_domains: Mapping[str, str] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    precision: Precision = "float32",
 ) -> Path | str:
     """Write a net made by create_model to "local-dir:path", "hf-hub:org/name" or "s3://bucket/dir".
 
@@ -56,7 +58,8 @@ def publish(
     channels, spacing_mm, orientation, intensity). norm_domains: each domain and its stem; extra_tensors: their
     statistics and stems. training: what the card says of the training (data, metrics, steps). The same content is left
     as it is; an older publication is replaced; a folder that holds anything else is refused. Weights from data whose
-    card forbids it are marked private, and refused elsewhere than in a local folder.
+    card forbids it are marked private, and refused elsewhere than in a local folder. precision "float16" halves the
+    file; loaded, the weights are float32 again.
     """
     outcome = export(
         model,
@@ -66,6 +69,7 @@ def publish(
         norm_domains=norm_domains,
         extra_tensors=extra_tensors,
         training=training,
+        precision=precision,
     )
     if outcome.is_private:
         warnings.warn(f"{outcome.folder} is marked private: a dataset's card forbids publishing weights", stacklevel=2)
@@ -84,9 +88,14 @@ def export(
     classes: list[str] | None = None,
     heads: Mapping[str, Any] | None = None,
     head_tensors: Mapping[str, Tensor] | None = None,
+    precision: Precision = "float32",
+    name: str | None = None,
     dry_run: bool = False,
 ) -> Outcome:
-    """As publish, with heads; dry_run: everything is made and compared, nothing is delivered."""
+    """As publish, with heads; dry_run: everything is made and compared, nothing is delivered.
+
+    name: the short name that an index gives the publication, for the card's loading lines.
+    """
     place = parse_destination(destination)
     spec = getattr(model, "net_spec", None)
     if spec is None:
@@ -110,14 +119,21 @@ def export(
         "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
         "classes": classes or getattr(model, "label_names", None) or None,
         "heads": dict(heads or {}),
+        "precision": precision,
         "private": is_private,
         "source_weights": _source_weights(model),
         "training": facts,
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
     }
     check_config(json.loads(json.dumps(config)), "this net's config.json")
+    # A local folder may be moved or copied anywhere: its card names no place of this machine.
+    address = name or ("local-dir:PATH" if place.kind == "local" else place.address)
+    tensors = stored({**model.state_dict(), **(extra_tensors or {})}, precision)
     with _staging(place) as staging:
-        _write(staging, model, config, extra_tensors or {}, head_tensors or {}, place.address)
+        _save(tensors, staging / WEIGHTS)
+        if head_tensors:
+            _save(stored(head_tensors, precision), staging / HEADS)
+        _write(staging, rounded(model, precision), config, address)
         files = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
         changed = not is_there(staging, place)
         if changed and not dry_run:
@@ -144,25 +160,15 @@ class _staging:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _write(
-    folder: Path,
-    model: nn.Module,
-    config: Mapping[str, Any],
-    extra_tensors: Mapping[str, Tensor],
-    head_tensors: Mapping[str, Tensor],
-    address: str,
-) -> None:
-    _save({**model.state_dict(), **extra_tensors}, folder / WEIGHTS)
-    if head_tensors:
-        _save(head_tensors, folder / HEADS)
+def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], address: str) -> None:
+    """Write what stands beside the weights: replay, config, picture, card and hashes."""
     save_file(_replay(model), folder / REPLAY)
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     has_picture = draw_filters(model, folder / PICTURE)
     card = render_card(
         config,
         parameters=sum(p.numel() for p in model.parameters()),
-        # A local folder may be moved or copied anywhere: its card names no place of this machine.
-        address="local-dir:PATH" if address.startswith("local-dir:") else address,
+        address=address,
         picture=PICTURE if has_picture else None,
     )
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -23,10 +23,13 @@ from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
 from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
+from inflate3d.publishing.precision import Precision
 from inflate3d.training.checkpoint import COMPLETE, Checkpoint, find_checkpoint
 from inflate3d.training.ema import best_weights
 from inflate3d.training.run_folder import ENVIRONMENT, read_config
 from inflate3d.training.saved_run import load_module, without_weights
+
+MOST_NOTES = 4096
 
 
 def publish_run(
@@ -37,13 +40,18 @@ def publish_run(
     domain: str | None = None,
     with_heads: bool = False,
     results: str | Path | None = None,
+    notes: str | Path | None = None,
+    precision: Precision = "float32",
+    name: str | None = None,
     dry_run: bool = False,
 ) -> Outcome:
     """Publish the backbone of a run folder's checkpoint (`best` by val/score, else `last`), or of a checkpoint folder.
 
     domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
     the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
-    the net's. results: a JSON list of {start, metric, mean, std, runs}, for the card. dry_run: nothing is written.
+    the net's. results: a JSON list of {start, metric, mean, std, runs}, for the card; notes: Markdown for its limits.
+    precision: "float16" halves the files. name: the short name that an index will give them. dry_run: nothing is
+    written.
     """
     parse_destination(destination)
     checkpoint = _find(Path(run_or_ckpt), which)
@@ -78,6 +86,8 @@ def publish_run(
         classes=classes,
         heads=heads.described,
         head_tensors=heads.tensors,
+        precision=precision,
+        name=name,
         dry_run=dry_run,
         training={
             "data": _with_ancestors([card.to_dict() for card in cards.values()], state),
@@ -86,6 +96,7 @@ def publish_run(
             "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
             "cost": _cost(run_folder, checkpoint),
             "results": _results(results),
+            "notes": _notes(notes),
         },
     )
 
@@ -133,6 +144,18 @@ def _results(file: str | Path | None) -> list[dict[str, Any]]:
         raise InputError(
             f"--results {file}: {fault!r}; expected a JSON list of {{start, metric, mean, std, runs}}"
         ) from fault
+
+
+def _notes(file: str | Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        text = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as fault:
+        raise InputError(f"--notes {file}: cannot be read ({fault}); expected Markdown") from fault
+    if len(text) > MOST_NOTES:
+        raise InputError(f"--notes {file}: {len(text)} letters; a card takes at most {MOST_NOTES}")
+    return text
 
 
 def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -1,0 +1,70 @@
+"""Arguments that say how a net is laid along D: shared by `platform models show` and `platform plot`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inflate3d.errors import InputError
+from inflate3d.inflation.plan import PLAN_NAMES, InflationPlan, resolve_plan
+
+PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
+
+SHOWN_SIZE = (64, 224, 224)  # what sizes are shown for, unless --input_size says
+
+
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --input_size, --spacing_mm and --inflation."""
+    parser.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
+    parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
+    parser.add_argument("--inflation", default="center", help="mean, center, overshoot or random")
+
+
+def read_sizes(args: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
+    """Return (D, H, W) and (z, y, x) as given; None where they are not."""
+    return triple(args.input_size, int, "--input_size"), triple(args.spacing_mm, float, "--spacing_mm")
+
+
+def read_plan(text: str) -> Any:
+    """Return what --plan means: a preset's name, a mapping in YAML or JSON, or what a file of one holds."""
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        if not path.is_file():
+            raise InputError(f"--plan: no file {text!r}; give a preset ({', '.join(PLAN_NAMES)}) or a file that exists")
+        from inflate3d.cli.document import read_document
+
+        return read_document(path)[0]
+    if not text.lstrip().startswith("{"):
+        return text
+    from inflate3d.cli.document import read_value
+
+    value = read_value(text)
+    if not isinstance(value, dict):
+        raise InputError(f"--plan is {text!r}, which is not valid YAML; such as '{{kernels: [1, 3], strides: [1, 2]}}'")
+    return value
+
+
+def resolved(text: str, args: argparse.Namespace) -> InflationPlan:
+    """Return the plan that --plan means for the size and spacing given."""
+    size, spacing = read_sizes(args)
+    return resolve_plan(read_plan(text), input_size=size, spacing_mm=spacing)
+
+
+def times(values: Sequence[int]) -> str:
+    """Return '3 x 7 x 7'."""
+    return " x ".join(map(str, values))
+
+
+def triple(text: str | None, kind: type, option: str) -> tuple[Any, ...] | None:
+    """Return the three numbers of an option; None where it was not given."""
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise InputError(f"{option} is {text!r}; expected three numbers such as 19,256,256 (D,H,W)")
+    return values

@@ -1,0 +1,96 @@
+"""The weights that come with the package: they load without a network, replay, and name what they were made of."""
+
+import fnmatch
+import json
+import socket
+import tomllib
+import warnings
+from pathlib import Path
+
+import inflate3d
+import pytest
+import torch
+from inflate3d.cli.main import main
+from inflate3d.models.config_schema import read_config
+from inflate3d.models.fetch import published_folder
+from inflate3d.models.pretrained import entries
+from inflate3d.models.replay import TOLERANCE, check_replay
+from inflate3d.models.tensor_file import read_tensors
+from inflate3d.publishing.licences import commercial_use, may_be_published
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "platform" / "inflate3d" / "models" / "weights"
+NAMES = sorted(folder.name for folder in WEIGHTS.iterdir())
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    (name,) = NAMES
+    found = published_folder(name)
+    assert found is not None
+    return found
+
+
+def test_the_index_pins_every_folder_of_weights() -> None:
+    for name in NAMES:
+        entry = entries()[name]
+        assert entry.source == f"local-dir:{WEIGHTS / name}"
+        assert entry.sha256 is not None, "published_folder compares it with the folder's SHA256SUMS"
+        assert published_folder(name) == WEIGHTS / name
+
+
+def test_it_loads_without_a_network_and_its_replay_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        net = inflate3d.create_model(folder.name, pretrained=True)
+    assert check_replay(net, folder) < TOLERANCE
+    weight = read_tensors(folder / "model.safetensors")["conv_head.weight"]
+    assert torch.equal(net.state_dict()["conv_head.weight"], weight.float())
+    with torch.no_grad():
+        assert net.eval()(torch.zeros(2, 1, 16, 32, 32)).shape == (2, net.num_features)
+
+
+def test_its_input_contract_prepares_a_volume(folder: Path) -> None:
+    net = inflate3d.create_model(folder.name, pretrained=True)
+    volume = torch.arange(8.0).reshape(1, 2, 2, 2) * 100
+    x = inflate3d.create_transform(net)(volume)
+    torch.testing.assert_close(x, (volume - volume.mean()) / volume.std(correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_its_card_names_every_dataset_and_licence(folder: Path) -> None:
+    config, card = read_config(folder), (folder / "README.md").read_text(encoding="utf-8")
+    data, source = config["training"]["data"], config["source_weights"]
+    assert [entry["licence"] for entry in data] == ["CC-BY-SA-4.0", "CC-BY-4.0"]
+    assert source["licence"] == "apache-2.0"
+    for entry in data:
+        assert f"| {entry['title']} | {entry['licence']} | yes | {entry['url']} |" in card
+    assert f"| 2D weights {source['name']} | {source['licence']} |" in card
+    assert may_be_published(data)
+    allowed, why = commercial_use(data, source["licence"], has_source=True)
+    assert f"Commercial use of these weights: **{'yes' if allowed else 'no'}** ({why})." in card
+    assert entries()[folder.name].commercial_use is allowed
+    assert folder.name in card
+    assert "scratch" in card
+
+
+def test_no_folder_is_private_or_large_and_all_files_are_package_data() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["inflate3d.models"]
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 12e6
+    for file in files:
+        assert file.name != "PRIVATE"
+        assert any(fnmatch.fnmatch(file.relative_to(WEIGHTS.parent).as_posix(), p) for p in patterns), file
+
+
+def test_the_command_lists_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["models", "list", "--published"]) == 0
+    listed = capsys.readouterr().out
+    packaged = json.loads((WEIGHTS.parent / "pretrained.json").read_text(encoding="utf-8"))["models"]
+    assert set(NAMES) <= set(packaged)
+    assert all(name in listed for name in packaged)

@@ -1,4 +1,4 @@
-"""`platform transfer MODEL ... --dataset D --task T`: what weights are worth on a target, against scratch and inflated."""
+"""`platform transfer MODEL ... --dataset D --task T`: weights against scratch and inflated-only starts on a target."""
 
 from __future__ import annotations
 
@@ -52,13 +52,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _add_protocol(group: Any) -> None:
-    group.add_argument("--modes", nargs="+", metavar="MODE", help="probe, knn, finetune (default: all that the task has)")
+    group.add_argument(
+        "--modes", nargs="+", metavar="MODE", help="probe, knn, finetune (default: all that the task has)"
+    )
     group.add_argument("--fractions", nargs="+", type=float, metavar="F", help="of the labels (default .01 .1 1)")
     group.add_argument("--seeds", nargs="+", type=int, metavar="S", help="default 0 1 2")
     group.add_argument("--steps", type=int, metavar="N", help="optimiser steps of a fine-tuning (default 300)")
-    group.add_argument("--choice_steps", type=int, metavar="N", help="of each choice of a learning rate (default: steps)")
+    group.add_argument(
+        "--choice_steps", type=int, metavar="N", help="of each choice of a learning rate (default: steps)"
+    )
     group.add_argument("--batch_size", type=int, metavar="N", help="default 16")
-    group.add_argument("--learning_rates", nargs="+", type=float, metavar="LR", help="the grid (default 3e-4 1e-3 3e-3)")
+    group.add_argument(
+        "--learning_rates", nargs="+", type=float, metavar="LR", help="the grid (default 3e-4 1e-3 3e-3)"
+    )
     group.add_argument("--metric", metavar="NAME", help="what chooses and is reported first (default: the task's own)")
     group.add_argument("--val_fraction", type=float, metavar="F", help="of train, for choices (default 0.1)")
     group.add_argument("--max_test", type=int, metavar="N", help="at most that many test samples")
@@ -101,7 +107,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from inflate3d.data.sample_options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
-    from inflate3d.evaluation.transfer.run import TRANSFER, run_transfer
+    from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, run_transfer
     from inflate3d.evaluation.transfer.target import Target
 
     target = Target(args.root, protocol)
@@ -116,11 +122,13 @@ def _run(args: argparse.Namespace) -> None:
         timm_kwargs=args.timm,
     )
     splits = target.splits()
-    print(f"{target.card.title}: {splits['fit']} to train on, {splits['choice']} to choose by, {splits['test']} to test")
+    print(
+        f"{target.card.title}: {splits['fit']} to train on, {splits['choice']} to choose by, {splits['test']} to test"
+    )
     print(f"arms: {', '.join(arm.name for arm in arms)}", flush=True)
     result = run_transfer(arms, target, args.output, part=part, device=args.device, report=_told(target.metric))
     _print(result)
-    print(f"numbers: {Path(args.output) / TRANSFER}")
+    print(f"numbers: {Path(args.output) / TRANSFER}\nreport:  {Path(args.output) / REPORT}")
 
 
 def _files(given: Sequence[str]) -> dict[str, str]:
@@ -143,11 +151,15 @@ def _told(metric: str) -> Any:
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    from inflate3d.evaluation.transfer.arms import is_baseline
+
     rows = []
     for row in result["rows"]:
         low, high = row["low"], row["high"]
         interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-        against = [f"{d['value']:+.3f} on {name} (p {d['p']:.3f})" for name, d in row["against"].items()]
+        against = [
+            f"{d['value']:+.3f} on {name} (p {d['p']:.3f})" for name, d in row["against"].items() if is_baseline(name)
+        ]
         share = f"{row['fraction']:.0%}"
         told = (row["mode"], share, row["arm"], f"{row['value']:.3f}", interval, f"{row['std']:.3f}", len(row["seeds"]))
         rows.append((*told, "; ".join(against)))

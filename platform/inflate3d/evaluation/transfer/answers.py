@@ -18,7 +18,7 @@ from inflate3d.evaluation.transfer.target import Target
 
 @dataclass
 class Answers:
-    """The metrics of one arm on one split.
+    """What one arm answered on one split.
 
     total: each metric over all samples. per_sample: each metric on each sample alone, None where that says nothing (a
     class that is absent, an area under a curve). probabilities, target: of classification.

@@ -74,6 +74,11 @@ def arms_for(
     return [*arms, *published]
 
 
+def is_baseline(name: str) -> bool:
+    """Whether an arm is one that others are measured against, of whatever architecture."""
+    return name.split(" ")[0] in (SCRATCH, INFLATED)
+
+
 def _base_of(spec: NetSpec) -> BackboneConfig:
     taps = spec.taps if spec.taps.is_exact else replace(spec.taps, name="center")
     return BackboneConfig(

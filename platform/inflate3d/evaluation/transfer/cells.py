@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from inflate3d.data.manifest import write_whole
 from inflate3d.errors import InputError
@@ -18,7 +17,7 @@ from inflate3d.evaluation.transfer import probes
 from inflate3d.evaluation.transfer.answers import AnswerBook, score
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.build import build_module
-from inflate3d.evaluation.transfer.features import FeatureCache, Part, origin_of
+from inflate3d.evaluation.transfer.features import READS, TARGET, FeatureCache, Part, Stored, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
 from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.protocol import FROZEN, Mode, digest
@@ -70,7 +69,7 @@ class CellRunner:
         self.arms = {arm.name: arm for arm in arms}
         self.target, self.folder, self.device = target, Path(folder), device
         self.cache = FeatureCache(self.folder / FEATURES)
-        self._frozen: dict[tuple[str, int], dict[Statistics, dict[str, tuple[Tensor, Tensor]]]] = {}
+        self._frozen: dict[tuple[str, int], dict[Statistics, dict[str, Stored]]] = {}
 
     def run(self, group: Sequence[Cell], report: Callable[[Cell, dict[str, Any]], None]) -> None:
         """Run what is not finished of a group."""
@@ -89,33 +88,40 @@ class CellRunner:
     # ------------------------------------------------------------------------------------------------------- frozen
 
     def _frozen_cell(self, cell: Cell) -> dict[str, Any]:
-        """Choose statistics and setting on the choice samples, then read the test samples, with both statistics."""
+        """Choose what is read, the statistics and the setting on the choice samples; then read the test samples.
+
+        Each (statistics, what is read) at its own best setting is read there too, and reported beside.
+        """
         target = self.target
         labelled = {s.key for s in target.labelled(cell.fraction, cell.seed)}
         rows = torch.tensor([i for i, s in enumerate(target.needed()) if s.key in labelled])
         classes = len(target.card.classes)
-        choices: dict[Statistics, dict[float, float]] = {}
-        tests: dict[Statistics, Any] = {}
+        choices: dict[str, dict[float, float]] = {}
+        tests: dict[str, Any] = {}
         for statistics, parts in self._features(cell).items():
-            x, y = (t[rows] for t in parts["train"])
-            held_x, held_y = parts["choice"]
-            fitted = {s: probes.fit(cell.mode, x, y, classes, setting=s) for s in probes.grid(cell.mode)}
-            choices[statistics] = {s: score(target, predict(held_x), held_y) for s, predict in fitted.items()}
-            chosen = probes.best(choices[statistics])
-            book = AnswerBook(target)
-            book.add([s.key for s in target.test], fitted[chosen](parts["test"][0]), parts["test"][1])
-            tests[statistics] = book.close().to_dict()
-        best = max(choices, key=lambda s: max(choices[s].values()))
+            y, held_y, test_y = parts["train"][TARGET][rows], parts["choice"][TARGET], parts["test"][TARGET]
+            for reads in READS:
+                x, name = parts["train"][reads][rows], f"{statistics}, {reads}"
+                fitted = {s: probes.fit(cell.mode, x, y, classes, setting=s) for s in probes.grid(cell.mode)}
+                choices[name] = {s: score(target, f(parts["choice"][reads]), held_y) for s, f in fitted.items()}
+                book = AnswerBook(target)
+                book.add(
+                    [s.key for s in target.test],
+                    fitted[probes.best(choices[name])](parts["test"][reads]),
+                    test_y,
+                )
+                tests[name] = book.close().to_dict()
+        best = max(choices, key=lambda name: max(choices[name].values()))
         return {
-            "chosen": {"statistics": best, "setting": probes.best(choices[best])},
-            "choice": {s: {f"{k:g}": v for k, v in scores.items()} for s, scores in choices.items()},
+            "chosen": {"features": best, "setting": probes.best(choices[best])},
+            "choice": {name: {f"{k:g}": v for k, v in scores.items()} for name, scores in choices.items()},
             "labels": len(labelled),
             "test": tests[best],
-            "beside": {s: a["total"] for s, a in tests.items()},
+            "beside": {name: a["total"] for name, a in tests.items()},
         }
 
-    def _features(self, cell: Cell) -> dict[Statistics, dict[str, tuple[Tensor, Tensor]]]:
-        """Return features of the training, choice and test samples under both statistics; those of last time at once."""
+    def _features(self, cell: Cell) -> dict[Statistics, dict[str, Stored]]:
+        """Return features of the training, choice and test samples under both statistics."""
         key = (cell.arm, cell.seed)
         if key not in self._frozen:
             target, arm = self.target, self.arms[cell.arm]
@@ -154,7 +160,7 @@ class CellRunner:
             self._recalibrate(module.backbone)
             beside[RECALIBRATED] = answer(module, target, target.test, target.test_split).to_dict()["total"]
         return {
-            "chosen": {"statistics": OWN, "setting": choice["chosen"]},
+            "chosen": {"features": OWN, "setting": choice["chosen"]},
             "choice": {OWN: choice["scores"]},
             "labels": len(samples),
             "test": own,

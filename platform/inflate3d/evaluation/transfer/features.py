@@ -22,6 +22,9 @@ from inflate3d.models import Backbone
 _FORMAT = "inflate3d-features/1"
 
 
+READS = ("pooled", "levels")  # what timm's classifier sees; the spatial mean of every level's map, side by side
+TARGET = "target"
+Stored = dict[str, Tensor]
 Part = tuple[Sequence[Listed], Split]
 Prepare = Callable[[], None] | None
 
@@ -32,7 +35,7 @@ def origin_of(backbone: Backbone) -> str:
 
 
 class FeatureCache:
-    """Pooled features of samples, computed once for the same weights, plan, shards, samples and input settings."""
+    """Features of samples, computed once for the same weights, plan, shards, samples and input settings."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -40,8 +43,8 @@ class FeatureCache:
     @torch.no_grad()
     def features(
         self, backbone: Backbone, target: Target, parts: Mapping[str, Part], *, origin: str, prepare: Prepare = None
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return (features (N, F), classes (N,)) of each part's samples, in their order.
+    ) -> dict[str, Stored]:
+        """Return the features (N, F) by what reads them, and the classes (N,), of each part's samples in their order.
 
         origin: `origin_of` the backbone, before `prepare`, which is called once if anything must be computed.
         """
@@ -53,24 +56,23 @@ class FeatureCache:
                 if prepare is not None:
                     prepare()
                     prepare = None
-                self._write(path, *self._compute(backbone.eval(), target, samples, split))
-            stored = load_file(path)
-            found[name] = stored["features"], stored["target"]
+                self._write(path, self._compute(backbone.eval(), target, samples, split))
+            found[name] = load_file(path)
         return found
 
-    def _compute(
-        self, backbone: Backbone, target: Target, samples: Sequence[Listed], split: Split
-    ) -> tuple[Tensor, Tensor]:
+    def _compute(self, backbone: Backbone, target: Target, samples: Sequence[Listed], split: Split) -> Stored:
         device = next(backbone.parameters()).device
-        pooled, classes = [], []
+        parts: dict[str, list[Tensor]] = {name: [] for name in (*READS, TARGET)}
         for batch in target.batches(samples, split):
             features = backbone(batch.image.to(device), domain=batch.dataset)
-            pooled.append(features.pooled.float().cpu())
-            classes.append(batch.target.clone())
-        return torch.cat(pooled), torch.cat(classes)
+            parts["pooled"].append(features.pooled.float().cpu())
+            means = [level.float().mean(dim=(2, 3, 4)) for level in features.maps]
+            parts["levels"].append(torch.cat(means, dim=1).cpu())
+            parts[TARGET].append(batch.target.clone())
+        return {name: torch.cat(found) for name, found in parts.items()}
 
-    def _write(self, path: Path, features_NF: Tensor, target_N: Tensor) -> None:
+    def _write(self, path: Path, stored: Stored) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        save_file({"features": features_NF.contiguous(), "target": target_N}, temporary, {"format": _FORMAT})
+        save_file(stored, temporary, {"format": _FORMAT})
         temporary.replace(path)

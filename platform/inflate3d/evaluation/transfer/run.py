@@ -15,11 +15,12 @@ from inflate3d.data.manifest import write_whole
 from inflate3d.data.shard_parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
+from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.training.run_folder import git_commit
 
-TRANSFER, RESULTS = "transfer.json", "results.json"
+TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"
 FORMAT = "inflate3d-transfer/1"
 _PACKAGES = ("inflate3d", "torch", "timm", "torchmetrics", "numpy")
 
@@ -70,6 +71,17 @@ def run_transfer(
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "rows": rows,
     }
-    write_whole(output / TRANSFER, json.dumps(result, indent=1).encode())
-    write_whole(output / RESULTS, json.dumps(published_results(rows, target.protocol.dataset), indent=1).encode())
+    write_result(result, output)
     return result
+
+
+def write_result(result: dict[str, Any], output: str | Path) -> None:
+    """Write transfer.json, results.json, the plots and report.html, each whole or not at all."""
+    output = Path(output)
+    write_whole(output / TRANSFER, json.dumps(result, indent=1).encode())
+    results = published_results(result["rows"], result["protocol"]["dataset"])
+    write_whole(output / RESULTS, json.dumps(results, indent=1).encode())
+    page, plots = render_report(result)
+    for name, png in plots.items():
+        write_whole(output / name, png)
+    write_whole(output / REPORT, page.encode())

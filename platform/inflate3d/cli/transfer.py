@@ -23,7 +23,8 @@ MODEL     a timm name, or published weights: local-dir:PATH, hf-hub:ORG/NAME, ht
 
 platform transfer local-dir:published --root runs/shards --dataset modelnet10 --task volume_classification \\
     --sample '{size: [20, 20, 20], resize: [32, 32, 32]}' --steps 60 --batch_size 32 --output runs/transfer
-many machines: platform transfer ... --part 1/8 (to 8/8) over one --output, then the same command without --part
+many machines: platform submit --array 8 --time 4:00:00 -- transfer MODEL ... gives --part 1/8 to 8/8 to eight jobs over
+one --output, then runs the same command without --part, which writes the report
 
 Learning rates, penalties and numbers of neighbours are chosen by arm on samples held out of train; the test samples
 are read after the choice. With more seeds the intervals say more: 3 is few.
@@ -127,6 +128,9 @@ def _run(args: argparse.Namespace) -> None:
     )
     print(f"arms: {', '.join(arm.name for arm in arms)}", flush=True)
     result = run_transfer(arms, target, args.output, part=part, device=args.device, report=_told(target.metric))
+    if part is not None:
+        print(f"part {args.part} is done; when all are, the same command without --part writes the report")
+        return
     _print(result)
     print(f"numbers: {Path(args.output) / TRANSFER}\nreport:  {Path(args.output) / REPORT}")
 

@@ -1,6 +1,6 @@
 """The evidence, from shards to reports, by one command: every study of a YAML document is a transfer.
 
-python -m inflate3d.evaluation.transfer.evidence [--file FILE] [--only STUDY ...] [--seeds 0 1 2] [--output DIR]
+python -m inflate3d.evaluation.transfer.evidence [--file FILE] [--only STUDY ...] [--output DIR]
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ STUDIES = Path(__file__).with_name("evidence.yaml")
 
 
 def run_study(
-    document: Mapping[str, Any], name: str, output: str | Path, *, seeds: Sequence[int] | None = None
+    document: Mapping[str, Any],
+    name: str,
+    output: str | Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    only_arms: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Build the shards that are missing, run one study of the document into output/name, and return its result."""
+    """Build the shards that are missing, run one study of the document into output/name, and return its result.
+
+    seeds, only_arms: less than the whole study, for a smaller budget; what is finished counts when more is asked for.
+    """
     study = document["studies"][name]
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in study["protocol"].items()}
     if seeds is not None:
@@ -42,7 +50,8 @@ def run_study(
         build = document["datasets"][protocol.dataset]
         build_shards(find("datasets", build["class_path"]).load()(**build["init_args"]), folder)
     target = Target(document["root"], protocol)
-    arms = [study_arm(document, arm, target.card) for arm in study["arms"]]
+    names = [arm for arm in study["arms"] if only_arms is None or arm in only_arms]
+    arms = [study_arm(document, arm, target.card) for arm in names]
     return run_transfer(arms, target, Path(output) / name, report=_print)
 
 
@@ -69,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", default=str(STUDIES), help="a document like the packaged evidence.yaml, the default")
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="default: every study of the document")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="default: those of each study")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: those of each study")
     parser.add_argument("--root", metavar="DIR", help="folder of shards, instead of the document's")
     parser.add_argument("--output", default="runs/evidence", metavar="DIR", help="default: runs/evidence")
     args = parser.parse_args(arguments)
@@ -79,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name not in document["studies"]:
                 raise unknown_name("study", name, document["studies"], where="--only")
             print(f"study {name}", flush=True)
-            run_study(document, name, args.output, seeds=args.seeds)
+            run_study(document, name, args.output, seeds=args.seeds, only_arms=args.arms)
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2

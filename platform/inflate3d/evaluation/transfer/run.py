@@ -38,8 +38,9 @@ def run_transfer(
 ) -> dict[str, Any]:
     """Run the cells that are not finished, write what the finished ones say, and return it.
 
-    part: this process's share of the cells, for many machines over one output folder; whoever comes last writes the
-    whole. report: called with each fresh cell, its record, and how many of how many this process has done.
+    part: this process's share of the cells, for many machines over one output folder; it writes finished cells alone,
+    and a run without `part` then makes the whole of them. report: called with each fresh cell, its record, and how many
+    of how many this process has done.
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
@@ -71,7 +72,8 @@ def run_transfer(
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "rows": rows,
     }
-    write_result(result, output)
+    if part is None:
+        write_result(result, output)
     return result
 
 

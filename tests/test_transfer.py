@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inflate3d import create_model, publish
 from inflate3d.cli.main import main
 from inflate3d.data.shard_writer import build_shards
 from inflate3d.datasets.toy import Toy
@@ -23,7 +24,7 @@ from inflate3d.evaluation.transfer.evidence import STUDIES, study_arm
 from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
-from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanScore
+from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanScore, score_of
 from inflate3d.evaluation.transfer.probes import fit, linear_probe, nearest_neighbours
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.recalibrate import recalibrate
@@ -162,6 +163,17 @@ def test_spread_over_seeds_widens_the_interval():
 
 def test_a_mean_leaves_out_samples_that_say_nothing():
     assert Bootstrap(1, 3).interval(MeanScore(np.array([[0.5, np.nan, 1.0]]))).value == pytest.approx(0.75)
+
+
+def test_a_metric_is_resampled_only_in_a_form_that_gives_its_own_value():
+    parts = {"dice_a": [0.2, None, 0.4], "dice_b": [1.0, 0.8, 0.6]}
+    record = {"keys": ["x", "y", "z"], "per_sample": {"dice": [0.6, 0.8, 0.5], **parts}}
+    totals = {"dice": (0.3 + 0.8) / 2, "dice_a": 0.3, "dice_b": 0.8}
+    once = np.ones((1, 1)), np.ones((1, 3))
+    score = score_of("dice", [{**record, "total": totals}])
+    assert score is not None
+    assert score(*once)[0] == pytest.approx(totals["dice"])
+    assert score_of("dice", [{**record, "total": {**totals, "dice": 0.9}}]) is None
 
 
 def test_paired_differences_see_what_separate_intervals_hide():
@@ -357,6 +369,18 @@ def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in study["protocol"].items()}
         assert Protocol(**settings).dataset in document["datasets"]
         assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
+
+
+def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
+    net = create_model("test_resnet", in_chans=1, plan="i3d", inflation="mean", num_classes=0)
+    publish(net, f"local-dir:{tmp_path / 'mine'}")
+    target = Target(root, SHAPES)
+    scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
+    assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
+    assert scratch.backbone.plan == inflated.backbone.plan == net.net_spec.plan.to_dict()
+    assert (inflated.backbone.name, inflated.backbone.inflation) == ("test_resnet", "mean")
+    backbone = build_module(mine, target, seed=0).backbone
+    assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from inflate3d.data.seeds import generator
 
 RESAMPLES = 2000
 _LEVEL = 95.0
+_CLOSE = 1e-3  # the cells' numbers are rounded to 5 digits
 
 
 class Score(Protocol):
@@ -114,17 +115,39 @@ class Bootstrap:
         return Difference(float(score(*self._once)[0] - other(*self._once)[0]), low, high, float(p))
 
 
-def score_of(metric: str, records: Sequence[dict[str, Any]]) -> Score | None:
-    """Return the score of an arm's finished cells, one a seed; None where a metric can be neither averaged nor an area.
+class MeanOfScores:
+    """The mean of several scores: a metric that averages its parts, such as Dice over classes."""
 
-    records: what cells hold under "test", all on the same samples.
+    def __init__(self, parts: Sequence[Score]) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, seeds_RS: np.ndarray, samples_RN: np.ndarray) -> np.ndarray:
+        """Return the mean of the parts' scores."""
+        return np.mean([part(seeds_RS, samples_RN) for part in self.parts], axis=0)
+
+
+def score_of(metric: str, records: Sequence[dict[str, Any]]) -> Score | None:
+    """Return the score of an arm's finished cells, one a seed; None for a metric that has no such form.
+
+    records: what cells hold under "test", all on the same samples. The forms tried: the mean over samples, the mean of
+    the metric's parts (dice of dice_<class>), the area under the curve; one counts if it gives the metric's own value.
     """
-    values = np.array([[np.nan if v is None else v for v in r["per_sample"][metric]] for r in records], float)
-    if np.isfinite(values).any():
-        return MeanScore(values)
+    per_sample = records[0]["per_sample"]
+    parts = [name for name in per_sample if name.startswith(f"{metric}_")]
+    forms: list[Score] = [MeanScore(_values(records, metric))]
+    if parts:
+        forms.append(MeanOfScores([MeanScore(_values(records, part)) for part in parts]))
     if metric == "auroc" and "target" in records[0]:
-        return AreaScore(np.array([r["probabilities"] for r in records]), np.array(records[0]["target"]))
-    return None
+        forms.append(AreaScore(np.array([r["probabilities"] for r in records]), np.array(records[0]["target"])))
+    totals = [r["total"][metric] for r in records]
+    if any(total is None for total in totals):
+        return None
+    once = np.ones((1, len(records))), np.ones((1, len(records[0]["keys"])))
+    return next((form for form in forms if abs(form(*once)[0] - np.mean(totals)) < _CLOSE), None)
+
+
+def _values(records: Sequence[dict[str, Any]], metric: str) -> np.ndarray:
+    return np.array([[np.nan if v is None else v for v in r["per_sample"][metric]] for r in records], float)
 
 
 def _bounds(drawn: np.ndarray) -> tuple[float, float]:

@@ -366,8 +366,7 @@ def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
     document = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
     card = Target(root, SHAPES).card
     for study in document["studies"].values():
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in study["protocol"].items()}
-        assert Protocol(**settings).dataset in document["datasets"]
+        assert Protocol.from_dict(study["protocol"]).dataset in document["datasets"]
         assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
 
 

@@ -102,9 +102,8 @@ def _run(args: argparse.Namespace) -> None:
     task = find("tasks", args.task)
     names = ("modes", "fractions", "seeds", "steps", "choice_steps", "batch_size", "learning_rates", "metric")
     given = {name: getattr(args, name) for name in (*names, "val_fraction", "max_test", "sample", "augment")}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
-    options.setdefault("modes", MODES_OF[task.load().kind])
-    protocol = Protocol(args.dataset, task.name, **options)
+    options = {"modes": MODES_OF[task.load().kind], **{k: v for k, v in given.items() if v is not None}}
+    protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})
 
     from inflate3d.data.sample_options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for

@@ -46,7 +46,9 @@ def arms_for(
     settings of inflation hold for it, while published weights bring their own plan, which their baselines take.
     pretrained: files of 2D weights by architecture, "" for any. InputError for an unknown name.
     """
-    files, published, bases = dict(pretrained or {}), [], {}
+    files = dict(pretrained or {})
+    published: list[Arm] = []
+    bases: dict[str, BackboneConfig] = {}
     stems = {card.modality: len(card.input.channels)}
     for model in models:
         folder = published_folder(model)

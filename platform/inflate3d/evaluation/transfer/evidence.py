@@ -41,10 +41,7 @@ def run_study(
     seeds, only_arms: less than the whole study, for a smaller budget; what is finished counts when more is asked for.
     """
     study = document["studies"][name]
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in study["protocol"].items()}
-    if seeds is not None:
-        settings["seeds"] = tuple(seeds)
-    protocol = Protocol(**settings)
+    protocol = Protocol.from_dict({**study["protocol"], **({} if seeds is None else {"seeds": seeds})})
     folder = Path(document["root"]) / protocol.dataset
     if not (folder / MANIFEST_FILE).is_file():
         build = document["datasets"][protocol.dataset]

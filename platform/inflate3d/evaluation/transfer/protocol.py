@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from inflate3d.contracts import Kind
@@ -72,6 +72,16 @@ class Protocol:
                 raise InputError(f"--{name} is {value}; it must be at least 1")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"--val_fraction is {self.val_fraction}; choices need a share between 0 and 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Read a protocol from plain values; InputError for a key that none has."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown_name("key", key, known, where="protocol")
+        lists = ("modes", "fractions", "seeds", "learning_rates")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -58,7 +58,7 @@ class Target:
         for split in ("train", self.test_split):
             if not self.manifest.num_samples(split):
                 raise InputError(f"{self.card.name} has no {split} samples; a transfer needs train, and val or test")
-        known = list(task.metrics(self.card).keys())
+        known = [str(name) for name in task.metrics(self.card)]
         if self.metric not in known:
             raise unknown_name("metric", self.metric, known, where="--metric")
 

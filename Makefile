@@ -12,7 +12,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist wo
 # The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 
-.PHONY: install quickstart test test-all lint typecheck lock architectures pass-table clean
+.PHONY: install quickstart test test-all lint typecheck lock architectures pass-table evidence clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -63,6 +63,10 @@ architectures: install
 # What inflation does to the smallest net of each family: docs/pass-table.md. An hour; goes on where it stopped.
 pass-table: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
+
+# From shards to reports: is a start from inflated weights worth anything? docs/evidence.md. About 50 minutes of one core.
+evidence: install
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.evaluation.transfer.evidence
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -293,6 +293,19 @@ def test_a_build_goes_in_parts_and_its_merge_waits_for_all(stand_in: Path, capsy
     assert f"shards merge {stand_in}/shards/toy &" in then
 
 
+def test_a_transfer_goes_in_parts_and_its_report_waits_for_all(stand_in: Path) -> None:
+    words = ["transfer", "resnet18", "--dataset", "d", "--task", "volume_classification", "--output", "runs/t"]
+    assert main(["submit", "--array", "8", "--gpus-per-node", "1", "--time", "1:00:00", "--", *words]) == 0
+    folder = stand_in / "runs" / "t.slurm"
+    script = (folder / "submit.sbatch").read_text()
+    assert is_valid_bash(script)
+    assert '--output runs/t --device cuda --part "${SLURM_ARRAY_TASK_ID}"/8 &' in script
+    assert {"--array=1-8"} <= options(script)
+    then = (folder / "then.sbatch").read_text()
+    assert "--dependency=afterok:4711" in options(then)
+    assert "--output runs/t --device cuda &" in then
+
+
 # -------------------------------------------------------------------------------------- checkpoints of stock DeepSpeed
 
 

@@ -29,6 +29,7 @@ SUBCOMMANDS = (
     "tasks",
     "models",
     "configs",
+    "transfer",
     "publish",
     "plot",
 )

@@ -88,11 +88,7 @@ def builds(args: argparse.Namespace, words: list[str]) -> Submission:
     if (output / "manifest.json").is_file():
         raise InputError(f"--output {output} holds shards already; give an empty folder")
     folder = output.parent / f"{output.name}.slurm"
-    parts = None
-    if args.array is not None:
-        if not args.array.isdigit() or int(args.array) < 1:
-            raise InputError(f"--array is {args.array!r}; for a build of shards give the number of parts")
-        parts = int(args.array)
+    parts = _parts(args.array, "a build of shards")
     job = Job(
         name=args.name or f"build-{output.name}",
         command=(*words, "--part", f"{TASK}/{parts}") if parts else tuple(words),
@@ -102,6 +98,36 @@ def builds(args: argparse.Namespace, words: list[str]) -> Submission:
     )
     then = Job(name=f"merge-{output.name}", command=("shards", "merge", str(output)), folder=folder, time=args.time)
     return Submission(job, str(folder), then=then if parts else None)
+
+
+def transfers(args: argparse.Namespace, words: list[str]) -> Submission:
+    """Return a transfer, with --array N its cells in N parts and then the report."""
+    if args.config or args.nodes != 1:
+        raise InputError("platform submit: a transfer takes no --config and no --nodes; use --array")
+    if "--part" in words:
+        raise InputError("platform submit: --part is what --array N gives to each task; leave it out")
+    output = Path(_value(words, "--output")).expanduser().resolve()
+    words = [*words, "--device", "cuda"] if args.gpus_per_node and "--device" not in words else words
+    parts = _parts(args.array, "a transfer")
+    job = Job(
+        name=args.name or f"transfer-{output.name}",
+        command=(*words, "--part", f"{TASK}/{parts}") if parts else tuple(words),
+        folder=output.parent / f"{output.name}.slurm",
+        time=args.time,
+        gpus_per_node=args.gpus_per_node,
+        array=f"1-{parts}" if parts else None,
+    )
+    then = Job(name=f"report-{output.name}", command=tuple(words), folder=job.folder, time=args.time)
+    return Submission(job, str(job.folder), then=then if parts else None)
+
+
+def _parts(array: str | None, what: str) -> int | None:
+    """Return the number of parts that --array asks for. InputError if it is none."""
+    if array is None:
+        return None
+    if not array.isdigit() or int(array) < 1:
+        raise InputError(f"--array is {array!r}; for {what} give the number of parts")
+    return int(array)
 
 
 def _config(args: argparse.Namespace, overrides: list[str], ranks: int, default_folder: Path | None = None) -> Config:
@@ -238,4 +264,5 @@ def _value(words: list[str], option: str) -> str:
             return following
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
-    raise InputError(f"platform submit: `shards build` needs {option}")
+    command = " ".join(words[: 2 if words[0] == "shards" else 1])
+    raise InputError(f"platform submit: `{command}` needs {option}")

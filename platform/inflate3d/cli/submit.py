@@ -1,4 +1,4 @@
-"""`platform submit`: a fit, a sweep of fits or a build of shards as a SLURM job that saves and requeues itself."""
+"""`platform submit`: a fit, a sweep, a build of shards or a transfer as SLURM jobs that save and requeue themselves."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ platform submit --config multitask.yaml --array sweep.txt --gpus-per-node 1 --ti
     one task a line of sweep.txt, each line the overrides of its run; its run folder is RUN/0, RUN/1, ...
 platform submit --array 16 --time 4:00:00 -- shards build video_csv --root RAW --output DIR
     16 parts in parallel, then a job that merges them
+platform submit --array 8 --time 4:00:00 --gpus-per-node 1 -- transfer MODEL --dataset D --task T --output DIR
+    the cells of a transfer in 8 parts, then a job that writes the report
 
 The run saves --signal seconds before its time limit, and when it is preempted, requeues itself and goes on in the same
 run folder. What a site wants in every job (account, modules, container, ...) stands in one YAML: --site FILE, or the
@@ -33,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     """Add `platform submit`."""
     parser = subparsers.add_parser(
         "submit",
-        help="run a config, a sweep or a build of shards on a SLURM cluster",
+        help="run a config, a sweep, a build of shards or a transfer on a SLURM cluster",
         description="Write the sbatch script into the run's folder, and submit it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,7 +67,7 @@ def _spellings(name: str) -> tuple[str, ...]:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.cli.submission import builds, fits
+    from inflate3d.cli.submission import builds, fits, transfers
     from inflate3d.slurm import queue
     from inflate3d.slurm.script import seconds_of
 
@@ -86,8 +88,8 @@ def _run(args: argparse.Namespace) -> None:
         )
     if not args.dry_run:
         queue.need_slurm()
-    submission = builds(args, words) if words[:1] == ["shards"] else fits(args, words)
-    _submit(submission, site, dry_run=args.dry_run)
+    make = {"shards": builds, "transfer": transfers}.get(words[0] if words else "", fits)
+    _submit(make(args, words), site, dry_run=args.dry_run)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

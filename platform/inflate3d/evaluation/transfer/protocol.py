@@ -1,0 +1,97 @@
+"""What a transfer measures and how: the settings that make two results comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from inflate3d.contracts import Kind
+from inflate3d.errors import InputError, unknown_name
+
+Mode = Literal["probe", "knn", "finetune"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+FROZEN: tuple[Mode, ...] = ("probe", "knn")
+MODES_OF: Mapping[Kind, tuple[Mode, ...]] = {
+    "volume_classification": MODES,
+    "video_classification": MODES,
+    "volume_segmentation": ("finetune",),
+}
+# What may grow in an output folder: further cells beside those that are done.
+_MAY_GROW = ("modes", "fractions", "seeds")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of a transfer, the same for every arm.
+
+    task: name of a task plug-in. metric: what chooses and what is reported first; "" is the task's own main metric.
+    fractions: shares of the training labels. steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of
+    it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction:
+    share of the training samples held out for choices, by group where there are groups; nothing is ever trained on
+    them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test samples, evenly
+    spaced. recalibration_batches: batches of unlabelled training data that BatchNorm's statistics are taken from.
+    """
+
+    dataset: str
+    task: str
+    metric: str = ""
+    modes: tuple[Mode, ...] = MODES
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 300
+    choice_steps: int | None = None
+    batch_size: int = 16
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    weight_decay: float = 0.05
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    sample: dict[str, Any] = field(default_factory=dict)
+    augment: str | list[dict[str, Any]] | None = None
+    max_test: int | None = None
+    recalibration_batches: int = 16
+
+    def __post_init__(self) -> None:
+        for mode in self.modes:
+            if mode not in MODES:
+                raise unknown_name("mode", str(mode), MODES, where="--modes")
+        for name in ("modes", "fractions", "seeds", "learning_rates"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"--{name} is {list(values)}; give at least one, and none twice")
+        for share in self.fractions:
+            if not 0 < share <= 1:
+                raise InputError(f"--fractions: {share:g} is no share of the labels; it must be above 0, and 1 at most")
+        for rate in self.learning_rates:
+            if not rate > 0:
+                raise InputError(f"--learning_rates: {rate:g}; a learning rate is above 0")
+        for name in ("steps", "batch_size", "recalibration_batches", "choice_steps", "max_test"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} is {value}; it must be at least 1")
+        if not 0 < self.val_fraction < 1:
+            raise InputError(f"--val_fraction is {self.val_fraction}; choices need a share between 0 and 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Read a protocol from plain values; InputError for a key that none has."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown_name("key", key, known, where="protocol")
+        lists = ("modes", "fractions", "seeds", "learning_rates")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what may not differ between two results of one folder."""
+        return {k: v for k, v in self.to_dict().items() if k not in _MAY_GROW}
+
+
+def digest(*parts: Any) -> str:
+    """Return 16 hex digits that change when any of these JSON values does."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

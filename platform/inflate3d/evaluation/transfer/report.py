@@ -1,0 +1,65 @@
+"""report.html: a transfer as one page that needs nothing else, with its tables, plots and protocol."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from inflate3d.evaluation.transfer.arms import is_baseline
+from inflate3d.evaluation.transfer.plots import plot_mode
+
+Rows = list[dict[str, Any]]
+MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours", "finetune": "Fine-tuning"}
+
+
+def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """Return the page, and its plots by file name; the page holds them too, so it can be sent alone."""
+    arms = [arm["name"] for arm in result["arms"]]
+    modes = [m for m in MODE_NAMES if any(row["mode"] == m for row in result["rows"])]
+    plots = {f"{mode}.png": plot_mode(result["rows"], mode=mode, arms=arms) for mode in modes}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.0%}"
+    environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
+    environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    page = environment.get_template("report.html.jinja").render(
+        result=result,
+        card=result["dataset"]["card"],
+        protocol=result["protocol"],
+        modes=[(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
+        images={name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
+        verdicts=verdicts(result["rows"]),
+        comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
+        fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
+        means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
+    )
+    return page, plots
+
+
+def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, float]]]:
+    """Yield (row, baseline, paired difference) for every arm against every baseline; of two baselines once."""
+    for row in rows:
+        for other, difference in row["against"].items():
+            if is_baseline(other) and not (is_baseline(row["arm"]) and row["arm"] > other):
+                yield row, other, difference
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """Return a sentence for each comparison: above, below, or not told apart, with the evidence."""
+    found = []
+    for row, other, d in comparisons(rows):
+        word = "above" if d["low"] > 0 else "below" if d["high"] < 0 else "not told apart from"
+        found.append(
+            f"{MODE_NAMES[row['mode']]}, {row['fraction']:.0%} of labels: {row['arm']} is {word} {other}: "
+            f"{d['value']:+.3f} {row['metric']} (95 % interval {d['low']:+.3f} to {d['high']:+.3f}, p {d['p']:.3f})."
+        )
+    return found

@@ -1,0 +1,128 @@
+"""The target of a transfer: one dataset's shards, who may see what of them, and the streams that the arms read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inflate3d.contracts import AbstractTask, Split
+from inflate3d.data.mixture import Mixture
+from inflate3d.data.seeds import mix
+from inflate3d.data.shard_reader import ShardReader
+from inflate3d.data.stages import make_stage
+from inflate3d.data.stream import EvalStream, Source, TrainStream
+from inflate3d.discover import find
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.evaluation.transfer.holdout import Listed, PickedOrder, carve, labelled_share, list_samples
+from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
+from inflate3d.sample import Batch, Triple
+from inflate3d.training.datamodule import DataModule, DatasetConfig
+
+_EVAL_BATCH = 32
+
+
+class Target:
+    """One dataset under a protocol. fit: what arms may train on; choice: what they choose by; test: read at the end.
+
+    test is the dataset's own test split, or its val split where it has no test. InputError where task and dataset do
+    not fit.
+    """
+
+    def __init__(self, root: str | Path, protocol: Protocol) -> None:
+        self.protocol = protocol
+        config = DatasetConfig(protocol.batch_size, sample=dict(protocol.sample), augment=protocol.augment)
+        self.data = DataModule(str(root), {protocol.dataset: config}, seed=protocol.split_seed).prepare()
+        self.data.task_of = {protocol.dataset: protocol.task}
+        self.manifest = self.data.manifests[protocol.dataset]
+        self.card = self.manifest.card
+        self.test_split: Split = "test" if self.manifest.num_samples("test") else "val"
+        self._check()
+        self.fit, self.choice = carve(
+            list_samples(self._reader("train")), val_fraction=protocol.val_fraction, seed=protocol.split_seed
+        )
+        self.test = list_samples(self._reader(self.test_split))
+        if (most := protocol.max_test) is not None and most < len(self.test):
+            self.test = [self.test[i * len(self.test) // most] for i in range(most)]
+
+    def _check(self) -> None:
+        task, kind = self.new_task(), self.card.kind
+        where = f"--task {self.protocol.task}"
+        if task.kind != kind:
+            raise InputError(f"{where} is for {task.kind}, but {self.card.name} is of kind {kind}")
+        for mode in self.protocol.modes:
+            if mode not in MODES_OF[kind]:
+                raise InputError(f"--modes {mode}: {kind} is measured by {', '.join(MODES_OF[kind])}; leave it out")
+        for split in ("train", self.test_split):
+            if not self.manifest.num_samples(split):
+                raise InputError(f"{self.card.name} has no {split} samples; a transfer needs train, and val or test")
+        known = [str(name) for name in task.metrics(self.card)]
+        if self.metric not in known:
+            raise unknown_name("metric", self.metric, known, where="--metric")
+
+    @property
+    def metric(self) -> str:
+        """The metric that chooses and is reported first."""
+        return self.protocol.metric or self.new_task().main_metric
+
+    @cached_property
+    def windows(self) -> dict[str, Triple]:
+        """The patch that slides over whole volumes."""
+        return dict(self.data.windows)
+
+    def new_task(self) -> AbstractTask:
+        """Return a fresh task over the dataset."""
+        return find("tasks", self.protocol.task).load()(datasets=[self.protocol.dataset])
+
+    def labelled(self, fraction: float, seed: int) -> list[Listed]:
+        """Return the training samples whose labels a cell may use."""
+        return labelled_share(self.fit, fraction, seed=seed)
+
+    def needed(self) -> list[Listed]:
+        """Return the training samples that any cell of the protocol uses, in stored order."""
+        cells = [(f, s) for f in self.protocol.fractions for s in self.protocol.seeds]
+        keys = {s.key for cell in cells for s in self.labelled(*cell)}
+        return [s for s in self.fit if s.key in keys]
+
+    def train_batches(self, samples: Sequence[Listed], *, seed: int) -> Iterator[Batch]:
+        """Return endless training batches, cropped and augmented by the seed."""
+        source = self._source("train", samples, seed=seed, training=True)
+        return iter(TrainStream({source.name: source}, Mixture({source.name: 1.0})))
+
+    def batches(self, samples: Sequence[Listed], split: Split, *, batch_size: int | None = None) -> Iterator[Batch]:
+        """Yield each sample once, in the order given, as in evaluation."""
+        source = self._source(split, samples, seed=0, training=False)
+        if self.card.kind != "volume_segmentation":
+            source.batch_size = batch_size or _EVAL_BATCH
+        stream = EvalStream({source.name: source})
+        return (stream[i] for i in range(len(stream)))
+
+    def unlabelled_batches(self) -> Iterator[Batch]:
+        """Yield the training data that BatchNorm's statistics are taken from; their labels are not looked at."""
+        batches = self.train_batches(self.fit, seed=self.protocol.split_seed)
+        return (next(batches) for _ in range(self.protocol.recalibration_batches))
+
+    def splits(self) -> dict[str, Any]:
+        """Return the keys of the validation split, and the counts of all, for the results file."""
+        return {
+            "fit": len(self.fit),
+            "choice": len(self.choice),
+            "choice_keys": [s.key for s in self.choice],
+            "test": len(self.test),
+            "test_split": self.test_split,
+            "labels": {
+                f"{fraction:g}": [len(self.labelled(fraction, seed)) for seed in self.protocol.seeds]
+                for fraction in self.protocol.fractions
+            },
+        }
+
+    def _reader(self, split: Split) -> ShardReader:
+        return ShardReader(self.data.shards_of(self.protocol.dataset), self.manifest, split, self.data.cache)
+
+    def _source(self, split: Split, samples: Sequence[Listed], *, seed: int, training: bool) -> Source:
+        config = self.data.datasets[self.protocol.dataset]
+        stage = make_stage(self.card, config.sample, training=training, augment=config.augment)
+        order = PickedOrder([s.place for s in samples], mix(seed, "order", self.protocol.dataset))
+        return replace(self.data.source(self.protocol.dataset, split), order=order, stage=stage)

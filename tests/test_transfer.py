@@ -1,0 +1,442 @@
+"""Transfer: who may see what, choices before the test, intervals, probes, resuming, and the report."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inflate3d import create_model, publish
+from inflate3d.cli.main import main
+from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.toy import Toy
+from inflate3d.errors import InputError
+from inflate3d.evaluation.transfer import cells, probes
+from inflate3d.evaluation.transfer.answers import Answers
+from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
+from inflate3d.evaluation.transfer.build import build_module
+from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
+from inflate3d.evaluation.transfer.evidence import STUDIES, study_arm
+from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
+from inflate3d.evaluation.transfer.finetune import answer, fine_tune
+from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
+from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanScore, score_of
+from inflate3d.evaluation.transfer.probes import fit, linear_probe, nearest_neighbours
+from inflate3d.evaluation.transfer.protocol import Protocol
+from inflate3d.evaluation.transfer.recalibrate import recalibrate
+from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
+from inflate3d.evaluation.transfer.summary import summarise
+from inflate3d.evaluation.transfer.target import Target
+from inflate3d.models import BackboneConfig
+from inflate3d.nn.metrics import RocArea
+from inflate3d.publishing.run import _results
+from inflate3d.sample import Batch
+
+SHAPES = Protocol(
+    "shapes",
+    "volume_classification",
+    modes=("probe", "finetune"),
+    fractions=(0.5,),
+    seeds=(0,),
+    steps=2,
+    batch_size=4,
+    learning_rates=(1e-3,),
+    val_fraction=0.2,
+    recalibration_batches=2,
+)
+ARMS = [
+    Arm(name, BackboneConfig("test_resnet", stems={"mask": 1}, norm="shared", inflation=taps))
+    for name, taps in (("scratch", "random"), ("ours", "center"))
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    build_shards(Toy(kind="volume_classification", num_train=30, num_val=9, size=16), root / "shapes", progress=False)
+    build_shards(Toy(kind="volume_segmentation", num_train=6, num_val=2, size=16), root / "seg", progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A whole transfer of two arms: (output folder, result, the cells that were run)."""
+    output, ran = tmp_path_factory.mktemp("transfer"), []
+    result = run_transfer(ARMS, Target(root, SHAPES), output, report=lambda cell, *_: ran.append(cell))
+    return output, result, ran
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "PENALTIES", (1.0, 0.01))
+        yield
+
+
+def listed(count: int, *, classes: int = 3, group_of=lambda i: f"g{i}") -> list[Listed]:
+    return [Listed(f"k{i}", (0, i), i % classes, group_of(i)) for i in range(count)]
+
+
+# -------------------------------------------------------------------------------------------------- who may see what
+
+
+def test_the_choice_split_holds_whole_groups_and_every_class_and_repeats_under_its_seed():
+    samples = listed(60, group_of=lambda i: f"scene{i // 6}")
+    fit_, choice = carve(samples, val_fraction=0.2, seed=3)
+    assert {s.group for s in fit_}.isdisjoint(s.group for s in choice)
+    assert {s.label for s in fit_} == {s.label for s in choice} == {0, 1, 2}
+    assert sorted(s.key for s in (*fit_, *choice)) == sorted(s.key for s in samples)
+    assert [s.key for s in carve(samples[::-1], val_fraction=0.2, seed=3)[1]] == [s.key for s in choice[::-1]]
+    assert carve(samples, val_fraction=0.2, seed=4)[1] != choice
+
+
+def test_shares_of_the_labels_are_nested_and_hold_every_class():
+    samples = listed(300)
+    few, more = (labelled_share(samples, f, seed=1) for f in (0.01, 0.1))
+    assert [sum(s.label == k for s in few) for k in range(3)] == [1, 1, 1]
+    assert [sum(s.label == k for s in more) for k in range(3)] == [10, 10, 10]
+    assert {s.key for s in few} < {s.key for s in more}
+    assert labelled_share(samples, 1.0, seed=1) == samples
+    assert labelled_share(samples, 0.1, seed=2) != more
+
+
+def test_training_streams_hold_the_samples_they_were_given_and_no_others(root):
+    target = Target(root, SHAPES)
+    picked = target.labelled(0.5, 0)
+    batches = target.train_batches(picked, seed=0)
+    seen = [key for _ in range(3 * math.ceil(len(picked) / 4)) for key in next(batches).keys]
+    assert set(seen) == {s.key for s in picked}
+    assert [k for b in target.batches(target.choice, "train") for k in b.keys] == [s.key for s in target.choice]
+
+
+def test_learning_rates_are_chosen_on_the_choice_samples_and_the_test_is_read_once_after(root, tmp_path, monkeypatch):
+    target = Target(root, replace(SHAPES, modes=("finetune",), learning_rates=(1e-3, 1e-2), seeds=(0, 1)))
+    read = []
+
+    class Trained:
+        backbone = torch.nn.Identity()
+
+        def __init__(self, rate):
+            self.rate = rate
+
+    def stub_answer(module, _, samples, split):
+        read.append((split, [s.key for s in samples]))
+        return Answers(["a"], {"accuracy": 10 * module.rate}, {"accuracy": [1.0]}, [[1.0]], [0])
+
+    monkeypatch.setattr(cells, "fine_tune", lambda *_, learning_rate, **__: Trained(learning_rate))
+    monkeypatch.setattr(cells, "answer", stub_answer)
+    runner = CellRunner(ARMS[:1], target, tmp_path)
+    for group in groups_of(ARMS[:1], target):
+        runner.run(group, lambda *_: None)
+    choice, test = [s.key for s in target.choice], [s.key for s in target.test]
+    assert read == [("train", choice)] * 2 + [("val", test)] * 2
+    record = runner.read(Cell("scratch", "finetune", 0.5, 1))
+    assert record["chosen"]["setting"] == 1e-2
+    assert record["choice"]["own"] == {"0.001": 0.01, "0.01": 0.1}
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_a_bootstrap_interval_of_a_proportion_is_the_binomials():
+    right = np.zeros((1, 400))
+    right[0, :280] = 1
+    found = Bootstrap(1, 400).interval(MeanScore(right))
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 400)
+    assert found.value == pytest.approx(0.7)
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
+
+
+def test_spread_over_seeds_widens_the_interval():
+    same, spread = np.tile([0.0, 1.0], (4, 50)), np.tile([0.0, 1.0], (4, 50))
+    spread[:2], spread[2:] = 0.2, 0.8
+    draws = Bootstrap(4, 100)
+    widths = [(i := draws.interval(MeanScore(v))).high - i.low for v in (same, spread)]
+    assert widths[0] == pytest.approx(0.2, abs=0.03)
+    assert widths[1] > 0.5
+
+
+def test_a_mean_leaves_out_samples_that_say_nothing():
+    assert Bootstrap(1, 3).interval(MeanScore(np.array([[0.5, np.nan, 1.0]]))).value == pytest.approx(0.75)
+
+
+def test_a_metric_is_resampled_only_in_a_form_that_gives_its_own_value():
+    parts = {"dice_a": [0.2, None, 0.4], "dice_b": [1.0, 0.8, 0.6]}
+    record = {"keys": ["x", "y", "z"], "per_sample": {"dice": [0.6, 0.8, 0.5], **parts}}
+    totals = {"dice": (0.3 + 0.8) / 2, "dice_a": 0.3, "dice_b": 0.8}
+    once = np.ones((1, 1)), np.ones((1, 3))
+    score = score_of("dice", [{**record, "total": totals}])
+    assert score is not None
+    assert score(*once)[0] == pytest.approx(totals["dice"])
+    assert score_of("dice", [{**record, "total": {**totals, "dice": 0.9}}]) is None
+
+
+def test_paired_differences_see_what_separate_intervals_hide():
+    generator = np.random.default_rng(0)
+    hard = generator.random((1, 200))
+    better = hard + 0.02
+    draws = Bootstrap(1, 200)
+    found = draws.difference(MeanScore(better), MeanScore(hard))
+    assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02, 0.02))
+    assert found.p < 0.01
+    assert draws.interval(MeanScore(better)).low < draws.interval(MeanScore(hard)).high
+    assert draws.difference(MeanScore(hard), MeanScore(hard)).p == 1
+
+
+def test_the_area_under_the_curve_equals_that_of_the_tasks_metric():
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(40, 3, generator=generator).mul(5).round().div(5)  # with ties
+    target = torch.randint(0, 3, (40,), generator=generator)
+    metric = RocArea(3)
+    metric.update(probabilities, target)
+    score = AreaScore(probabilities[None].double().numpy(), target.numpy())
+    assert Bootstrap(1, 40).interval(score).value == pytest.approx(float(metric.compute()), abs=1e-6)
+    kept = np.random.default_rng(1).integers(0, 40, 40)
+    metric.reset()
+    metric.update(probabilities[kept], target[kept])
+    counts = np.bincount(kept, minlength=40)[None].astype(float)
+    assert score(np.ones((1, 1)), counts)[0] == pytest.approx(float(metric.compute()), abs=1e-6)
+
+
+def test_a_linear_probe_finds_the_optimum_of_its_objective():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.cat([torch.randn(60, 4, generator=generator), torch.full((60, 1), 7.0)], dim=1)
+    target = (features[:, 0] + 0.5 * torch.randn(60, generator=generator) > 0).long()
+    predict = linear_probe(features, target, 2, penalty=0.1)
+    shifted = features * torch.tensor([3.0, 1.0, 0.1, 2.0, 1.0]) + 5  # standardised away
+    again = linear_probe(shifted, target, 2, penalty=0.1)
+    assert torch.allclose(predict(features), again(shifted), atol=1e-3)
+    # At the optimum the bias's gradient is 0: mean probabilities are the class shares.
+    assert torch.allclose(predict(features).mean(0), torch.bincount(target) / 60, atol=1e-3)
+    assert (predict(features).argmax(1) == target).float().mean() > 0.8
+
+
+def test_one_nearest_neighbour_is_the_class_of_the_closest():
+    generator = torch.Generator().manual_seed(0)
+    known, asked = torch.randn(30, 5, generator=generator), torch.randn(10, 5, generator=generator)
+    target = torch.randint(0, 3, (30,), generator=generator)
+    scaled = (known - known.mean(0)) / known.std(0, correction=0)
+    at = (asked - known.mean(0)) / known.std(0, correction=0)
+    closest = torch.cosine_similarity(at[:, None], scaled[None], dim=2).argmax(1)
+    assert torch.equal(nearest_neighbours(known, target, 3, neighbours=1)(asked).argmax(1), target[closest])
+    assert torch.allclose(fit("knn", known, target, 3, setting=50)(asked).sum(1), torch.ones(10))
+
+
+def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(root):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm3d(2)
+
+        def forward(self, image, *, domain):
+            return self.norm(image)
+
+    net = Net().train()
+    images = [torch.randn(3, 2, 2, 2, 2) * (i + 1) + i for i in range(4)]
+    weights = net.norm.weight.clone()
+    recalibrate(net, (Batch(i, torch.zeros(3), ["a"] * 3, "shapes", "t", torch.ones(3, 3)) for i in images))
+    expected = torch.stack([i.mean((0, 2, 3, 4)) for i in images]).mean(0)
+    variance = torch.stack([i.transpose(0, 1).flatten(1).var(1) for i in images]).mean(0)
+    assert torch.allclose(net.norm.running_mean, expected, atol=1e-6)
+    assert torch.allclose(net.norm.running_var, variance, atol=1e-5)
+    assert torch.equal(net.norm.weight, weights)
+    assert net.norm.training
+    assert net.norm.momentum == 0.1
+
+
+def test_features_are_computed_once_for_the_same_content(root, tmp_path, monkeypatch):
+    target = Target(root, SHAPES)
+    backbone = build_module(ARMS[0], target, seed=0).backbone
+    cache, parts = FeatureCache(tmp_path), {"choice": (target.choice, "train")}
+    first = cache.features(backbone, target, parts, origin=origin_of(backbone))["choice"]
+    monkeypatch.setattr(FeatureCache, "_compute", lambda *_: pytest.fail("computed again"))
+    again = FeatureCache(tmp_path).features(backbone, target, parts, origin=origin_of(backbone))["choice"]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first["target"].tolist() == [s.label for s in target.choice]
+    before = origin_of(backbone)
+    with torch.no_grad():
+        next(backbone.parameters()).view(-1)[0] += 1e-3
+    assert origin_of(backbone) != before
+
+
+# ------------------------------------------------------------------------------------------------------ the whole
+
+
+def test_a_transfer_runs_every_cell_and_tells_the_paired_difference(finished):
+    _, result, ran = finished
+    assert {(c.arm, c.mode) for c in ran} == {(a, m) for a in ("scratch", "ours") for m in ("probe", "finetune")}
+    assert result["cells"] == {"finished": 4, "of": 4}
+    rows = {(r["mode"], r["arm"]): r for r in result["rows"]}
+    for (mode, arm), row in rows.items():
+        other = rows[mode, "scratch" if arm == "ours" else "ours"]
+        difference = row["against"][other["arm"]]["value"]
+        assert difference == pytest.approx(row["value"] - other["value"], abs=1e-9)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["samples"] == 9
+    assert result["splits"]["fit"] + result["splits"]["choice"] == 30
+    assert len(result["splits"]["choice_keys"]) == result["splits"]["choice"]
+
+
+def test_the_same_command_runs_nothing_again_and_more_seeds_add_only_theirs(finished, root, tmp_path):
+    output, result, _ = finished
+    output = shutil.copytree(output, tmp_path / "copy")
+    again = run_transfer(ARMS, Target(root, SHAPES), output, report=lambda *_: pytest.fail("ran again"))
+    assert again["rows"] == result["rows"]
+    more, ran = replace(SHAPES, modes=("probe",), seeds=(0, 1)), []
+    run_transfer(ARMS, Target(root, more), output, report=lambda cell, *_: ran.append(cell))
+    assert {(c.arm, c.seed) for c in ran} == {("scratch", 1), ("ours", 1)}
+
+
+def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):
+    output, _, _ = finished
+    with pytest.raises(InputError, match=r"scratch-probe-0\.5-0\.json: was measured under other settings"):
+        run_transfer(ARMS, Target(root, replace(SHAPES, steps=3)), output)
+    other = [replace(ARMS[0], backbone=replace(ARMS[0].backbone, inflation="mean"))]
+    with pytest.raises(InputError, match="give another --output"):
+        run_transfer(other, Target(root, SHAPES), output)
+
+
+def test_the_report_needs_nothing_but_itself(finished):
+    output, result, _ = finished
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) == []
+    assert page.count("data:image/png;base64,") == 2
+    assert (output / "probe.png").read_bytes().startswith(b"\x89PNG")
+    for row in result["rows"]:
+        assert f"<b>{row['value']:.3f}</b>" in page
+
+
+def test_the_model_card_takes_the_results(finished):
+    output, result, _ = finished
+    rows = _results(output / RESULTS)
+    assert [r["mean"] for r in rows] == [r["value"] for r in result["rows"]]
+    assert rows[0]["metric"] == "shapes, probe, 50% of labels: accuracy"
+
+
+def test_parts_share_the_cells_out_and_the_whole_is_made_of_them(root, tmp_path):
+    from inflate3d.data.shard_parts import Part
+
+    target, ran = Target(root, replace(SHAPES, modes=("knn",))), []
+    for number in (1, 2):
+        run_transfer(ARMS, target, tmp_path, part=Part(number, 2), report=lambda cell, *_: ran.append(cell.arm))
+        assert not (tmp_path / "transfer.json").exists()
+    assert sorted(ran) == ["ours", "scratch"]
+    whole = run_transfer(ARMS, target, tmp_path, report=lambda *_: pytest.fail("ran again"))
+    assert whole["cells"] == {"finished": 2, "of": 2}
+    assert json.loads((tmp_path / "transfer.json").read_text())["rows"] == whole["rows"]
+
+
+def test_rows_average_the_seeds_of_an_arm():
+    def record(*right: float) -> dict:
+        test = {"keys": list("abcd"), "total": {"accuracy": sum(right) / 4}, "per_sample": {"accuracy": list(right)}}
+        return {"test": test, "labels": 4, "chosen": {}, "beside": {}, "seconds": 1.0}
+
+    found = {Cell("a", "probe", 1.0, 0): record(1, 1, 0, 0), Cell("a", "probe", 1.0, 1): record(1, 1, 1, 1)}
+    (row,) = summarise(found, "accuracy")
+    assert row["value"] == 0.75
+    assert row["std"] == pytest.approx(math.sqrt(0.125))
+    assert row["per_seed"] == [0.5, 1.0]
+
+
+# ----------------------------------------------------------------------------------------------- arms and mistakes
+
+
+def test_every_architecture_brings_its_two_baselines(root):
+    card = Target(root, SHAPES).card
+    arms = arms_for(["test_resnet"], card, pretrained={"": "weights.safetensors"})
+    assert [a.name for a in arms] == ["scratch", "inflated"]
+    scratch, inflated = (a.backbone for a in arms)
+    assert (scratch.pretrained, scratch.inflation) == (False, "random")
+    assert (inflated.pretrained, inflated.inflation) == (True, "center")
+    assert inflated.timm_kwargs["pretrained_cfg_overlay"] == {"file": "weights.safetensors"}
+    assert scratch.plan == inflated.plan
+    names = [a.name for a in arms_for(["test_resnet", "test_vit"], card)]
+    assert names == ["scratch test_resnet", "inflated test_resnet", "scratch test_vit", "inflated test_vit"]
+    assert all(is_baseline(name) for name in names)
+
+
+def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
+    import yaml
+
+    document = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
+    card = Target(root, SHAPES).card
+    for study in document["studies"].values():
+        assert Protocol.from_dict(study["protocol"]).dataset in document["datasets"]
+        assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
+
+
+def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
+    net = create_model("test_resnet", in_chans=1, plan="i3d", inflation="mean", num_classes=0)
+    publish(net, f"local-dir:{tmp_path / 'mine'}")
+    target = Target(root, SHAPES)
+    scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
+    assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
+    assert scratch.backbone.plan == inflated.backbone.plan == net.net_spec.plan.to_dict()
+    assert (inflated.backbone.name, inflated.backbone.inflation) == ("test_resnet", "mean")
+    backbone = build_module(mine, target, seed=0).backbone
+    assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "volume_clasification"], "unknown task 'volume_clasification'"),
+        (["--task", "medical_segmentation"], "--task medical_segmentation is for volume_segmentation, but toy_"),
+        (["--task", "volume_classification", "--modes", "prob"], "--modes: unknown mode 'prob'; close names: 'probe'"),
+        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is no share of the labels"),
+        (["--task", "volume_classification", "--metric", "dice"], "--metric: unknown metric 'dice'; allowed"),
+        (["--task", "volume_classification", "--pretrained", "x=none.st"], "--pretrained x=none.st: no file 'none.st'"),
+        (["--task", "volume_classification", "--part", "3/2"], "part is 3/2; expected I/N"),
+        (["--task", "volume_classification", "--sample", "{sizes: [1, 1, 1]}"], "unknown key 'sizes'"),
+    ],
+)
+def test_mistakes_are_answered_by_a_line_that_names_them(root, tmp_path, capsys, arguments, message):
+    command = ["transfer", "test_resnet", "--root", str(root), "--dataset", "shapes", "--output", str(tmp_path)]
+    assert main([*command, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fine_tuning_a_segmentation_repeats_bitwise_and_answers_whole_volumes(root):
+    protocol = Protocol(
+        "seg", "medical_segmentation", modes=("finetune",), batch_size=2, sample={"patch_size": [8, 16, 16]}
+    )
+    target = Target(root, protocol)
+    arm = replace(ARMS[0], backbone=replace(ARMS[0].backbone, stems={"ct": 1}))
+    first, again = (fine_tune(arm, target, target.fit, learning_rate=1e-3, steps=3, seed=5) for _ in range(2))
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    found = answer(first, target, target.test, target.test_split)
+    assert found.keys == [s.key for s in target.test]
+    assert found.total["dice"] == pytest.approx(np.mean(found.per_sample["dice"]), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_inflated_imagenet_weights_beat_scratch_in_a_frozen_probe_of_modelnet10(shared_data, tmp_path):
+    from inflate3d.datasets.modelnet10 import ModelNet10
+
+    build_shards(ModelNet10(shared_data / "modelnet10"), tmp_path / "modelnet10", progress=False)
+    protocol = replace(
+        SHAPES,
+        dataset="modelnet10",
+        modes=("probe",),
+        fractions=(0.05,),
+        val_fraction=0.03,
+        max_test=120,
+        recalibration_batches=6,
+        batch_size=16,
+        sample={"size": [20, 20, 20], "resize": [32, 32, 32]},
+    )
+    target = Target(tmp_path, protocol)
+    file = str(shared_data / "weights" / "tf_efficientnet_lite0.in1k.safetensors")
+    arms = arms_for(["tf_efficientnet_lite0"], target.card, pretrained={"": file}, timm_kwargs={"output_stride": 16})
+    rows = {r["arm"]: r for r in run_transfer(arms, target, tmp_path / "out")["rows"]}
+    both = "recalibrated, levels"
+    assert rows["inflated"]["beside"][both] > rows["scratch"]["beside"][both] + 0.05
+    assert rows["inflated"]["value"] > 0.6

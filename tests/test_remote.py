@@ -122,18 +122,23 @@ def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, t
         assert [t for t in handler.taken if ".tar" in t] == tars  # the cache is warm
 
 
-def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -> None:
+def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
+    """Index the tars that lie at an address, as somebody's, and read them by that index."""
     card = {"name": "shapes", "kind": KIND, "modality": "mask", "classes": list(Manifest.load(root / "shapes").classes)}
     members = {"image": "image.npy", "label": "json:label", "affine": "json:affine"}
     mapping = TarMapping.from_dict({"card": card, "splits": {"train": "train*", "val": "val*"}, "members": members})
+    tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
+    manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)
+    assert manifest.tars == f"{url}/shapes"
+    reader = ShardReader(tmp_path / "out", manifest, cache=ShardCache(tmp_path / "cache", 10**9))
+    found = [(key, members["image.npy"]) for key, members in every_sample(reader)]
+    assert found == [(key, members["image.npy"]) for key, members in local(root)]
+    assert check_shards(tmp_path / "out") == []
+
+
+def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -> None:
     with served(root, ["500", "cut"]) as (url, _):
-        tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
-        manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)
-        assert manifest.tars == f"{url}/shapes"
-        reader = ShardReader(tmp_path / "out", manifest, cache=ShardCache(tmp_path / "cache", 10**9))
-        found = [(key, members["image.npy"]) for key, members in every_sample(reader)]
-        assert found == [(key, members["image.npy"]) for key, members in local(root)]
-        assert check_shards(tmp_path / "out") == []
+        assert_indexed(root, url, tmp_path)
         data = DataModule(
             str(tmp_path), {"out": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "cache"), num_workers=1
         )
@@ -313,7 +318,9 @@ def test_a_real_nginx_serves_shards(root: Path, tmp_path: Path) -> None:
         process.wait()
 
 
-def test_motos_s3_serves_shards(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_motos_s3_serves_shards_and_tars_to_be_indexed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boto3 = pytest.importorskip("boto3", reason="the test extra is not installed")
     pytest.importorskip("s3fs", reason="pip install 'inflate3d[s3]'")
     from moto.server import ThreadedMotoServer
@@ -334,5 +341,6 @@ def test_motos_s3_serves_shards(root: Path, tmp_path: Path, monkeypatch: pytest.
         for path in (root / "shapes").iterdir():
             client.upload_file(str(path), "shards", f"sets/shapes/{path.name}")
         assert every_sample(remote("s3://shards/sets", tmp_path)) == local(root)
+        assert_indexed(root, "s3://shards/sets", tmp_path / "indexed")
     finally:
         server.stop()

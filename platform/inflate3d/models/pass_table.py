@@ -153,11 +153,11 @@ def _measure(subject: Subject, case: Case, row: Row) -> Row:
 
 
 class AllInDouble(TorchFunctionMode):
-    """Keeps float64 where a net casts to float32 (timm's RmsNormFp32): its float64 answer would round as float32's."""
+    """Casts to float64 where a net casts to float32 (timm's RmsNormFp32): it would round there as in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float and args[0].dtype == torch.float64:
-            return args[0]
+        if func is Tensor.float:
+            return args[0].double()
         return func(*args, **(kwargs or {}))
 
 
@@ -231,8 +231,9 @@ def _levels(subject: Subject, case: Case) -> int:
     except (RuntimeError, AttributeError, InputError):  # timm's way to say that it offers none
         return 0
     net: Any = subject.inflate(net_2d, case)
-    images = torch.randn(2, 3, *net.trace_size)
-    with torch.no_grad():
+    net, net_2d = net.double(), net_2d.double()
+    images = torch.randn(2, 3, *net.trace_size, dtype=torch.float64)
+    with torch.no_grad(), AllInDouble():
         maps = net(images.unsqueeze(2).expand(-1, -1, DEPTH, -1, -1))
         error = static_error(maps, net_2d(images))
     if not error <= 1e-3:

@@ -13,6 +13,7 @@ import torch
 from inflate3d import create_model, publish
 from inflate3d.cli.main import main
 from inflate3d.data.shard_writer import build_shards
+from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer import cells, probes
@@ -401,6 +402,18 @@ def test_mistakes_are_answered_by_a_line_that_names_them(root, tmp_path, capsys,
     assert message in capsys.readouterr().err
 
 
+def test_whole_volumes_of_unlike_shapes_are_read_one_by_one_from_train_too(tmp_path):
+    MSD.write_example(tmp_path)
+    build_shards(MSD(tmp_path, task="Task99_Toy", val_count=2), tmp_path / "shards" / "toy", progress=False)
+    sample = {"patch_size": [8, 8, 8]}
+    protocol = Protocol("toy", "medical_segmentation", modes=("finetune",), batch_size=2, sample=sample)
+    target = Target(tmp_path / "shards", protocol)
+    for samples, split in ((target.choice, "train"), (target.fit, "train"), (target.test, "val")):
+        batches = list(target.batches(samples, split))
+        assert [b.keys for b in batches] == [[s.key] for s in samples]
+        assert all(b.image.shape[2:] == b.target.shape[1:] for b in batches)
+
+
 @pytest.mark.slow
 def test_fine_tuning_a_segmentation_repeats_bitwise_and_answers_whole_volumes(root):
     protocol = Protocol(
@@ -426,10 +439,10 @@ def test_inflated_imagenet_weights_beat_scratch_in_a_frozen_probe_of_modelnet10(
         SHAPES,
         dataset="modelnet10",
         modes=("probe",),
-        fractions=(0.05,),
-        val_fraction=0.03,
-        max_test=120,
-        recalibration_batches=6,
+        fractions=(0.02,),
+        val_fraction=0.02,
+        max_test=80,
+        recalibration_batches=4,
         batch_size=16,
         sample={"size": [20, 20, 20], "resize": [32, 32, 32]},
     )

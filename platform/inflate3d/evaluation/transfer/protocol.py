@@ -81,7 +81,8 @@ class Protocol:
             if key not in known:
                 raise unknown_name("key", key, known, where="protocol")
         lists = ("modes", "fractions", "seeds", "learning_rates")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
+        return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -91,11 +91,11 @@ class Target:
         source = self._source("train", samples, seed=seed, training=True)
         return iter(TrainStream({source.name: source}, Mixture({source.name: 1.0})))
 
-    def batches(self, samples: Sequence[Listed], split: Split, *, batch_size: int | None = None) -> Iterator[Batch]:
+    def batches(self, samples: Sequence[Listed], split: Split) -> Iterator[Batch]:
         """Yield each sample once, in the order given, as in evaluation."""
         source = self._source(split, samples, seed=0, training=False)
-        if self.card.kind != "volume_segmentation":
-            source.batch_size = batch_size or _EVAL_BATCH
+        # Whole volumes to be segmented differ in shape.
+        source.batch_size = 1 if self.card.kind == "volume_segmentation" else _EVAL_BATCH
         stream = EvalStream({source.name: source})
         return (stream[i] for i in range(len(stream)))
 

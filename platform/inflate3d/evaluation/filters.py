@@ -133,7 +133,7 @@ def _rows_of_published(folder: Path, overlay: Mapping[str, Any]) -> tuple[list[F
                 net["base"],
                 True,
                 inflation=net["inflation"]["taps"],
-                in_chans=trained.net_spec.in_chans,  # type: ignore[union-attr]
+                in_chans=trained.net_spec.in_chans,  # type: ignore[union-attr, arg-type]
                 num_classes=0,
                 **options,
             )

@@ -1,16 +1,18 @@
-"""Frozen linear probe on ModelNet10: chooses a run's checkpoint, and compares it with scratch and inflated-only nets.
+"""Frozen linear probe on ModelNet10: chooses among a run's checkpoints, and compares with scratch and inflated-only.
 
     python benchmarks/modelnet10_probe.py --run runs/lite0_medical --dataset adrenal --root DATA/modelnet10 \\
         --weights_2d DATA/weights/tf_efficientnet_lite0.in1k.safetensors --output runs/lite0_medical/probe.json
 
 The nets stay frozen; a multinomial logistic regression on their pooled features is fitted to 370 training models (a
-tenth), drawn anew by each probe seed. Its penalty, and the checkpoint, are chosen on 300 other training models; dev,
-273 models, is read once, for what was chosen. Beside: the same with BatchNorm statistics from 400 unlabelled models.
+tenth), drawn anew by each probe seed from 500. Its penalty, and the checkpoint, are chosen on 200 other training
+models; dev, 273 models, is read for what was chosen and for the last. Beside: the same with BatchNorm statistics from
+240 unlabelled models; scratch, whose own statistics have seen no data, has those alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 from collections.abc import Mapping
@@ -21,16 +23,16 @@ import torch
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.models import create_model
 from inflate3d.publishing.run import split_domains
-from inflate3d.training.checkpoint import checkpoints_folder, list_checkpoints
+from inflate3d.training.checkpoint import Checkpoint, checkpoints_folder, list_checkpoints
 from inflate3d.training.run_folder import read_config
 from inflate3d.training.saved_run import load_module
 from torch import Tensor, nn
 
-LABELS, POOL, VALIDATION = 370, 800, 300
+LABELS, POOL, VALIDATION = 370, 500, 200
 PROBE_SEEDS, SCRATCH_SEEDS = range(5), range(3)
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-3, 1e-2, 1e-1)
 METRIC = f"ModelNet10 dev accuracy, frozen linear probe, {LABELS} labels"
-BATCH = 24
+BATCH, EVERY = 24, 100
 
 Split = tuple[Tensor, Tensor]
 """Grids or features (N, ...) and classes (N,)."""
@@ -53,10 +55,15 @@ def main() -> None:
         arms["scratch"].append(inflated(inflation="random"))
     arms["inflated only"] = [inflated(pretrained=True, inflation=backbone.get("inflation", "center"), **overlay)]
     step, chosen = choose_checkpoint(arguments.run, arguments.dataset, data)
-    arms[f"these weights (step {step})"] = [chosen]
+    arms[f"pretrained, step {step} (chosen by validation)"] = [chosen]
+    last = list_checkpoints(checkpoints_folder(arguments.run))[-1]
+    if last.step != step:
+        arms[f"pretrained, step {last.step} (the last)"] = [net_of(arguments.run, last, arguments.dataset)]
     rows = []
     for start, nets in arms.items():
         for suffix, recalibrates in (("", False), (", BatchNorm recalibrated", True)):
+            if start == "scratch" and not recalibrates:
+                continue
             found = [a for net in nets for a in dev_accuracies(recalibrated(net, data) if recalibrates else net, data)]
             rows.append(
                 {
@@ -91,17 +98,28 @@ def read_splits(root: str) -> dict[str, Split]:
 
 
 def choose_checkpoint(run: str, dataset: str, data: Mapping[str, Split]) -> tuple[int, nn.Module]:
-    """Return the step and the net, with a dataset's stem and statistics, of the highest mean validation accuracy."""
+    """Return the step and the net, with a dataset's stem and statistics, of the highest mean validation accuracy.
+
+    Tried with recalibrated statistics, as a domain that training has not seen is to be used.
+    """
     best: tuple[float, int, nn.Module] | None = None
     for checkpoint in list_checkpoints(checkpoints_folder(run)):
-        net, _ = split_domains(load_module(run, str(checkpoint.path)).backbone, dataset)
-        pool, validation = features(net, data["pool"]), features(net, data["validation"])
+        if checkpoint.step % EVERY:
+            continue
+        net = net_of(run, checkpoint, dataset)
+        tried = recalibrated(copy.deepcopy(net), data)
+        pool, validation = features(tried, data["pool"]), features(tried, data["validation"])
         score = statistics.mean(probe(pool, validation, seed)[0] for seed in PROBE_SEEDS)
         print(f"step {checkpoint.step}: validation {score:.4f}", flush=True)
         if best is None or score > best[0]:
             best = (score, checkpoint.step, net)
     assert best is not None, f"{run} holds no checkpoint"
     return best[1:]
+
+
+def net_of(run: str, checkpoint: Checkpoint, dataset: str) -> nn.Module:
+    """Return a checkpoint's net with a dataset's stem and statistics."""
+    return split_domains(load_module(run, str(checkpoint.path)).backbone, dataset)[0]
 
 
 def dev_accuracies(net: nn.Module, data: Mapping[str, Split]) -> list[float]:
@@ -119,13 +137,13 @@ def features(net: nn.Module, split: Split) -> Split:
 
 @torch.no_grad()
 def recalibrated(net: nn.Module, data: Mapping[str, Split]) -> nn.Module:
-    """Give the net the mean statistics of 400 unlabelled models of the pool, in place."""
+    """Give the net the mean statistics of 240 unlabelled models of the pool, in place."""
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None  # a plain mean
     net.train()
-    for batch in data["pool"][0][:400].split(BATCH):
+    for batch in data["pool"][0][:240].split(BATCH):
         net(batch)
     return net
 
@@ -135,10 +153,14 @@ def probe(pool: Split, validation: Split, seed: int, dev: Split | None = None) -
     index = torch.randperm(len(pool[0]), generator=torch.Generator().manual_seed(seed))[:LABELS]
     x, y = pool[0][index], pool[1][index]
     mean, std = x.mean(0), x.std(0) + 1e-6
+    # The penalised solution lies in the span of the samples, which has fewer dimensions than the features.
+    span = torch.linalg.svd((x - mean) / std, full_matrices=False).Vh.T
+    fitted, *read = [(s - mean) / std @ span for s in (x, validation[0], *([dev[0]] if dev else []))]
+    truths = [validation[1], *([dev[1]] if dev else [])]
     best = (-1.0, 0.0)
     for penalty in PENALTIES:
-        classifier = fit((x - mean) / std, y, penalty)
-        scores = [_accuracy(classifier, (s[0] - mean) / std, s[1]) if s else 0.0 for s in (validation, dev)]
+        classifier = fit(fitted, y, penalty)
+        scores = [_accuracy(classifier, s, truth) for s, truth in zip(read, truths, strict=True)] + [0.0]
         if scores[0] > best[0]:
             best = (scores[0], scores[1])
     return best
@@ -149,7 +171,7 @@ def fit(x_NF: Tensor, y_N: Tensor, penalty: float) -> nn.Linear:
     classifier = nn.Linear(x_NF.shape[1], int(y_N.max()) + 1).double()
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

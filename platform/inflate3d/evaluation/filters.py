@@ -85,9 +85,10 @@ def draw_rows(rows: list[FilterRow], *, title: str) -> Figure:
             cell.set_axis_off()
         for index, picture in enumerate(grid):
             offset = index - (len(grid) - 1) // 2
-            where = f"D {offset:+d}" if offset else "D 0"
+            largest = np.abs(row.filters[:, :, index]).max()
+            where = f"D {offset:+d}: up to {largest:.2g}" if offset else f"D 0: up to {largest:.2g}"
             line[index].imshow(picture, interpolation="nearest")
-            line[index].set_title(f"{row.title}, {where}" if index == 0 else where, fontsize=8, loc="left")
+            line[index].set_title(f"{row.title}, {where}" if index == 0 else where, fontsize=7, loc="left")
     return figure
 
 
@@ -132,7 +133,7 @@ def _rows_of_published(folder: Path, overlay: Mapping[str, Any]) -> tuple[list[F
                 net["base"],
                 True,
                 inflation=net["inflation"]["taps"],
-                in_chans=trained.net_spec.in_chans,  # type: ignore[union-attr]
+                in_chans=trained.net_spec.in_chans,  # type: ignore[union-attr, arg-type]
                 num_classes=0,
                 **options,
             )

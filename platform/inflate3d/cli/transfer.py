@@ -164,7 +164,8 @@ def _print(result: Mapping[str, Any]) -> None:
             f"{d['value']:+.3f} on {name} (p {d['p']:.3f})" for name, d in row["against"].items() if is_baseline(name)
         ]
         share = f"{row['fraction']:.0%}"
-        told = (row["mode"], share, row["arm"], f"{row['value']:.3f}", interval, f"{row['std']:.3f}", len(row["seeds"]))
+        std = f"{row['std']:.3f}" if len(row["seeds"]) > 1 else ""
+        told = (row["mode"], share, row["arm"], f"{row['value']:.3f}", interval, std, len(row["seeds"]))
         rows.append((*told, "; ".join(against)))
     print(f"\n{result['metric']} on {result['splits']['test']} test samples")
     print_table(("mode", "labels", "arm", "mean", "95 % interval", "std", "seeds", "against"), rows)

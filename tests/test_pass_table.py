@@ -84,6 +84,7 @@ def test_float64_stays_where_a_net_casts_to_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # halonet_h1 takes no image below 256 x 256: minutes
 @pytest.mark.parametrize("row", smallest_of_each_family(), ids=lambda row: f"{row.family}-{row.name}")
 def test_the_smallest_of_every_family_passes(row):
     (measured,) = measure_all(row.name, [Case("mean", "isotropic")])

@@ -41,6 +41,7 @@ that the I3D literature inflates, with random weights (also what starts at zero)
 - **fp64**, **fp32**: largest difference from the 2D net's logits and features on clips that repeat one image, relative
   to the largest value. **2D fp32**: the same of the 2D net alone, float32 against float64: a net whose weights blow up
   rounding does so before it is inflated. Allowed: {fp64:.0e} in fp64; in fp32 {fp32:.0e} or {roundings} times 2D fp32.
+  Blank: not measured.
 - **order**: how far the answer moves when the frames of a clip change places, relative to another clip's answer (fp64;
   a clip of twice the total stride and one where {depth} frames fall into one tube). Needed: {order:.0e}; rounding moves
   it by about 1e-15. Center taps do not look across frames before they are trained: there the strides tell the order.
@@ -88,7 +89,9 @@ def _sums(rows: list[Row], wanted: int) -> Iterator[str]:
             return sum(all(holds(r) for r in of if r.name == n) for n in names)
 
         full = [row for row in of if row.compiles]
-        yield f"- {where}, {len(names)}: every row passes: {count(lambda r: not r.faults)};"
+        in_all = sum(sum(r.name == n for r in of) == len(CASES) for n in names)
+        yield f"- {where}: {len(names)}, of which {in_all} in every case;"
+        yield f"  every row passes: {count(lambda r: not r.faults)};"
         yield f"  exact in fp64: {count(lambda r: r.fp64 <= MOST_FP64)};"
         yield f"  exact in fp32: {count(lambda r: r.is_exact_in_fp32)};"
         yield f"  order-sensitive: {count(lambda r: r.plan == 'slow' or r.order >= LEAST_ORDER)};"
@@ -105,7 +108,7 @@ def _lines(rows: list[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for row in sorted(rows, key=lambda r: (_family(r.name) == "torchvision", _family(r.name), r.name)):
         levels = {-1: "", 0: "-"}.get(row.levels, str(row.levels))
-        numbers = f"{row.fp64:.0e} | {row.fp32:.0e} | {row.fp32_2d:.0e} | {row.order:.0e}"
+        numbers = " | ".join("" if x != x else f"{x:.0e}" for x in (row.fp64, row.fp32, row.fp32_2d, row.order))
         cells = (_family(row.name), row.name, row.taps, row.plan, numbers, str(row.depths), levels)
         yield f"| {' | '.join(cells)} | {row.compiles} | {row.exports} | {'; '.join(row.faults) or 'pass'} |"
 

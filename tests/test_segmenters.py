@@ -60,6 +60,7 @@ def test_padded_frames_are_answered_as_if_they_were_that_large():
 
 def test_a_fixed_encoder_gets_resized_frames_and_the_log_says_so_once(caplog):
     net = inflate3d.create_segmenter("test_vit_relpos", num_classes=2, in_chans=1, plan="2d")  # built for 160 x 160
+    caplog.clear()
     with caplog.at_level(logging.INFO, "inflate3d"):
         assert answer(net, 2, 96, 80).shape == (1, 2, 2, 96, 80)
         answer(net, 2, 96, 80)

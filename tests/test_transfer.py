@@ -453,4 +453,4 @@ def test_inflated_imagenet_weights_beat_scratch_in_a_frozen_probe_of_modelnet10(
     rows = {r["arm"]: r for r in run_transfer(arms, target, tmp_path / "out")["rows"]}
     both = "recalibrated, levels"
     assert rows["inflated"]["beside"][both] > rows["scratch"]["beside"][both] + 0.05
-    assert rows["inflated"]["value"] > 0.6
+    assert rows["inflated"]["value"] > 0.45  # chance is 0.1

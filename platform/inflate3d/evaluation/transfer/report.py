@@ -31,13 +31,15 @@ def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     environment.filters["percent"] = lambda share: f"{share:.0%}"
     environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
+    sentences, others = verdicts(result["rows"])
     page = environment.get_template("report.html.jinja").render(
         result=result,
         card=result["dataset"]["card"],
         protocol=result["protocol"],
         modes=[(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
         images={name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
-        verdicts=verdicts(result["rows"]),
+        verdicts=sentences,
+        not_told_apart=others,
         comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
         fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
         means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
@@ -53,13 +55,16 @@ def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, flo
                 yield row, other, difference
 
 
-def verdicts(rows: Rows) -> list[str]:
-    """Return a sentence for each comparison: above, below, or not told apart, with the evidence."""
-    found = []
+def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
+    """Return (a sentence for each comparison that is told apart, or of two baselines; the others in a few words)."""
+    sentences, others = [], []
     for row, other, d in comparisons(rows):
         word = "above" if d["low"] > 0 else "below" if d["high"] < 0 else "not told apart from"
-        found.append(
+        if word == "not told apart from" and not is_baseline(row["arm"]):
+            others.append(f"{row['arm']} and {other} ({row['mode']}, {row['fraction']:.0%}: {d['value']:+.3f})")
+            continue
+        sentences.append(
             f"{MODE_NAMES[row['mode']]}, {row['fraction']:.0%} of labels: {row['arm']} is {word} {other}: "
             f"{d['value']:+.3f} {row['metric']} (95 % interval {d['low']:+.3f} to {d['high']:+.3f}, p {d['p']:.3f})."
         )
-    return found
+    return sentences, others

@@ -149,6 +149,17 @@ def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
         load(copy)
 
 
+def test_publishing_again_mends_a_file_that_has_changed(tmp_path):
+    net = inflate3d.create_model("test_resnet", num_classes=0)
+    folder = inflate3d.publish(net, str(tmp_path / "w"))
+    card, stamp = (folder / "README.md").read_bytes(), folder.stat().st_ino
+    inflate3d.publish(net, str(folder))
+    assert folder.stat().st_ino == stamp, "the same content is left as it is"
+    (folder / "README.md").write_bytes(card + b"more")
+    inflate3d.publish(net, str(folder))
+    assert (folder / "README.md").read_bytes() == card
+
+
 def test_without_pretrained_a_published_name_warns_that_it_is_random(published):
     with pytest.warns(UserWarning, match="weights are random"):
         inflate3d.create_model(f"local-dir:{published[1]}")

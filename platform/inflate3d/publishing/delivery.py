@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
+from inflate3d.models.integrity import check_files
 from inflate3d.models.layout import SUMS
 from inflate3d.models.places import parse_hub
 from inflate3d.publishing.destination import Destination, is_publication
 
 
 def is_there(staging: Path, destination: Destination) -> bool:
-    """Whether the destination holds these very files already."""
-    return _sums_at(destination) == (staging / SUMS).read_bytes()
+    """Whether the destination holds these very files already; those of a local folder are read, not only their sums."""
+    if _sums_at(destination) != (staging / SUMS).read_bytes():
+        return False
+    try:
+        return destination.folder is None or bool(check_files(destination.folder))
+    except InputError:
+        return False
 
 
 def deliver(staging: Path, destination: Destination) -> None:

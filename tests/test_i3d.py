@@ -71,6 +71,7 @@ def seen(net, size, axis):
     return extents
 
 
+@pytest.mark.slow
 def test_receptive_fields_in_time_are_those_of_figure_3():
     assert seen(ones_net(), (136, 32, 32), axis=2) == {stage: field[0] for stage, (field, _) in STAGES.items()}
 

@@ -204,6 +204,7 @@ def test_the_command_publishes_once_and_a_dry_run_writes_nothing(
     assert "local-dir:PATH, hf-hub:ORG/NAME or s3://BUCKET/DIR" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_s3_gets_the_hashes_last_and_a_failed_upload_leaves_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

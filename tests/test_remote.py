@@ -165,6 +165,7 @@ def test_a_server_that_stays_broken_breaks_the_sample_not_the_process(root: Path
         Manifest.load(f"{url}/absent")
 
 
+@pytest.mark.slow
 def test_a_server_that_stalls_is_given_up_and_asked_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

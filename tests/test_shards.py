@@ -210,6 +210,7 @@ def test_a_mended_case_comes_in_on_the_next_build(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, importable: type[ToyVolumes]) -> None:
     script = tmp_path / "build.py"
     script.write_text(

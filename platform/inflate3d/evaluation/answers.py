@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.readers import NIFTI, Affine, read_volume
 from inflate3d.errors import InputError
-from inflate3d.evaluation.case_scores import SCORES, CaseScores
+from inflate3d.evaluation.case_scores import SCORES, CaseScores, write_csv
 from inflate3d.evaluation.inputs import InputCase
 from inflate3d.sample import Sample
 
@@ -112,12 +111,8 @@ class ClassTable:
         """Write the file whole and give it its name; nothing where no case could be read."""
         if not self.rows:
             return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["key", "predicted", *(f"probability_{name}" for name in self.classes)])
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        header = ["key", "predicted", *(f"probability_{name}" for name in self.classes)]
+        write_csv(self.path, [header, *self.rows])
 
 
 class FeatureVectors:

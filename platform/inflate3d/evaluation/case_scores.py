@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from inflate3d.contracts import DatasetCard
+from inflate3d.data.manifest import write_whole
 from inflate3d.data.raw_files import stem
 from inflate3d.data.readers import SUFFIXES, Volume, check_pair, read_volume
 from inflate3d.errors import InputError, close_names
@@ -52,15 +53,12 @@ class CaseScores:
         """Write the file whole: key, dice, and a column a class; empty where neither truth nor prediction holds it."""
         if not self.rows:
             return
-        temporary = self.table.with_name(f".{self.table.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["key", "dice", *(f"dice_{class_name(name)}" for name in self.classes[1:])])
-            for key, row in [*self.rows.items(), ("mean", self.mean())]:
-                spoken = [value for value in row if np.isfinite(value)]
-                cells = [float(np.mean(spoken)) if spoken else float("nan"), *row]
-                writer.writerow([key, *(f"{value:.6f}" if np.isfinite(value) else "" for value in cells)])
-        os.replace(temporary, self.table)
+        table = [["key", "dice", *(f"dice_{class_name(name)}" for name in self.classes[1:])]]
+        for key, row in [*self.rows.items(), ("mean", self.mean())]:
+            spoken = [value for value in row if np.isfinite(value)]
+            cells = [float(np.mean(spoken)) if spoken else float("nan"), *row]
+            table.append([key, *(f"{value:.6f}" if np.isfinite(value) else "" for value in cells)])
+        write_csv(self.table, table)
 
     def __str__(self) -> str:
         """The averages, in a line."""
@@ -68,6 +66,13 @@ class CaseScores:
         return (
             f"Dice of {len(self.rows)} cases: {np.nanmean(self.mean()):.4f} ({', '.join(named)}), each in {self.table}"
         )
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows as a CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def _label_files(labels: Path, keys: Sequence[str]) -> Mapping[str, Path]:

@@ -27,8 +27,8 @@ from inflate3d.training.datamodule import DataModule
 class Noting:
     def __init__(self, stage):
         self.stage = stage
-    def __call__(self, key, members, seed):
-        return replace(self.stage(key, members, seed), key=f"{key}:{seed:016x}")
+    def __call__(self, key, members, seed, out):
+        return replace(self.stage(key, members, seed, out), key=f"{key}:{seed:016x}")
 
 def digest(tensor):
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

@@ -133,6 +133,18 @@ def test_a_batch_says_what_it_is(root):
     assert (blobs.target.shape, blobs.target.dtype) == ((4, 8, 12, 16), torch.int64)
 
 
+@pytest.mark.parametrize("augment", [None, AUGMENT], ids=["plain", "augmented"])
+@pytest.mark.parametrize("name", list(SAMPLE))
+def test_a_batch_holds_what_each_sample_is_by_itself(root, name, augment):
+    one = source(root, name)
+    one.stage = make_stage(Manifest.load(root / name).card, SAMPLE[name], training=True, augment=augment)
+    batch = TrainStream({name: one}, Mixture({name: 1})).batch(1)
+    slots = one.order.slots(one.batch_size, one.batch_size)
+    alone = [one.sample(*(int(n) for n in slot)) for slot in zip(*slots, strict=True)]
+    assert torch.equal(batch.image, torch.stack([sample.image for sample in alone]))
+    assert batch.keys == [sample.key for sample in alone]
+
+
 def test_a_stream_pickles(root):
     assert_same(joined((pickle.loads(pickle.dumps(stream(root))).batch(2),)), joined((stream(root).batch(2),)))
 

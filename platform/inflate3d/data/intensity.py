@@ -27,8 +27,19 @@ class Normalise:
         if (self.std <= 0).any():
             raise InputError(f"{where}: intensity.std is {intensity.std}; every value must be above 0")
 
-    def __call__(self, part_CDHW: np.ndarray, *, whole_CDHW: np.ndarray | ChunkedArray | None = None) -> np.ndarray:
-        """Return `part` normalised, float32 in memory of its own; statistics come from `whole` (default: the part)."""
+    def __call__(
+        self,
+        part_CDHW: np.ndarray,
+        *,
+        whole_CDHW: np.ndarray | ChunkedArray | None = None,
+        out_CDHW: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return `part` normalised, float32, in `out` or in memory of its own.
+
+        Statistics come from `whole` (default: the part). An `out` of another shape is left alone.
+        """
+        if out_CDHW is not None and out_CDHW.shape != part_CDHW.shape:
+            out_CDHW = None
         if part_CDHW.dtype.kind == "f" and not np.isfinite(part_CDHW).all():
             raise InputError("holds voxels that are NaN or infinite")
         if self.mode == "window":
@@ -41,7 +52,8 @@ class Normalise:
             scale = 1 / np.where(std > 0, std, 1.0)  # a constant channel becomes 0
             offset = -mean * scale
         # One pass over memory for the type and the scale together.
-        out = np.multiply(part_CDHW, scale.reshape(-1, 1, 1, 1).astype(np.float32), dtype=np.float32)
+        scale_C111 = scale.reshape(-1, 1, 1, 1).astype(np.float32)
+        out = np.multiply(part_CDHW, scale_C111, out=out_CDHW, dtype=np.float32)
         out += offset.reshape(-1, 1, 1, 1).astype(np.float32)
         return out
 

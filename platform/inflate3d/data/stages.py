@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from inflate3d.contracts import DatasetCard
@@ -31,8 +32,11 @@ from inflate3d.sample import Sample, Spacing, Triple
 class Stage(Protocol):
     """What turns a sample's decoded members ({"image", "mask", "video", "json"}) into a Sample."""
 
-    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
-        """Return the sample. Raises InputError for members that cannot be used."""
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
+        """Return the sample; its image lies in `out` if the last thing done to it can be done there.
+
+        Raises InputError for members that cannot be used.
+        """
 
 
 def make_stage(
@@ -53,10 +57,10 @@ class Checked:
     def __init__(self, stage: Stage, card: DatasetCard) -> None:
         self.stage, self.card = stage, card
 
-    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
         """Return the stage's sample."""
         check_members(key, members, self.card)
-        return self.stage(key, members, seed)
+        return self.stage(key, members, seed, out)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "stage":
@@ -87,7 +91,7 @@ class SegmentationStage:
         self.num_classes = len(card.classes)
         self.normalise = Normalise(card.input.intensity, len(card.input.channels), where=f"card of {card.name}")
 
-    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
         """Return image (C, D, H, W) and target int64 (D, H, W); beyond the volume: its minimum, and label 0."""
         image, mask = members["image"], members["mask"]
         if self.training:
@@ -95,7 +99,7 @@ class SegmentationStage:
         else:
             size = at_least(mask.shape, self.options.patch_size)
             start = centre(mask.shape, size)
-        patch = self.normalise(cut(image, start, size, fill=None), whole_CDHW=image)
+        patch = self.normalise(cut(image, start, size, fill=None), whole_CDHW=image, out_CDHW=_last(out, self.augment))
         image_CDHW, mask_DHW = torch.from_numpy(patch), torch.from_numpy(np.array(cut(mask, start, size, fill=0)))
         if self.augment is not None:
             affine = _affine(members["json"])
@@ -131,13 +135,14 @@ class VolumeStage:
         self.options, self.training, self.augment = options, training, augment
         self.normalise = Normalise(card.input.intensity, len(card.input.channels), where=f"card of {card.name}")
 
-    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
         """Return image (C, D, H, W) and the label."""
         image = members["image"]
         shape = image.shape[1:]
         size = self.options.size or shape
         start = random_start(shape, size, generator(seed, "crop")) if self.training else centre(shape, size)
-        image_CDHW = torch.from_numpy(self.normalise(cut(image, start, size, fill=None), whole_CDHW=image))
+        part = cut(image, start, size, fill=None)
+        image_CDHW = torch.from_numpy(self.normalise(part, whole_CDHW=image, out_CDHW=_last(out, self.augment)))
         if self.augment is not None:
             affine = _affine(members["json"])
             image_CDHW, _ = self.augment(image_CDHW, None, affine=affine, seed=mix(seed, "augment"))
@@ -163,7 +168,7 @@ class VideoStage:
         levels = np.arange(256) / 255
         self.brighter = None if options.gamma is None else np.rint(levels**options.gamma * 255).astype(np.uint8)
 
-    def __call__(self, key: str, members: Mapping[str, Any], seed: int) -> Sample:
+    def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
         """Return image (3, T, H, W) and the label; spacing_mm[0] is the seconds between two frames."""
         record, options = members["json"], self.options
         draw = generator(seed, "crop") if self.training else None
@@ -179,7 +184,7 @@ class VideoStage:
             clip_TCHW = torch.from_numpy(np.ascontiguousarray(clip_CTHW.swapaxes(0, 1)))
             clip_CTHW = self.augment(clip_TCHW, seed=mix(seed, "augment")).numpy().swapaxes(0, 1)
         seconds = options.frame_interval / record["fps"]
-        image = torch.from_numpy(self.normalise(clip_CTHW))
+        image = torch.from_numpy(self.normalise(clip_CTHW, out_CDHW=_last(out, None)))
         return Sample(key, image, int(record["label"]), (seconds, 1.0, 1.0))
 
     def decode(self, video: Any, frames: list[int]) -> np.ndarray:
@@ -187,6 +192,11 @@ class VideoStage:
         from inflate3d.data.video import decode_frames  # FFmpeg, which volumes do without
 
         return decode_frames(video, frames, short_side=self.options.short_side)
+
+
+def _last(out: Tensor | None, then: VolumeAugment | None) -> np.ndarray | None:
+    """Return the memory to normalise into: `out`, unless something is done to the image after that."""
+    return None if out is None or then is not None else out.numpy()
 
 
 def _affine(record: Mapping[str, Any]) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,24 +56,24 @@ class Source:
     max_broken: int
     broken: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def sample(self, epoch: int, position: int, shard: int, index: int) -> Sample:
-        """Return the sample of one place of the order, or the substitute for it if it is broken.
+    def sample(self, epoch: int, position: int, shard: int, index: int, out: Tensor | None = None) -> Sample:
+        """Return the sample of one place of the order, or the substitute for it if it is broken; see Stage for `out`.
 
         The substitute is a function of (seed, epoch, position, attempt). Raises StreamError past the budget.
         """
         for attempt in itertools.count(1):
             if (shard, index) not in self.broken:
                 try:
-                    return self._make(epoch, shard, index)
+                    return self._make(epoch, shard, index, out)
                 except InputError as fault:
                     self._count(shard, index, fault)
             shard, index = self.order.substitute(epoch, position, attempt)
         raise AssertionError("unreachable")
 
-    def _make(self, epoch: int, shard: int, index: int) -> Sample:
+    def _make(self, epoch: int, shard: int, index: int, out: Tensor | None) -> Sample:
         raw = self.reader.sample(shard, index, borrow=True)  # stages copy what they keep
         try:
-            return self.stage(raw.key, raw.decode(), mix(self.order.seed, "sample", epoch, raw.key))
+            return self.stage(raw.key, raw.decode(), mix(self.order.seed, "sample", epoch, raw.key), out)
         except ChunkError as fault:
             raise InputError(f"sample {raw.key!r}: {fault}") from fault
 
@@ -126,8 +126,8 @@ class TrainStream(IterableDataset[Batch]):
         source = self.sources[name]
         share = source.batch_size // self.world_size
         slots = source.order.slots(number * source.batch_size + self.rank * share, share)
-        samples = (source.sample(*(int(n) for n in slot)) for slot in zip(*slots, strict=True))
-        return collate(samples, share, source, micro_batch=micro_batch)
+        places = [tuple(int(n) for n in slot) for slot in zip(*slots, strict=True)]
+        return collate(source, places, micro_batch=micro_batch)
 
 
 class EvalStream(Dataset[Batch]):
@@ -161,25 +161,29 @@ class EvalStream(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         name, numbers = self._batches[i]
         source = self.sources[name]
-        samples = (source.sample(0, int(n), *source.order.stored(int(n))) for n in numbers)
-        return collate(samples, len(numbers), source, micro_batch=-1)
+        return collate(source, [(0, int(n), *source.order.stored(int(n))) for n in numbers], micro_batch=-1)
 
 
-def collate(samples: Iterator[Sample], count: int, source: Source, *, micro_batch: int) -> Any:
-    """Build a batch of `count` samples in one allocation. Raises StreamError if their shapes differ."""
-    first = next(samples)
-    shape, target_shape = (count, *first.image.shape), (count, *getattr(first.target, "shape", ()))
+def collate(source: Source, places: Sequence[tuple[int, ...]], *, micro_batch: int) -> Any:
+    """Build the batch of some places (epoch, position, shard, index) in one allocation.
+
+    All but the first sample, which tells the shape, are made where they stay. Raises StreamError if shapes differ.
+    """
+    first = source.sample(*places[0])
+    shape, target_shape = ((len(places), *getattr(part, "shape", ())) for part in (first.image, first.target))
     memory = _Memory(shape, target_shape)
     image, target, spacing_mm = memory.tensors()
     spacings, keys = [], []
-    for i, sample in enumerate(itertools.chain([first], samples)):
+    for i, place in enumerate(places):
+        sample = source.sample(*place, out=image[i]) if i else first
         if sample.image.shape != image.shape[1:]:
             raise StreamError(
                 f"dataset {source.name!r}: sample {sample.key!r} is {tuple(sample.image.shape)} along (C, D, H, W), "
                 f"others of its batch {tuple(image.shape[1:])}. "
                 f"Set data.datasets.{source.name}.sample.size, or batch_size 1"
             )
-        image[i] = sample.image
+        if sample.image.data_ptr() != image[i].data_ptr():
+            image[i] = sample.image
         target[i] = sample.target
         spacings.append(sample.spacing_mm)
         keys.append(sample.key)

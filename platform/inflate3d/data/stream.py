@@ -1,17 +1,16 @@
 """Streams of batches: an endless mixture for training, each sample of a split once for evaluation.
 
 A training batch is a pure function of its number: `TrainStream.batch(m)` is micro-batch m of the run on this rank,
-whatever came before, in any process. Workers share the numbers out among themselves; each builds whole batches in one
-allocation, which is the shared memory that carries them to the trainer.
+whatever came before, in any process. Workers share the numbers out among themselves; each builds whole batches in the
+memory that carries them to the trainer.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from inflate3d.data.batch_memory import BatchMemory
 from inflate3d.data.chunked import ChunkError
 from inflate3d.data.mixture import Mixture
 from inflate3d.data.order import SampleOrder
@@ -30,7 +30,6 @@ from inflate3d.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
 _BATCHES_AHEAD = 16
-_NO_TENSORS: dict[str, Any] = {"image": None, "target": None, "spacing_mm": None}
 
 
 class StreamError(InputError):
@@ -103,6 +102,7 @@ class TrainStream(IterableDataset[Batch]):
                 )
         self.sources, self.mixture = dict(sources), mixture
         self.start, self.rank, self.world_size = start, rank, world_size
+        self._memory = BatchMemory()
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -127,7 +127,7 @@ class TrainStream(IterableDataset[Batch]):
         share = source.batch_size // self.world_size
         slots = source.order.slots(number * source.batch_size + self.rank * share, share)
         places = [tuple(int(n) for n in slot) for slot in zip(*slots, strict=True)]
-        return collate(source, places, micro_batch=micro_batch)
+        return collate(source, places, self._memory, micro_batch=micro_batch)
 
 
 class EvalStream(Dataset[Batch]):
@@ -154,6 +154,7 @@ class EvalStream(Dataset[Batch]):
                 numbers = np.arange(most) * total // most
             batches += [(name, part) for part in _parts(numbers, source.batch_size)]
         self._batches = batches[rank::world_size]
+        self._memory = BatchMemory()
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -161,21 +162,22 @@ class EvalStream(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         name, numbers = self._batches[i]
         source = self.sources[name]
-        return collate(source, [(0, int(n), *source.order.stored(int(n))) for n in numbers], micro_batch=-1)
+        places = [(0, int(n), *source.order.stored(int(n))) for n in numbers]
+        return collate(source, places, self._memory, micro_batch=-1)
 
 
-def collate(source: Source, places: Sequence[tuple[int, ...]], *, micro_batch: int) -> Any:
-    """Build the batch of some places (epoch, position, shard, index) in one allocation.
+def collate(source: Source, places: Sequence[tuple[int, ...]], memory: BatchMemory, *, micro_batch: int) -> Any:
+    """Build the batch of some places (epoch, position, shard, index).
 
     All but the first sample, which tells the shape, are made where they stay. Raises StreamError if shapes differ.
     """
     first = source.sample(*places[0])
     shape, target_shape = ((len(places), *getattr(part, "shape", ())) for part in (first.image, first.target))
-    memory = _Memory(shape, target_shape)
-    image, target, spacing_mm = memory.tensors()
+    place = memory.take(shape, target_shape)
+    image, target, spacing_mm = place.tensors()
     spacings, keys = [], []
-    for i, place in enumerate(places):
-        sample = source.sample(*place, out=image[i]) if i else first
+    for i, slot in enumerate(places):
+        sample = source.sample(*slot, out=image[i]) if i else first
         if sample.image.shape != image.shape[1:]:
             raise StreamError(
                 f"dataset {source.name!r}: sample {sample.key!r} is {tuple(sample.image.shape)} along (C, D, H, W), "
@@ -188,51 +190,7 @@ def collate(source: Source, places: Sequence[tuple[int, ...]], *, micro_batch: i
         spacings.append(sample.spacing_mm)
         keys.append(sample.key)
     spacing_mm[:] = torch.tensor(spacings)
-    batch = Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch)
-    return batch if get_worker_info() is None else _OnItsWay(memory, batch)
-
-
-class _Memory:
-    """The bytes of a batch: image float32, target int64 and spacing float32 side by side.
-
-    In a worker it is shared memory, and one: what a batch costs on its way to the trainer is a file handle a tensor.
-    """
-
-    def __init__(self, shape: tuple[int, ...], target_shape: tuple[int, ...]) -> None:
-        self.shape, self.target_shape = shape, target_shape
-        self._ends = list(itertools.accumulate([_aligned(4 * math.prod(shape)), _aligned(8 * math.prod(target_shape))]))
-        size = self._ends[-1] + 12 * shape[0]
-        self.content = torch.empty(0 if get_worker_info() else size, dtype=torch.uint8)
-        if get_worker_info() is not None:
-            storage: Any = self.content.untyped_storage()._new_shared(size)  # as torch's own default_collate does
-            self.content = self.content.new_empty(0).set_(storage)
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return views: image, target, spacing_mm."""
-        first, second = self._ends
-        count, target_count = math.prod(self.shape), math.prod(self.target_shape)
-        image = self.content[: 4 * count].view(torch.float32).view(self.shape)
-        target = self.content[first : first + 8 * target_count].view(torch.int64).view(self.target_shape)
-        return image, target, self.content[second:].view(torch.float32).view(self.shape[0], 3)
-
-
-class _OnItsWay:
-    """A batch in a worker; it unpickles as a Batch whose tensors are views of the one memory."""
-
-    def __init__(self, memory: _Memory, batch: Batch) -> None:
-        self.memory, self.batch = memory, batch
-
-    def __reduce__(self) -> Any:
-        return _arrive, (self.memory, replace(self.batch, **_NO_TENSORS))
-
-
-def _arrive(memory: _Memory, batch: Batch) -> Batch:
-    image, target, spacing_mm = memory.tensors()
-    return replace(batch, image=image, target=target, spacing_mm=spacing_mm)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 64) * 64
+    return place.lend(Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch))
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

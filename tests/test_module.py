@@ -20,7 +20,7 @@ from inflate3d.training import DataModule, MultiTaskModule, default_callbacks, t
 from inflate3d.training.loss_watch import LossWatch, TrainingFailure
 from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.module import evaluation_mode
-from inflate3d.training.optim import parameter_groups, warmup_cosine
+from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 
 STEMS = {"rgb": 3, "ct": 1, "mask": 1}
 
@@ -276,6 +276,28 @@ def test_what_timm_spares_from_decay_is_spared(shards, tmp_path):
     assert any(p is weight for p in free["params"])
     assert not any(p is weight for p in decayed["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
+def test_one_kernel_takes_the_step_that_torch_takes_in_a_loop(make):
+    nets = [torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    steps = [make(net.parameters(), lr=0.1, weight_decay=0.1) for net in nets]
+    fuse_on_cpu(steps[0])
+    for _ in range(4):
+        for net, optimizer in zip(nets, steps, strict=True):
+            optimizer.zero_grad()
+            net(torch.linspace(-1, 1, 10).view(2, 5)).square().sum().backward()
+            optimizer.step()
+    assert steps[0].param_groups[0]["fused"]
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)
+
+
+def test_who_chose_how_the_optimiser_steps_keeps_it(shards, tmp_path):
+    module = toy_module(optimizer=lambda p: torch.optim.AdamW(p, fused=False))
+    trainer = toy_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(module, datamodule=toy_data(shards))
+    assert trainer.optimizers[0].param_groups[0]["fused"] is False
 
 
 def test_the_schedule_warms_up_linearly_and_ends_at_the_final_fraction():

@@ -21,7 +21,14 @@ from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.nn import sliding_window
 from inflate3d.sample import Batch, Triple
 from inflate3d.training.loss_watch import LossWatch
-from inflate3d.training.optim import group_factor, is_below, layer_scales, parameter_groups, warmup_cosine
+from inflate3d.training.optim import (
+    fuse_on_cpu,
+    group_factor,
+    is_below,
+    layer_scales,
+    parameter_groups,
+    warmup_cosine,
+)
 from inflate3d.training.scores import Scores
 from inflate3d.training.train_means import TrainMeans
 from inflate3d.training.weighting import WEIGHTINGS, LossWeighting, TaskUncertainty, weight_of
@@ -209,6 +216,8 @@ class MultiTaskModule(pl.LightningModule):
             raise InputError("model.freeze leaves nothing to train")
         self.optimizer_parameters = [list(group["params"]) for group in groups]
         optimizer = self.make_optimizer(groups)
+        if self.trainer.strategy.root_device.type == "cpu":
+            fuse_on_cpu(optimizer)
         self.base_learning_rate = float(optimizer.defaults["lr"])
         self.schedule = warmup_cosine(
             warmup_steps=self.warmup_steps, max_steps=max_steps, final_fraction=self.final_lr_fraction

@@ -6,9 +6,10 @@ The batches are the same tensors in both: one of each toy dataset, held in memor
 anything. The bare loop does what training needs and nothing else: forward, loss, backward, clipping, AdamW as torch
 makes it by default, schedule; it leaves the idle heads out, whose parameters then have no gradient and are not stepped.
 A second one has AdamW fused, as `fit` has it on a CPU; a third also adds 0 x the idle heads' output, as training with
-several ranks needs it, and so does all that `fit` does for the weights. All run in turns in one process, one thread; the median ratio of their CPU time is printed, since wall time on a shared machine is the
-neighbours', and the share of wall time that the platform waits for data, there and with a real loader. Absolute times
-say nothing across machines and are not printed.
+several ranks needs it, and so does all that `fit` does for the weights. All run in turns in one process, one thread;
+the median ratio of their CPU time is printed, since wall time on a shared machine is the neighbours', and the share of
+wall time that the platform waits for data, there and with a real loader. Absolute times say nothing across machines
+and are not printed.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> Non
         os.close(cache.open(folder, entries[3]))
         assert held_now() == [0, 2, 3]
         cache.prefetch(folder, [entries[i] for i in (3, 0, 2, 4)])  # for 4 nothing that is needed sooner must go
-        wait_until(lambda: not cache._asked)
+        wait_until(lambda: not cache._fetches)
         assert held_now() == [0, 2, 3]
         cache.prefetch(folder, [entries[i] for i in (0, 4)])  # now there is room: 2 and 3 are not needed any more
         wait_until(lambda: (tmp_path / entries[4].sha256).exists())

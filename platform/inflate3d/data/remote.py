@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
-from inflate3d.data.http_range import read_http, size_http
+from inflate3d.data.http_range import pieces_http, read_http, size_http
 from inflate3d.errors import InputError
 
 T = TypeVar("T")
 TRIES = 5
 _CONNECT_S, _READ_S = 10, 30
+_STEP = 8 * 2**20  # what a service that is no web server is asked for at once; past that the tries count anew
 _HTTP = ("http://", "https://")
 
 
@@ -29,6 +31,30 @@ class RemoteFolder:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Return a file, or its bytes start..stop. Raises InputError if it still fails after several tries."""
         return self._retried(f"{self.url}/{name}", lambda: self._read(name, start, stop))
+
+    def pieces(self, name: str, start: int, stop: int) -> Iterator[bytes]:
+        """Yield a file's bytes start..stop as they arrive, going on where a connection broke; fewer if it ends before.
+
+        Raises InputError if several tries in a row bring next to nothing.
+        """
+        where, done, last, failures = f"{self.url}/{name}", start, start, 0
+        while True:
+            try:
+                for piece in self._pieces(name, done, stop):
+                    done += len(piece)
+                    yield piece
+                return
+            except Exception as fault:
+                failures = 1 if done - last >= _STEP else failures + 1
+                last = done if failures == 1 else last
+                _wait_or_raise(where, fault, failures)
+
+    def _pieces(self, name: str, start: int, stop: int) -> Iterator[bytes]:
+        if self.url.startswith(_HTTP):
+            yield from pieces_http(self._address(name), start, stop, timeout_s=_READ_S)
+            return
+        for first in range(start, stop, _STEP):
+            yield self._read(name, first, min(first + _STEP, stop))
 
     def size(self, name: str) -> int:
         """Return a file's bytes. Raises InputError as read does, or if the server does not tell."""
@@ -75,17 +101,22 @@ class RemoteFolder:
             raise InputError(f"{self.url}: {fault}. Allowed: a local folder, http(s)://, s3://") from fault
 
     def _retried(self, where: str, read: Callable[[], T]) -> T:
-        for attempt in range(TRIES):
+        for failures in itertools.count(1):
             try:
                 return read()
             except Exception as fault:  # urllib, botocore and sockets raise dozens of kinds
-                if isinstance(fault, FileNotFoundError):
-                    raise InputError(f"{where}: no such file ({' '.join(str(fault).split())[:80]})") from fault
-                if attempt == TRIES - 1:
-                    reason = " ".join(str(fault).split())[:200] or type(fault).__name__
-                    raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
-                time.sleep(0.1 * 2**attempt)
+                _wait_or_raise(where, fault, failures)
         raise AssertionError("unreachable")
+
+
+def _wait_or_raise(where: str, fault: Exception, failures: int) -> None:
+    """Wait before the next try, longer each time; InputError where another would be one too many."""
+    if isinstance(fault, FileNotFoundError):
+        raise InputError(f"{where}: no such file ({' '.join(str(fault).split())[:80]})") from fault
+    if failures == TRIES:
+        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+        raise InputError(f"{where}: cannot be read after {TRIES} tries ({reason})") from fault
+    time.sleep(0.1 * 2 ** (failures - 1))
 
 
 def is_remote(place: object) -> bool:

@@ -19,6 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from inflate3d.data.remote import RemoteFolder
 from inflate3d.errors import InputError
 
 GB = 10**9
-_STEP = 8 * 2**20  # what a broken transfer may lose
+_STEP = 8 * 2**20
+_FETCHES = 4  # at a time in each process: far servers answer late
 _POLL_S, _MOST_WAIT_S = 0.02, 600
 _SOON_S = 3600  # the next shard needed counts as used in an hour, the one after it a second earlier, and so on
 
@@ -38,8 +40,8 @@ class ShardCache:
 
     def __init__(self, folder: str | Path, limit: int) -> None:
         self.folder, self.limit = Path(folder).expanduser(), int(limit)
-        self._ahead: queue.Queue[tuple[RemoteFolder, ShardEntry]] | None = None
-        self._asked: set[str] = set()
+        self._ahead: queue.Queue[tuple[RemoteFolder, ShardEntry, Future[None]]] | None = None
+        self._fetches: dict[str, Future[None]] = {}  # under way or to come, by sha256
         self._needed: dict[str, dict[str, float]] = {}  # by remote folder: what is needed soon, and how dear it is
         self._process = 0
 
@@ -62,6 +64,9 @@ class ShardCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _MOST_WAIT_S
         while time.monotonic() < deadline:
+            fetch = self._fetches.get(entry.sha256) if self._process == os.getpid() else None
+            if fetch is not None and not fetch.cancel():
+                wait([fetch], deadline - time.monotonic())
             handle = self._whole(entry)
             if handle is None:
                 handle = self._fetch(remote, entry)
@@ -76,34 +81,36 @@ class ShardCache:
         What is fetched ahead takes the room only of what is needed later or not at all.
         """
         if self._process != os.getpid():  # a fork has no threads
-            self._process, self._ahead, self._asked = os.getpid(), queue.Queue(), set()
-            threading.Thread(target=self._work, daemon=True).start()
+            self._process, self._ahead, self._fetches = os.getpid(), queue.Queue(), {}
+            for _ in range(_FETCHES):  # a pool would finish all that is queued before the process ends
+                threading.Thread(target=self._work, args=(self._ahead,), daemon=True).start()
         assert self._ahead is not None
         soon = time.time() + _SOON_S
         self._needed[remote.url] = {entry.sha256: soon - rank for rank, entry in enumerate(entries)}
         for entry in entries:
             with suppress(OSError):
                 os.utime(self.folder / entry.sha256, (self._worth(entry.sha256),) * 2)
-            if entry.sha256 not in self._asked and entry.bytes <= self.limit:
-                self._asked.add(entry.sha256)
-                self._ahead.put((remote, entry))
+            if entry.sha256 not in self._fetches and entry.bytes <= self.limit:
+                self._fetches[entry.sha256] = Future()
+                self._ahead.put((remote, entry, self._fetches[entry.sha256]))
 
     def _worth(self, sha256: str) -> float:
         """Return the time that a file used now is marked with."""
         return max((needed.get(sha256, 0.0) for needed in list(self._needed.values())), default=0.0) or time.time()
 
-    def _work(self) -> None:
-        assert self._ahead is not None
+    def _work(self, ahead: queue.Queue[tuple[RemoteFolder, ShardEntry, Future[None]]]) -> None:
         while True:
-            remote, entry = self._ahead.get()
-            with suppress(InputError, OSError):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                handle = self._whole(entry)
-                if handle is None:
-                    handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
-                if handle is not None:
-                    os.close(handle)
-            self._asked.discard(entry.sha256)
+            remote, entry, fetch = ahead.get()
+            if fetch.set_running_or_notify_cancel():  # else who needs it fetches it himself
+                with suppress(InputError, OSError):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    handle = self._whole(entry)
+                    if handle is None:
+                        handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
+                    if handle is not None:
+                        os.close(handle)
+                fetch.set_result(None)
+            self._fetches.pop(entry.sha256, None)
 
     def _whole(self, entry: ShardEntry) -> int | None:
         """Open and lock a finished file; None if there is none."""
@@ -154,10 +161,7 @@ class ShardCache:
         for _ in range(2):
             done = min(os.fstat(handle).st_size, entry.bytes)
             digest = _sha256(handle, done)
-            while done < entry.bytes:
-                content = remote.read(entry.file, done, min(done + _STEP, entry.bytes))
-                if not content:
-                    break
+            for content in remote.pieces(entry.file, done, entry.bytes):
                 with told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb"):
                     _write(handle, content, done)
                 digest.update(content)

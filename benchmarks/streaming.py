@@ -2,7 +2,7 @@
 
     pip install 'inflate3d[benchmark]' brotli python-snappy cramjam zstd
     pip install --no-deps mosaicml-streaming catalogue    (its pins clash)
-    python benchmarks/streaming.py [--quick] [--workers 2] [--size "14 KB"]
+    python benchmarks/streaming.py [--quick] [--workers 2] [--size "14 KB"] [--shard_mb 8]
 
 Every reader holds the same volumes (uint8, 14 KB, 111 KB, 1.8 MB) in its own format, in the page cache, and gives them
 in its random order. Readers take turns, round after round, and the median of the rounds counts: only ratios within one
@@ -88,15 +88,15 @@ def mosaic() -> Any:
 # ------------------------------------------------------------------------------------------------- the same samples
 
 
-def write_all(folder: Path, side: int, count: int) -> None:
+def write_all(folder: Path, side: int, count: int, shard_bytes: int) -> None:
     """Write the cubes as shards, as litdata chunks and as MDS."""
     from litdata.streaming.writer import BinaryWriter
 
     cubes = Cubes(side, count)
-    build_shards(cubes, folder / "ours", progress=False, max_bytes_per_shard=8 * 2**20)
-    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes="8MB")
+    build_shards(cubes, folder / "ours", progress=False, max_bytes_per_shard=shard_bytes)
+    writer = BinaryWriter(str(folder / "litdata"), chunk_bytes=shard_bytes)
     columns = {"image": "ndarray", "label": "int", "key": "str"}
-    with mosaic().MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=8 * 2**20) as mds:
+    with mosaic().MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=shard_bytes) as mds:
         for i, case in enumerate(cubes.cases()):
             raw = cubes.read(case)
             sample = {"image": raw.image, "label": raw.label, "key": case.key}
@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loading processes of the second part; 0 leaves it out")
     parser.add_argument("--size", choices=list(SIZES), help="only samples of this size")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shard_mb", type=int, default=8, help="size of a shard, chunk or MDS file; default 8")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -352,7 +353,7 @@ def main() -> None:
         if args.size not in (None, title):
             continue
         with tempfile.TemporaryDirectory(prefix="streaming-") as folder:
-            write_all(Path(folder), side, count // 4 if args.quick else count)
+            write_all(Path(folder), side, count // 4 if args.quick else count, args.shard_mb * 2**20)
             rounds = 1 if args.quick else args.rounds
             results |= measure_size(title, Path(folder), args.workers, rounds)
             results |= measure_http(title, Path(folder), rounds)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from inflate3d.training import with_default_callbacks
 from inflate3d.training.progress import RunProgress
 from inflate3d.training.step_meter import Speed, StepMeter, TimedLoader, extrapolate
 from torch.utils.data import IterableDataset
@@ -80,3 +83,9 @@ def test_without_a_terminal_a_line_comes_every_so_often(capsys: pytest.CaptureFi
     assert re.fullmatch(pattern, lines[0]), lines[0]
     assert [entry["step"] for entry in logged] == [2, 4]
     assert set(logged[0]) == {"speed/samples_per_second", "speed/data_wait", "speed/memory_gb", "step"}
+
+
+def test_a_run_without_a_bar_can_be_asked_for(tmp_path: Path) -> None:
+    callbacks = with_default_callbacks([], progress_bar=False)
+    trainer = pl.Trainer(default_root_dir=tmp_path, logger=False, callbacks=callbacks, enable_progress_bar=False)
+    assert trainer.progress_bar_callback is None

@@ -173,7 +173,8 @@ class _Cli(LightningCLI):
             from inflate3d.evaluation.sample_pictures import SamplePictures
 
             given = [*given, SamplePictures()]
-        config["callbacks"] = [RunSummary(), *with_default_callbacks(given)]
+        progress_bar = config.get("enable_progress_bar") is not False
+        config["callbacks"] = [RunSummary(), *with_default_callbacks(given, progress_bar=progress_bar)]
         config["plugins"] = cluster_plugins(config)
         return super()._instantiate_trainer(config, callbacks)
 

@@ -48,7 +48,7 @@ def default_callbacks() -> list[pl.Callback]:
     ]
 
 
-def with_default_callbacks(callbacks: list[pl.Callback]) -> list[pl.Callback]:
-    """Return the given callbacks and those defaults of whose class none is given."""
-    given = {type(callback) for callback in callbacks}
-    return [*(c for c in default_callbacks() if type(c) not in given), *callbacks]
+def with_default_callbacks(callbacks: list[pl.Callback], *, progress_bar: bool = True) -> list[pl.Callback]:
+    """Return the given callbacks and those defaults of whose class none is given; the bar on request alone."""
+    unwanted = {type(callback) for callback in callbacks} | ({RunProgress} if not progress_bar else set())
+    return [*(c for c in default_callbacks() if type(c) not in unwanted), *callbacks]

@@ -16,6 +16,7 @@ from inflate3d.data.sample_options import sample_options
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
 from inflate3d.publishing.destination import parse_destination
+from inflate3d.training.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
@@ -193,7 +194,10 @@ def _card(config: Config, name: str) -> DatasetCard:
         VideoEncoding.from_dict(build["video"], where=config.where(*path, "build", "video"))
     try:
         if plug_in is None or isinstance(folder, str) or (folder / "manifest.json").is_file():
-            return Manifest.load(folder).card
+            card = Manifest.load(folder).card
+            if plug_in is not None and isinstance(folder, Path):
+                check_build_record(folder, build)
+            return card
         return plug_in.load()(**build.get("init_args", {})).card
     except InputError as error:
         raise InputError(f"{config.where(*path)}: {error}") from None

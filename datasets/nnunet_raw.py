@@ -99,7 +99,10 @@ class NnunetRaw(AbstractDataset):
         """Cases of imagesTr (train, val) and the labelled ones of imagesTs (test), each sorted by name."""
         names = self._names("imagesTr")
         if not names:
-            raise InputError(f"{self.where}: imagesTr holds no *_0000{self._ending}; see file_ending in dataset.json")
+            raise InputError(
+                f"{self.where}: imagesTr holds no *_0000{self._ending}; see file_ending in dataset.json. "
+                "Names without _0000, as the Medical Segmentation Decathlon has them, are for the dataset MSD"
+            )
         tests = [n for n in self._names("imagesTs") if (self.root / "labelsTs" / f"{n}{self._ending}").is_file()]
         keys = case_keys(names + tests, where=self.where)
         groups = [self._group(n) for n in names]

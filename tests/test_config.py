@@ -53,6 +53,13 @@ def test_another_class_drops_the_arguments_of_the_class_before(folder: Path) -> 
     assert config.get("model", "optimizer") == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 
 
+def test_an_option_for_the_arguments_of_another_class_holds_before_and_behind_it(folder: Path) -> None:
+    kind, rate = ["--model.optimizer.class_path", "torch.optim.SGD"], ["--model.optimizer.init_args.lr", "0.1"]
+    for options in (kind + rate, rate + kind):
+        config = load_config(["base.yaml"], options)
+        assert config.get("model", "optimizer") == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+
+
 def test_overrides_come_last_and_reach_into_a_class_by_its_arguments_name(folder: Path) -> None:
     options = ["--trainer.max_steps=10", "--model.optimizer.lr", "3e-4", "--data.datasets.liver", "null"]
     config = load_config(["base.yaml"], [*options, "--trainer.logger", "{class_path: CSVLogger}"])

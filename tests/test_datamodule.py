@@ -92,6 +92,22 @@ def test_missing_shards_are_built_where_the_config_says_how(tmp_path, capsys):
     assert (tmp_path / "shapes" / "manifest.json").stat().st_mtime_ns == written
 
 
+def test_shards_of_another_build_are_not_taken_for_those_wanted(tmp_path):
+    def prepare(**changes: Any) -> None:
+        build = {"class_path": "Toy", "init_args": {"kind": "volume_classification", **TOY, **changes}}
+        module(tmp_path, datasets={"shapes": {"batch_size": 4, "build": build}}).prepare()
+
+    prepare()
+    prepare()
+    with pytest.raises(InputError, match=r"tmp.*shapes were built otherwise: num_val was 5, is now 4\. Remove"):
+        prepare(num_val=4)
+    shutil.rmtree(tmp_path / "shapes")
+    prepare(num_val=4)
+    shutil.rmtree(tmp_path / "shapes")
+    build_shards(Toy(kind="volume_classification", **TOY), tmp_path / "shapes", progress=False)
+    prepare(num_val=3)  # of shards that a command has built nothing is known, and nothing is asked
+
+
 def test_videos_are_encoded_anew_where_the_build_says_so(tmp_path, capsys):
     build = {"class_path": "Toy", "init_args": {"kind": "video_classification", **TOY, "size": 24}}
     heights = []

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torchio as tio
 from inflate3d.contracts import Features
 from inflate3d.nn import UNetDecoder, sliding_window
 from inflate3d.nn.sliding_window import window_corners
@@ -101,3 +102,22 @@ def test_windows_weigh_most_at_their_centre():
 
     answer = sliding_window(torch.zeros(1, 1, 16, 8, 8), predict, window=(8, 8, 8))
     assert (answer[0, 1, 2:14, 3:5, 3:5] > 0.5).all()
+
+
+@pytest.mark.parametrize("mode", ["average", "hann"])
+def test_windows_and_blending_are_those_of_torchios_grid_where_its_windows_are_evenly_spread(mode, monkeypatch):
+    size, window = (16, 12, 10), (8, 8, 4)
+    image = torch.rand(1, 1, *size)
+    ramp = torch.arange(8 * 8 * 4.0).reshape(window)  # the answer depends on the place in the window
+
+    def predict(patch):
+        return torch.cat([patch * ramp, -patch], dim=1)
+
+    sampler = tio.GridSampler(tio.Subject(image=tio.ScalarImage(tensor=image[0])), window, (4, 4, 2))
+    aggregator = tio.GridAggregator(sampler, overlap_mode=mode)
+    for patch in sampler:
+        aggregator.add_batch(predict(patch.image.data[None]), patch[tio.LOCATION][None])
+    weight = tio.GridAggregator._get_hann_window(window) if mode == "hann" else torch.ones(window)
+    monkeypatch.setitem(sliding_window.__globals__, "gaussian_weight", lambda _: weight)
+    answer = sliding_window(image, predict, window=window, overlap=0.5)
+    torch.testing.assert_close(answer[0], aggregator.get_output_tensor(), rtol=1e-5, atol=1e-4)

@@ -370,7 +370,7 @@ def test_unreadable_cases_are_named_after_the_others_were_done(
         ("clip", [], "no file or folder"),
         ("clip", [], "close names: 'clips'"),
         ("config.yaml", [], "is neither volume nor video"),
-        ("shadow", [], "holds no DICOM series and no file that ends in one of .nii"),
+        ("shadow", [], "(folders below it are not searched)"),
         ("raw/images", [], "Name one by --dataset: stored (volume_segmentation), even (volume_segmentation), scans"),
         ("raw/images", ["--dataset", "store"], "--dataset: unknown dataset 'store'; close names: 'stored'"),
         ("raw/images", ["--dataset", "clips"], "'clips' is of kind 'video_classification', but --input holds volumes"),

@@ -29,6 +29,15 @@ CLIP = {
 }
 
 
+def test_a_npy_is_read_as_prediction_reads_it(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(-200, 400, (6, 10, 8)).astype(np.int16)
+    np.save(tmp_path / "case.npy", values)
+    transform = InputTransform({**CT, "spacing_mm": None})
+    assert torch.equal(transform(tmp_path / "case.npy"), transform(values[None]))
+    with pytest.raises(InputError, match=r"case\.npy: a \.npy states no spacing"):
+        InputTransform(CT)(tmp_path / "case.npy")
+
+
 def test_a_file_in_any_orientation_comes_out_alike(tmp_path: Path) -> None:
     from inflate3d.data.readers import read_volume
 

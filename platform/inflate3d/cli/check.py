@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from inflate3d.data.remote import is_remote
 from inflate3d.data.sample_options import sample_options
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
+from inflate3d.models.layout import CONFIG, PREFIX
+from inflate3d.models.places import has_place
+from inflate3d.models.pretrained import find_entry
 from inflate3d.publishing.destination import parse_destination
+from inflate3d.training.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
@@ -107,8 +112,8 @@ def _check_backbone(config: Config) -> None:
     if not isinstance(name, str):
         raise InputError(f"{where} is {name!r}; expected a model's name. All names: platform models list")
     scheme, colon, path = name.partition(":")
-    if colon and scheme == "local-dir" and not Path(path).expanduser().is_dir():
-        raise InputError(f"{where}: no directory {path!r}; local-dir: wants one that `platform publish` wrote")
+    if colon and scheme == "local-dir" and not (Path(path).expanduser() / CONFIG).is_file():
+        raise InputError(f"{where}: no publication in {path!r}; local-dir: wants what `platform publish` wrote")
     check_model_name(name, where=where)
 
 
@@ -193,7 +198,10 @@ def _card(config: Config, name: str) -> DatasetCard:
         VideoEncoding.from_dict(build["video"], where=config.where(*path, "build", "video"))
     try:
         if plug_in is None or isinstance(folder, str) or (folder / "manifest.json").is_file():
-            return Manifest.load(folder).card
+            card = Manifest.load(folder).card
+            if plug_in is not None and isinstance(folder, Path):
+                check_build_record(folder, build)
+            return card
         return plug_in.load()(**build.get("init_args", {})).card
     except InputError as error:
         raise InputError(f"{config.where(*path)}: {error}") from None
@@ -223,8 +231,8 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
     stems = config.get(*path)
     shown = f"{name!r} has {len(channels)} channel{'s' * (len(channels) > 1)} ({', '.join(channels)})"
     if stems is None:
-        takes = config.get("model", "backbone", "timm_kwargs", "in_chans", default=3)
-        if len(channels) not in (1, takes):
+        takes = _channels_of_stem(config)
+        if takes is not None and len(channels) not in (1, takes):
             raise InputError(
                 f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give it one of its "
                 f"own: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
@@ -233,6 +241,19 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
         raise unknown_name("stem", card.modality, stems, where=f"{config.where(*path)}: dataset {name!r}")
     elif stems[card.modality] != len(channels):
         raise InputError(f"{config.where(*path, card.modality)} is {stems[card.modality]}, but {shown}")
+
+
+def _channels_of_stem(config: Config) -> int | None:
+    """Return what the net's own stem takes; None where only a publication knows that cannot be read from here."""
+    name = str(config.get("model", "backbone", "name"))
+    source = entry.source if (entry := find_entry(name)) else name
+    if not has_place(source):
+        return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
+    try:
+        content = json.loads((Path(source.removeprefix(PREFIX)).expanduser() / CONFIG).read_text(encoding="utf-8"))
+        return int(content["net"]["in_chans"])
+    except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+        return None
 
 
 def _check_kinds(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:

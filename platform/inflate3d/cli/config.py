@@ -2,7 +2,7 @@
 
 Files are merged from left to right before jsonargparse sees them: mappings key by key, everything else as a whole, and
 `null` deletes an entry. A file's `extends: OTHER.yaml` is merged before it. A changed class_path drops the
-init_args of the class before. Overrides come last.
+init_args of the class before, but none that is an override itself. Overrides come last.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _merge(
     config: Config, base: dict[str, Any], over: dict[str, Any], origins: dict[KeyPath, str], at: KeyPath
 ) -> None:
     if "class_path" in over and base.get("class_path") not in (None, over["class_path"]):
-        base.pop("init_args", None)  # they belong to the class before
+        _drop_arguments(config, base, (*at, "init_args"))  # they belong to the class before
     for key, value in over.items():
         here = (*at, key)
         if value is None and key in base:
@@ -112,6 +112,13 @@ def _merge(
             del config.origins[path]
         if value is not None:
             config.origins.update({p: o for p, o in origins.items() if p[: len(here)] == here})
+
+
+def _drop_arguments(config: Config, base: dict[str, Any], at: KeyPath) -> None:
+    """Drop what files say below `at`; what options say is meant for the new class, also where it stands before it."""
+    given = {k: v for k, v in base.pop(at[-1], {}).items() if config.origins.get((*at, k), "").startswith("--")}
+    if given:
+        base[at[-1]] = given
 
 
 def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:

@@ -79,6 +79,9 @@ def _run(args: argparse.Namespace) -> None:
     else:
         print(f"published: {place}" + ("" if outcome.changed else " (nothing changed)"))
     if outcome.is_private:
-        print("marked private: the card of a dataset forbids publishing weights trained on it (see its README.md)")
+        print(
+            "marked private, for this machine alone: a dataset's card does not say that weights trained on it may be "
+            "published (see README.md there). Your own data: build.init_args weights_may_be_published and licence"
+        )
     if not args.dry_run:
-        print(f"load it: inflate3d.create_model('{outcome.address}', pretrained=True)")
+        print(f"load it: inflate3d.{outcome.loader}('{outcome.address}', pretrained=True)")

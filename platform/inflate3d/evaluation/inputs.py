@@ -51,7 +51,10 @@ def families(path: Path) -> set[Family]:
         return found or {"volume"}
     allowed = ", ".join(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
     if path.is_dir():
-        raise InputError(f"--input: {path} holds no DICOM series and no file that ends in one of {allowed}")
+        raise InputError(
+            f"--input: {path} holds no DICOM series and no file that ends in one of {allowed} "
+            "(folders below it are not searched)"
+        )
     raise InputError(f"--input: {path} is neither volume nor video; allowed: {allowed}, or a folder of DICOM slices")
 
 

@@ -1,4 +1,9 @@
-"""Prediction of a whole volume from overlapping windows, blended by a Gaussian."""
+"""Prediction of a whole volume from overlapping windows, blended by a Gaussian.
+
+TorchIO's GridSampler and GridAggregator do the same for one Subject on the CPU, for even overlaps and images that are
+not smaller than the window. This takes batches where they are, so that validation, prediction and published segmenters
+share it. Where TorchIO's windows are evenly spread both agree (a test); on real volumes: docs/LOG.md, 2026-11-25.
+"""
 
 # B batch, C channels, K classes, D H W voxels.
 

@@ -32,13 +32,17 @@ from inflate3d.publishing.precision import Precision, rounded, stored
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a publication did. changed: False where these very files were there already; files: their sizes in bytes."""
+    """What a publication did. changed: False where these very files were there already; files: their sizes in bytes.
+
+    loader: the function of inflate3d that loads all that its own dataset has, create_segmenter where that is a decoder.
+    """
 
     address: str
     folder: Path | None
     changed: bool
     is_private: bool
     files: dict[str, int]
+    loader: str = "create_model"
 
 
 def publish(
@@ -138,7 +142,9 @@ def export(
         changed = not is_there(staging, place)
         if changed and not dry_run:
             deliver(staging, place)
-    return Outcome(place.address, place.folder, changed, is_private, files)
+    own_head = config["heads"].get(config["input"].get("domain"), {})
+    loader = "create_segmenter" if own_head.get("type") == "unet" else "create_model"
+    return Outcome(place.address, place.folder, changed, is_private, files, loader)
 
 
 class _staging:

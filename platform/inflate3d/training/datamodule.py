@@ -34,6 +34,7 @@ from inflate3d.data.stream import EvalStream, Source, TrainStream
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch, Triple
+from inflate3d.training.build_record import check_build_record, write_build_record
 from inflate3d.training.step_meter import TimedLoader
 from inflate3d.training.stop_signals import shield_worker
 
@@ -126,7 +127,9 @@ class DataModule(pl.LightningDataModule):
             folder = self.shards_of(name)
             if config.build is None or isinstance(folder, str):
                 continue
-            if not (folder / MANIFEST_FILE).is_file():
+            if (folder / MANIFEST_FILE).is_file():
+                check_build_record(folder, config.build)
+            else:
                 from inflate3d.data.reencode import VideoEncoding
                 from inflate3d.data.shard_writer import build_shards
 
@@ -134,6 +137,7 @@ class DataModule(pl.LightningDataModule):
                 video = config.build.get("video")
                 encoding = video and VideoEncoding.from_dict(video, where=f"data.datasets.{name}.build.video")
                 build_shards(dataset(**config.build.get("init_args", {})), folder, video=encoding)
+                write_build_record(folder, config.build)
 
     def shards_of(self, name: str) -> Path | str:
         """Return the folder or address of a dataset's shards."""

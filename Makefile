@@ -56,7 +56,7 @@ lock: install
 	  $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-# Builds and runs every net that timm and torchvision register, without data, in five ways; takes an hour.
+# Builds and runs every net that timm and torchvision register, without data, in three ways; takes hours, goes on where it stopped.
 architectures: install
 	$(BIN)/python -m inflate3d.models.survey
 

@@ -23,7 +23,8 @@ def test_what_fails_is_named_and_counted(monkeypatch):
 
     monkeypatch.setattr(survey, "create_model", create_model)
     found = survey.survey("test_resnet")
-    assert found.failures == ["test_resnet (in_chans=4): RuntimeError: four channels are too many"]
+    assert found.failures == ["test_resnet (in_chans=4, num_classes=0): RuntimeError: four channels are too many"]
+    assert survey.Survey.from_json(found.to_json()) == found
     head, _columns, line = survey.render([found]).splitlines()
     assert "; 0 of 1 names build and run" in head
     assert ": 1 failures;" in head

@@ -1,7 +1,7 @@
 """What is known of each 2D architecture without building it: family, parameters, levels, how time is mixed.
 
 The table beside this file is written by `make architectures` (inflate3d.models.survey), which builds every net without
-data; that takes an hour, reading it a millisecond. No torch here: lists answer at once.
+data; that takes hours, reading it a millisecond. No torch here: lists answer at once.
 """
 
 from __future__ import annotations

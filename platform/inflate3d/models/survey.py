@@ -1,20 +1,29 @@
 """Builds and runs every architecture without data, in every way that a caller may ask for one, and writes the table.
 
-python -m inflate3d.models.survey
+python -m inflate3d.models.survey: one process a core. What each name gave is kept in a file as it comes, so that a run
+that stopped goes on.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,8 +32,8 @@ from inflate3d.models.architectures import COLUMNS, TABLE, Architecture
 from inflate3d.models.create import create_model
 from inflate3d.models.names import list_models
 
-WAYS: tuple[dict[str, Any], ...] = ({"features_only": True}, {"in_chans": 1}, {"in_chans": 4}, {"num_classes": 0})
-"""What is asked of a net beside plan isotropic alone."""
+WAYS: tuple[dict[str, Any], ...] = ({"features_only": True, "in_chans": 1}, {"in_chans": 4, "num_classes": 0})
+"""What is asked of a net beside plan isotropic alone; in_chans 1 alone where timm offers no features_only."""
 
 _NOT_BUILT = (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, TypeError)
 
@@ -35,6 +44,16 @@ class Survey(NamedTuple):
     line: Architecture
     offers_features: bool
     failures: list[str]
+
+    def to_json(self) -> str:
+        """Return a line of the file of what was found."""
+        return json.dumps({**self._asdict(), "line": self.line.to_line()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Survey:
+        """Read such a line."""
+        found = json.loads(text)
+        return cls(Architecture.from_line(found["line"]), found["offers_features"], found["failures"])
 
 
 class _AttentionCalls(TorchFunctionMode):
@@ -70,7 +89,8 @@ def _survey(name: str) -> Survey:
         net_of_way, failure = _tried(name, **way)
         if net_of_way is None and "features_only" in way and is_timm and not _offers_features(name):
             offers_features = False
-        elif net_of_way is None:
+            net_of_way, failure = _tried(name, in_chans=way["in_chans"])
+        if net_of_way is None:
             failures.append(failure)
     info = getattr(net_2d, "feature_info", None) or []
     line = Architecture(
@@ -122,18 +142,41 @@ def _kinds(net: nn.Module) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the table, and print what failed; takes minutes."""
-    warnings.filterwarnings("ignore")
-    found: list[Survey] = []
+    """Survey what the file of rows lacks, then write the table: python -m inflate3d.models.survey; takes hours."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--rows", type=Path, default=Path("build/architectures.jsonl"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one a core")
+    args = parser.parse_args()
     names = list_models()
-    for count, name in enumerate(names, 1):
-        found.append(survey(name))
-        for failure in found[-1].failures:
-            print(failure, flush=True)
-        if count % 100 == 0:
-            print(f"{count} of {len(names)}", file=sys.stderr)
-    TABLE.write_text(render(found), encoding="utf-8")
-    sys.exit(any(each.failures for each in found))
+    found = load_rows(args.rows)
+    args.rows.parent.mkdir(parents=True, exist_ok=True)
+    # Not fork: torch has threads. One task a name; a child ends after some, for what torch keeps of each net adds up.
+    with (
+        ProcessPoolExecutor(args.processes, get_context("spawn"), initializer=_quiet, max_tasks_per_child=50) as pool,
+        args.rows.open("a", encoding="utf-8") as stream,
+    ):
+        waiting = [pool.submit(survey, name) for name in names if name not in found]
+        console = Console(stderr=True)
+        for done in track(as_completed(waiting), description="architectures", total=len(waiting), console=console):
+            row = done.result()
+            found[row.line.name] = row
+            stream.write(row.to_json() + "\n")
+            stream.flush()
+    rows = [found[name] for name in names]
+    TABLE.write_text(render(rows), encoding="utf-8")
+    print(*(failure for row in rows for failure in row.failures), sep="\n")
+    sys.exit(any(row.failures for row in rows))
+
+
+def load_rows(file: Path) -> dict[str, Survey]:
+    """Return what a file holds, by name; nothing if there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {row.line.name: row for row in map(Survey.from_json, lines)}
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
 
 
 def render(found: list[Survey]) -> str:
@@ -142,9 +185,9 @@ def render(found: list[Survey]) -> str:
     failures = sum(len(each.failures) for each in found)
     without_maps = sum(not each.offers_features for each in found)
     counts = (
-        f"{sum(not each.failures for each in found)} of {len(found)} names build and run, as they are and with "
-        f"features_only (which timm does not offer for {without_maps}), in_chans 1 and 4, and num_classes 0: "
-        f"{failures} failures"
+        f"{sum(not each.failures for each in found)} of {len(found)} names build and run, as they are, with "
+        f"features_only (which timm does not offer for {without_maps}) and in_chans 1, with in_chans 4 and "
+        f"num_classes 0: {failures} failures"
     )
     lines = [f"# {versions}; {counts}; written by: make architectures", "\t".join(COLUMNS)]
     return "\n".join([*lines, *(each.line.to_line() for each in found)]) + "\n"

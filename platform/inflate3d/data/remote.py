@@ -15,7 +15,8 @@ from inflate3d.errors import InputError
 T = TypeVar("T")
 TRIES = 5
 _CONNECT_S, _READ_S = 10, 30
-_STEP = 8 * 2**20  # what a service that is no web server is asked for at once; past that the tries count anew
+_STEP = 8 * 2**20  # what a service that is no web server is asked for at once
+_ENOUGH = 2**16  # bytes of one try after which the tries count anew
 _HTTP = ("http://", "https://")
 
 
@@ -37,16 +38,16 @@ class RemoteFolder:
 
         Raises InputError if several tries in a row bring next to nothing.
         """
-        where, done, last, failures = f"{self.url}/{name}", start, start, 0
+        where, done, failures = f"{self.url}/{name}", start, 0
         while True:
+            begun = done
             try:
                 for piece in self._pieces(name, done, stop):
                     done += len(piece)
                     yield piece
                 return
             except Exception as fault:
-                failures = 1 if done - last >= _STEP else failures + 1
-                last = done if failures == 1 else last
+                failures = 1 if done - begun >= _ENOUGH else failures + 1
                 _wait_or_raise(where, fault, failures)
 
     def _pieces(self, name: str, start: int, stop: int) -> Iterator[bytes]:

@@ -29,6 +29,8 @@ from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
+Place = tuple[int, int, int, int]
+"""(epoch, position, shard, index) of a sample in its order."""
 _BATCHES_AHEAD = 16
 
 
@@ -126,7 +128,7 @@ class TrainStream(IterableDataset[Batch]):
         source = self.sources[name]
         share = source.batch_size // self.world_size
         slots = source.order.slots(number * source.batch_size + self.rank * share, share)
-        places = [tuple(int(n) for n in slot) for slot in zip(*slots, strict=True)]
+        places = [(int(e), int(p), int(s), int(i)) for e, p, s, i in zip(*slots, strict=True)]
         return collate(source, places, self._memory, micro_batch=micro_batch)
 
 
@@ -166,8 +168,8 @@ class EvalStream(Dataset[Batch]):
         return collate(source, places, self._memory, micro_batch=-1)
 
 
-def collate(source: Source, places: Sequence[tuple[int, ...]], memory: BatchMemory, *, micro_batch: int) -> Any:
-    """Build the batch of some places (epoch, position, shard, index).
+def collate(source: Source, places: Sequence[Place], memory: BatchMemory, *, micro_batch: int) -> Any:
+    """Build the batch of some places of an order.
 
     All but the first sample, which tells the shape, are made where they stay. Raises StreamError if shapes differ.
     """

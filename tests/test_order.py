@@ -93,10 +93,8 @@ def in_worker(stream: TrainStream, worker: int, workers: int) -> Iterator[tuple[
     """The stream as DataLoader's worker process runs it; 0 workers: in the process itself."""
     info = None if workers == 0 else SimpleNamespace(id=worker, num_workers=workers)
 
-    def collate(samples: Any, count: int, source: Any, *, micro_batch: int) -> Any:
-        found = list(samples)
-        assert len(found) == count
-        return micro_batch, source.name, found
+    def collate(makers: Any, source: Any, memory: Any, *, micro_batch: int) -> Any:
+        return micro_batch, source.name, [make() for make in makers]
 
     it = iter(stream)
     while True:

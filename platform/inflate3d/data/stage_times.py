@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inflate3d.data.batch_memory import BatchMemory
 from inflate3d.data.chunked import ChunkedArray
 from inflate3d.data.seeds import mix
 from inflate3d.data.stream import Source, collate
@@ -41,7 +42,7 @@ def measure_stages(source: Source, num_samples: int) -> StageTimes:
 
     The source is of no use afterwards: its stage is wrapped. Raises InputError if every sample is broken.
     """
-    clock = _Clock()
+    clock, memory = _Clock(), BatchMemory()
     _wrap(source.stage, clock)
     size, warm_up = min(source.batch_size, num_samples), min(4, num_samples)
     slots = source.order.slots(0, warm_up + num_samples)
@@ -58,13 +59,17 @@ def measure_stages(source: Source, num_samples: int) -> StageTimes:
             continue
         made += 1
         if len(samples) == size:
-            clock.timed("collate", collate)(iter(samples), size, source, micro_batch=-1)
+            clock.timed("collate", _collate)(samples, source, memory)
             samples = []
     if not made:
         raise InputError(f"dataset {source.name!r}: all of {broken} samples are broken, the last: {fault}")
     if samples:
-        clock.timed("collate", collate)(iter(samples), len(samples), source, micro_batch=-1)
+        clock.timed("collate", _collate)(samples, source, memory)
     return StageTimes({stage: 1e3 * clock.seconds.get(stage, 0.0) / made for stage in STAGES}, made, broken)
+
+
+def _collate(samples: Sequence[Sample], source: Source, memory: BatchMemory) -> None:
+    collate([lambda out=None, made=made: made for made in samples], source, memory, micro_batch=-1)
 
 
 class _Clock:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,6 @@ from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Sample
 
 log = logging.getLogger(__name__)
-Place = tuple[int, int, int, int]
-"""(epoch, position, shard, index) of a sample in its order."""
 _BATCHES_AHEAD = 16
 
 
@@ -128,8 +127,9 @@ class TrainStream(IterableDataset[Batch]):
         source = self.sources[name]
         share = source.batch_size // self.world_size
         slots = source.order.slots(number * source.batch_size + self.rank * share, share)
-        places = [(int(e), int(p), int(s), int(i)) for e, p, s, i in zip(*slots, strict=True)]
-        return collate(source, places, self._memory, micro_batch=micro_batch)
+        numbers = zip(*(column.tolist() for column in slots), strict=True)
+        makers = [partial(source.sample, epoch, *place) for epoch, *place in numbers]
+        return collate(makers, source, self._memory, micro_batch=micro_batch)
 
 
 class EvalStream(Dataset[Batch]):
@@ -164,22 +164,22 @@ class EvalStream(Dataset[Batch]):
     def __getitem__(self, i: int) -> Batch:
         name, numbers = self._batches[i]
         source = self.sources[name]
-        places = [(0, int(n), *source.order.stored(int(n))) for n in numbers]
-        return collate(source, places, self._memory, micro_batch=-1)
+        makers = [partial(source.sample, 0, int(n), *source.order.stored(int(n))) for n in numbers]
+        return collate(makers, source, self._memory, micro_batch=-1)
 
 
-def collate(source: Source, places: Sequence[Place], memory: BatchMemory, *, micro_batch: int) -> Any:
-    """Build the batch of some places of an order.
+def collate(makers: Sequence[Callable[..., Sample]], source: Source, memory: BatchMemory, *, micro_batch: int) -> Any:
+    """Build a batch of what some calls make, in one place.
 
-    All but the first sample, which tells the shape, are made where they stay. Raises StreamError if shapes differ.
+    All but the first sample, which tells the shape, are made there (`out`). Raises StreamError if shapes differ.
     """
-    first = source.sample(*places[0])
-    shape, target_shape = ((len(places), *getattr(part, "shape", ())) for part in (first.image, first.target))
+    first = makers[0]()
+    shape, target_shape = ((len(makers), *getattr(part, "shape", ())) for part in (first.image, first.target))
     place = memory.take(shape, target_shape)
     image, target, spacing_mm = place.tensors()
     spacings, keys = [], []
-    for i, slot in enumerate(places):
-        sample = source.sample(*slot, out=image[i]) if i else first
+    for i, make in enumerate(makers):
+        sample = make(out=image[i]) if i else first
         if sample.image.shape != image.shape[1:]:
             raise StreamError(
                 f"dataset {source.name!r}: sample {sample.key!r} is {tuple(sample.image.shape)} along (C, D, H, W), "

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -150,15 +149,12 @@ def main() -> None:
     names = list_models()
     found = load_rows(args.rows)
     args.rows.parent.mkdir(parents=True, exist_ok=True)
-    # Not fork: torch has threads. One task a name; a child ends after some, for what torch keeps of each net adds up.
-    with (
-        ProcessPoolExecutor(args.processes, get_context("spawn"), initializer=_quiet, max_tasks_per_child=50) as pool,
-        args.rows.open("a", encoding="utf-8") as stream,
-    ):
-        waiting = [pool.submit(survey, name) for name in names if name not in found]
-        console = Console(stderr=True)
-        for done in track(as_completed(waiting), description="architectures", total=len(waiting), console=console):
-            row = done.result()
+    waiting = [name for name in names if name not in found]
+    # Not fork: torch has threads. A child ends after some names, for what torch keeps of each net adds up.
+    pool = get_context("spawn").Pool(args.processes, initializer=_quiet, maxtasksperchild=50)
+    with pool, args.rows.open("a", encoding="utf-8") as stream:
+        done = pool.imap_unordered(survey, waiting)
+        for row in track(done, description="architectures", total=len(waiting), console=Console(stderr=True)):
             found[row.line.name] = row
             stream.write(row.to_json() + "\n")
             stream.flush()

@@ -233,6 +233,9 @@ def test_a_submission_freezes_the_config_and_a_second_one_is_refused_while_the_f
     assert "job 4711 is PENDING and writes there" in capsys.readouterr().err
     assert main(["status", str(run)]) == 0
     assert capsys.readouterr().out.startswith("job        4711 PENDING because of Priority\n")
+    (stand_in / "queue").write_text("4711|PENDING|None||1:00:00\n")
+    assert main(["status", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("job        4711 PENDING\n")
     (stand_in / "queue").unlink()
     (stand_in / "refuse").touch()
     assert main(FIT) == 2

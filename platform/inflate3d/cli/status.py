@@ -71,8 +71,8 @@ def _job_rows(record: JobRecord | None, states: list[JobState], folder: Path) ->
     rows = []
     for state in states:
         parts = [f"{state.id} {state.state}"]
-        if state.state == "PENDING" and state.reason != "None":  # so says SLURM before it has looked
-            parts.append(f"because of {state.reason}")
+        if state.state == "PENDING":
+            parts += [f"because of {state.reason}"] * (state.reason != "None")  # so says SLURM before it has looked
         elif state.is_alive:
             parts.append(f"on {state.nodes}, {state.left} of {record.time} left")
         rows.append(("job", " ".join(parts)))

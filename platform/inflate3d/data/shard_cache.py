@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import queue
 import threading
@@ -28,6 +29,7 @@ from inflate3d.data.manifest import ShardEntry
 from inflate3d.data.remote import RemoteFolder
 from inflate3d.errors import InputError
 
+log = logging.getLogger(__name__)
 GB = 10**9
 _STEP = 8 * 2**20
 _FETCHES = 4  # at a time in each process: far servers answer late
@@ -102,14 +104,17 @@ class ShardCache:
         while True:
             remote, entry, fetch = ahead.get()
             if fetch.set_running_or_notify_cancel():  # else who needs it fetches it himself
-                with suppress(InputError, OSError):
+                try:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     handle = self._whole(entry)
                     if handle is None:
                         handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
                     if handle is not None:
                         os.close(handle)
-                fetch.set_result(None)
+                except Exception:  # who reads it meets the fault himself, and tells of it
+                    log.debug("%s was not fetched ahead", entry.file, exc_info=True)
+                finally:  # else who waits for it would wait in vain
+                    fetch.set_result(None)
             self._fetches.pop(entry.sha256, None)
 
     def _whole(self, entry: ShardEntry) -> int | None:

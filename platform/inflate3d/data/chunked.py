@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import xxhash
+from xxhash import xxh3_64_hexdigest
 
 SUFFIX = ".b2nd"
 CHUNK = 64
@@ -29,7 +29,7 @@ class ChunkError(ValueError):
 
 @dataclass(frozen=True)
 class Region:
-    """A member of `size` bytes that is read in pieces: read(offset, size) -> bytes."""
+    """A member of `size` bytes that is read in pieces: read(offset, size) -> bytes, gone with the next call."""
 
     size: int
     read: Callable[[int, int], memoryview]
@@ -106,15 +106,16 @@ class ChunkedArray:
         slices = [slice(None)] * (self.ndim - len(slices)) + slices
         spans = [s.indices(n)[:2] for s, n in zip(slices, self.shape, strict=True)]
         out = np.empty([max(0, stop - start) for start, stop in spans], self.dtype)
-        touched = [range(a // c, -(-b // c)) for (a, b), c in zip(spans, self.chunk, strict=True)]
-        for place in itertools.product(*touched):
-            begins = [i * c for i, c in zip(place, self.chunk, strict=True)]
-            inside, outside = [], []
-            for (a, b), begin, c in zip(spans, begins, self.chunk, strict=True):
-                low, high = max(a, begin), min(b, begin + c)
-                inside.append(slice(low - begin, high - begin))
-                outside.append(slice(low - a, high - a))
-            out[tuple(outside)] = self.decode(int(np.ravel_multi_index(place, self._counts)))[tuple(inside)]
+        memory = np.empty(
+            self.chunk, self.dtype
+        )  # one for all chunks: new pages cost more than to decompress into them
+        cuts = [_cuts(span, c) for span, c in zip(spans, self.chunk, strict=True)]
+        for cut in itertools.product(*cuts):
+            number = 0
+            for (i, *_), count in zip(cut, self._counts, strict=True):
+                number = number * count + i
+            _, inside, outside = zip(*cut, strict=True)
+            out[outside] = self.decode(number, memory)[inside]
         return out
 
     def min(self, axis: Any = None, keepdims: bool = True) -> np.ndarray:
@@ -141,14 +142,17 @@ class ChunkedArray:
             number -= here
         raise ChunkError(f"no voxel {number} of label {label}")
 
-    def decode(self, i: int) -> np.ndarray:
-        """Return one whole chunk, padded as it is stored. Raises ChunkError if its bytes are not those written."""
+    def decode(self, i: int, memory: np.ndarray | None = None) -> np.ndarray:
+        """Return one whole chunk, padded as it is stored, in `memory` if that is given and the chunk is stored.
+
+        Raises ChunkError if its bytes are not those written.
+        """
         import blosc2
 
         try:
             offset, size, expected = self.places[i]
             if size == 0:
-                return np.full(self.chunk, offset, self.dtype)
+                return np.broadcast_to(np.asarray(offset, self.dtype), self.chunk)
             inside = isinstance(offset, int) and isinstance(size, int) and size >= _HEADER
             inside = inside and 0 <= offset <= offset + size <= self._region.size
         except (TypeError, ValueError, OverflowError) as fault:
@@ -156,9 +160,9 @@ class ChunkedArray:
         if not inside:
             raise ChunkError(f"chunk {i} lies outside its member")
         content = self._region.read(offset, size)
-        if xxhash.xxh3_64_hexdigest(content) != expected:
+        if xxh3_64_hexdigest(content) != expected:
             raise ChunkError(f"chunk {i} differs from what was written")
-        out = np.empty(self.chunk, self.dtype)
+        out = np.empty(self.chunk, self.dtype) if memory is None else memory
         stated = int.from_bytes(content[4:8], "little"), int.from_bytes(content[12:16], "little")
         if stated != (out.nbytes, size):
             raise ChunkError(f"chunk {i} states {stated} bytes; expected {(out.nbytes, size)}")
@@ -173,7 +177,7 @@ def _places(stored: Any, frame: bytes, array: np.ndarray, shape: tuple[int, ...]
     for i, box in enumerate(_boxes(array.shape, shape)):
         chunk = bytes(stored.schunk.get_chunk(i))
         if frame[position : position + len(chunk)] == chunk:
-            places.append([position, len(chunk), xxhash.xxh3_64_hexdigest(chunk)])
+            places.append([position, len(chunk), xxh3_64_hexdigest(chunk)])
             position += len(chunk)
         else:
             part = array[box]
@@ -187,6 +191,16 @@ def _boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Any:
     steps = [range(0, n, c) for n, c in zip(shape, chunk, strict=True)]
     for begins in itertools.product(*steps):
         yield tuple(slice(b, min(b + c, n)) for b, c, n in zip(begins, chunk, shape, strict=True))
+
+
+def _cuts(span: tuple[int, int], chunk: int) -> list[tuple[int, slice, slice]]:
+    """Return each chunk that a span of one axis touches: its number, where in the chunk, where in the span."""
+    start, stop = span
+    begins = [(i, i * chunk) for i in range(start // chunk, -(-stop // chunk))]
+    lows_highs = [(i, begin, max(start, begin), min(stop, begin + chunk)) for i, begin in begins]
+    return [
+        (i, slice(low - begin, high - begin), slice(low - start, high - start)) for i, begin, low, high in lows_highs
+    ]
 
 
 def _count(part: np.ndarray) -> list[list[int]]:

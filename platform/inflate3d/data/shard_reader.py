@@ -128,7 +128,7 @@ class ShardReader:
 
     def _region(self, shard: int, offset: int, size: int) -> Region:
         """Return a member that is read in pieces, each checked by who reads it."""
-        return Region(size, lambda start, count: self._read(shard, offset + start, count, False))
+        return Region(size, lambda start, count: self._read(shard, offset + start, count, self._chunk_memory))
 
     def _read_chunked(
         self, shard: int, key: str, members: list[tuple[str, int, int, int]], borrow: bool
@@ -147,7 +147,7 @@ class ShardReader:
         if not suffixes:
             return {}
         start = places[0]
-        content = self._read(shard, start, places[-3] + places[-2] - start, borrow)
+        content = self._read(shard, start, places[-3] + places[-2] - start, self._memory if borrow else None)
         views: dict[str, memoryview | Region] = {}
         at = iter(places)
         for suffix, offset, size, expected in zip(suffixes, at, at, at):  # noqa: B905 - this is faster
@@ -165,19 +165,15 @@ class ShardReader:
         if self.remote is not None:  # a file in use cannot be evicted from the cache: one at a time
             self._files = _OneFile(self._open_file, os.close)
         self._maps: _Recent[memoryview] = _Recent(_OPEN_SHARDS, self._open_map, lambda _: None)
-        self._memory = np.empty(0, np.uint8).data
+        self._memory, self._chunk_memory = _Memory(), _Memory()  # two, for a chunk is read while members are in use
         self._failed: dict[int, str] = {}
 
-    def _read(self, shard: int, offset: int, size: int, borrow: bool) -> memoryview:
-        if borrow and size >= _MAP_FROM_BYTES and self.remote is None:
+    def _read(self, shard: int, offset: int, size: int, memory: _Memory | None) -> memoryview:
+        """Return bytes of a tar: the caller's own, or read-only in `memory` or mapped, and gone with its next read."""
+        if memory is not None and size >= _MAP_FROM_BYTES and self.remote is None:
             return self._map(shard, offset, size)
         handle, done = self._files[shard], 0  # first: its size is checked before any memory is asked for
-        if borrow:
-            if len(self._memory) < size:
-                self._memory = np.empty(max(size, _MAP_FROM_BYTES), np.uint8).data
-            content = self._memory[:size]
-        else:
-            content = np.empty(size, np.uint8).data
+        content = np.empty(size, np.uint8).data if memory is None else memory.first(size)
         try:
             while done < size:
                 count = os.preadv(handle, [content[done:] if done else content], offset + done)
@@ -186,7 +182,7 @@ class ShardReader:
                 done += count
         except OSError as fault:
             raise BrokenSample(f"{self._where(shard)}: {fault.strerror}") from fault
-        return content.toreadonly() if borrow else content
+        return content if memory is None else content.toreadonly()
 
     def _map(self, shard: int, offset: int, size: int) -> memoryview:
         """Return a view of the page cache: no copy. The file's size is asked first, for a read past its end kills."""
@@ -243,6 +239,19 @@ def _read_index(folder: str | Path, entry: ShardEntry) -> bytes:
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
         raise BrokenSample(f"{path}: differs from what was written. See: platform shards check {folder}")
     return content
+
+
+class _Memory:
+    """Memory that is used again and grows."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(_MAP_FROM_BYTES, np.uint8).data
+
+    def first(self, size: int) -> memoryview:
+        """Return its first bytes."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8).data
+        return self._bytes[:size]
 
 
 class _Recent(dict[int, T]):

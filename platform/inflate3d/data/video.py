@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     import av
 
+Pixels = Callable[["av.VideoFrame"], np.ndarray]
 Source = bytes | memoryview | str | Path
 # Without this list a text file could pass for a play list, and FFmpeg would open the files and addresses in it.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,gif,ivf"
@@ -62,11 +63,11 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
         if packets.shown and max(wanted) >= len(packets.shown):
             last = len(packets.shown) - 1
             raise InputError(f"{_name(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-        size = _size(stream, short_side)
-        frames = _decode_window(stream, packets, wanted, size) if packets.shown else None
+        pixels = _to_rgb(_size(stream, short_side))
+        frames = _decode_window(stream, packets, wanted, pixels) if packets.shown else None
         if frames is None:
             stream.codec_context.flush_buffers()
-            frames = _keep(enumerate(_decoded(stream, packets.data)), wanted, size)
+            frames = _keep(enumerate(_decoded(stream, packets.data)), wanted, pixels)
     if missing := sorted(wanted - frames.keys()):
         raise InputError(f"{_name(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
     return np.stack([frames[i] for i in indices])
@@ -99,7 +100,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 
 def _decode_window(
-    stream: av.VideoStream, packets: _Packets, wanted: set[int], size: tuple[int, int]
+    stream: av.VideoStream, packets: _Packets, wanted: set[int], pixels: Pixels
 ) -> dict[int, np.ndarray] | None:
     """Decode from the last key frame at or before the first frame; None if frames do not come as their stamps say."""
     first = packets.shown[min(wanted)]
@@ -110,7 +111,7 @@ def _decode_window(
     begin, number = bisect_left(packets.shown, stamp), {stamp: i for i, stamp in enumerate(packets.shown)}
     # Frames shown before the key frame may refer to what was not decoded.
     after = ((_number(f, number), f) for f in _decoded(stream, packets.data[key:]))
-    frames = _keep(((i, f) for i, f in after if not 0 <= i < begin), wanted, size, in_steps_of_one=True)
+    frames = _keep(((i, f) for i, f in after if not 0 <= i < begin), wanted, pixels, in_steps_of_one=True)
     return frames if len(frames) == len(wanted) else None
 
 
@@ -126,7 +127,7 @@ def _decoded(stream: av.VideoStream, packets: Sequence[av.Packet]) -> Iterator[a
 def _keep(
     numbered: Iterable[tuple[int, av.VideoFrame]],
     wanted: set[int],
-    size: tuple[int, int],
+    pixels: Pixels,
     *,
     in_steps_of_one: bool = False,
 ) -> dict[int, np.ndarray]:
@@ -138,7 +139,7 @@ def _keep(
             break
         before = i
         if i in wanted:
-            frames[i] = _pixels(frame, size)
+            frames[i] = pixels(frame)
         if len(frames) == len(wanted):
             break
     return frames
@@ -172,9 +173,14 @@ def _size(stream: av.VideoStream, short_side: int | None) -> tuple[int, int]:
     return max(1, round(stream.height * scale)), max(1, round(stream.width * scale))
 
 
-def _pixels(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
+def _to_rgb(size: tuple[int, int]) -> Pixels:
+    """Return what makes a frame RGB of one size. What it sets up for that serves all frames, and takes one thread."""
+    from av.video.reformatter import VideoReformatter
+
     height, width = size
-    return frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+    how = {"width": width, "height": height, "format": "rgb24", "interpolation": "BILINEAR", "threads": 1}
+    reformat = VideoReformatter().reformat
+    return lambda frame: reformat(frame, **how).to_ndarray()
 
 
 def _name(source: Source) -> str:

@@ -78,6 +78,7 @@ class _Writer:
         self, container: Any, rate: Fraction, size: tuple[int, int], encoding: VideoEncoding, first: av.VideoFrame
     ) -> None:
         import av
+        from av.video.reformatter import VideoReformatter
 
         if "libx264" not in av.codecs_available:
             raise InputError("this build of FFmpeg has no x264, which re-encoding needs; leave --video_gop out")
@@ -98,10 +99,12 @@ class _Writer:
             with suppress(AttributeError, ValueError):
                 setattr(context, name, getattr(first, name))
         self.container, self.size = container, size
+        self.reformat = VideoReformatter().reformat
 
     def add(self, frame: av.VideoFrame, number: int) -> None:
         height, width = self.size
-        scaled = frame.reformat(width=width, height=height, format="yuv420p", interpolation="BICUBIC")
+        # One thread: with several the pixels depend on how many cores there are.
+        scaled = self.reformat(frame, width, height, format="yuv420p", interpolation="BICUBIC", threads=1)
         scaled.pts, scaled.time_base = number, self.stream.codec_context.time_base
         scaled.pict_type = 0  # the encoder chooses; the old file's key frames are not kept
         self.container.mux(self.stream.encode(scaled))

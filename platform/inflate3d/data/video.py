@@ -174,7 +174,10 @@ def _size(stream: av.VideoStream, short_side: int | None) -> tuple[int, int]:
 
 
 def _to_rgb(size: tuple[int, int]) -> Pixels:
-    """Return what makes a frame RGB of one size. What it sets up for that serves all frames, and takes one thread."""
+    """Return what makes a frame RGB of one size. What it sets up for that serves all frames.
+
+    One thread: with several the pixels of a scaled frame depend on how many cores there are.
+    """
     from av.video.reformatter import VideoReformatter
 
     height, width = size

@@ -65,8 +65,10 @@ def test_state_survives_a_round_trip_whatever_domain_was_active():
     assert not any(k.endswith("running_mean") for k in a.state_dict())
 
 
-def test_frozen_norms_never_move():
-    backbone = make("frozen").train()
+@pytest.mark.parametrize("told", [False, True], ids=["as it is built", "told to train"])
+def test_frozen_norms_never_move(told: bool):
+    backbone = make("frozen")
+    backbone = backbone.train() if told else backbone
     before = backbone.net.bn1.running_mean.clone()
     backbone(torch.randn(2, 3, 8, 32, 32) + 5, domain="clips")
     assert torch.equal(backbone.net.bn1.running_mean, before)

@@ -88,6 +88,7 @@ class Backbone(nn.Module):
         for module in self.net.modules():
             if hasattr(module, "make_domains"):
                 module.make_domains(len(cards))  # type: ignore[operator]
+        self.train(self.training)  # a fresh module trains without being told to, and so would frozen norms
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""

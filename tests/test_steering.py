@@ -276,6 +276,25 @@ def test_the_average_follows_the_formula_and_is_what_is_scored_and_published(sha
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], averaged)
 
 
+def test_a_checkpoint_from_within_a_validation_holds_the_weights_that_train(shards, tmp_path):
+    module, trained = toy_module(), []
+
+    class ToyStop(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.mine = {name: value.clone() for name, value in pl_module.state_dict().items()}
+
+        def on_validation_batch_start(self, trainer, pl_module, *args):
+            trained.append(self.mine)
+            trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    ema = EMA(decay=0.5)
+    fit(shards, tmp_path, module, ToyStop(), ema, limit_val_batches=1, val_check_interval=3)
+    state = torch.load(tmp_path / "within.ckpt", weights_only=True)
+    assert all(torch.equal(value, state["state_dict"][name]) for name, value in trained[-1].items())
+    name = "heads.shape.shapes.linear.weight"
+    assert not torch.equal(state["ema"]["weights"][name], trained[-1][name])
+
+
 def test_the_average_goes_on_bit_for_bit(shards, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     writer = CheckpointWriter(every_steps=2)

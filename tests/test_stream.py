@@ -232,6 +232,14 @@ def test_past_the_budget_the_stream_ends_with_one_message(broken, workers):
     assert "Traceback" not in str(caught.value)
 
 
+def test_a_set_of_which_nothing_is_whole_is_an_error_whatever_the_budget(broken):
+    folder, _ = broken
+    for tar in (folder / "shapes").glob("train-*.tar"):
+        tar.unlink()
+    with pytest.raises(StreamError, match="22 broken samples of 22, more than the 21 allowed"):
+        take(one(folder, max_broken=100), 6)
+
+
 class ToyShapes(AbstractDataset):
     """Volumes of three different shapes."""
 

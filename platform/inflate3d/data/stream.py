@@ -80,10 +80,12 @@ class Source:
     def _count(self, shard: int, index: int, fault: InputError) -> None:
         self.broken[shard, index] = str(fault)
         reason = " ".join(str(fault).split())
-        if len(self.broken) > self.max_broken:
+        if (most := min(self.max_broken, self.order.num_samples - 1)) < len(
+            self.broken
+        ):  # one must stand in for the rest
             raise StreamError(
                 f"dataset {self.name!r}: {len(self.broken)} broken samples of {self.order.num_samples}, more than the "
-                f"{self.max_broken} allowed. The last: {reason}. See: platform shards check {self.reader.folder}"
+                f"{most} allowed. The last: {reason}. See: platform shards check {self.reader.folder}"
             )
         log.warning("dataset %r: a substitute stands in for a broken sample: %s", self.name, reason)
 

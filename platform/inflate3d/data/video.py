@@ -181,9 +181,8 @@ def _to_rgb(size: tuple[int, int]) -> Pixels:
     from av.video.reformatter import VideoReformatter
 
     height, width = size
-    how = {"width": width, "height": height, "format": "rgb24", "interpolation": "BILINEAR", "threads": 1}
     reformat = VideoReformatter().reformat
-    return lambda frame: reformat(frame, **how).to_ndarray()
+    return lambda frame: reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
 
 
 def _name(source: Source) -> str:

@@ -51,4 +51,5 @@ def _copy_of(data: DataModule) -> DataModule:
     """A data module of its own over the same validation samples, which loads them in this process."""
     own = DataModule(str(data.root), copy.deepcopy(data.datasets), num_workers=0, seed=data.seed)
     own.task_of = dict(data.task_of)
+    own.cache, own.max_broken, own.window_shards = data.cache, data.max_broken, data.window_shards
     return own

@@ -72,7 +72,9 @@ def survey(name: str) -> Survey:
     """
     try:
         with torch.device("meta"):
-            return _survey(name)
+            found = _survey(name)
+        # gemma4 with features_only asks a tensor for its number, which one without data does not have.
+        return _survey(name) if found.failures and not name.startswith("torchvision/") else found
     except NotImplementedError:  # some of torchvision's look at numbers while they are built
         return _survey(name)
 

@@ -73,8 +73,10 @@ class EMA(pl.Callback):
     on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put the average into the checkpoint, on the CPU."""
+        """Put the average into the checkpoint, on the CPU; and the module's own weights, if they are out on loan."""
         weights = {name: value.cpu() for name, value in self.average.items()} if trainer.is_global_zero else {}
+        if self._own and trainer.is_global_zero:  # a stop within a validation
+            checkpoint["state_dict"].update({name: value.cpu() for name, value in self._own.items()})
         checkpoint[ENTRY] = {"decay": self.decay, "updates": self.updates, "weights": weights}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ from inflate3d.training import MultiTaskModule, find_checkpoint, write_config
 from inflate3d.training.checkpoint import write_checkpoint
 from inflate3d.training.saved_run import choose_checkpoint, load_data, load_module
 
+pytestmark = pytest.mark.slow  # its runs alone take half a minute to make
+
 SPACING_XYZ = (2.5, 0.9, 1.3)
 CODES = ["PIR", "LAS", "SRA", "ILP", "ASL", "RPI", "LPS", "PSR"]
 CONFIG = """

@@ -294,6 +294,10 @@ def test_a_build_goes_in_parts_and_its_merge_waits_for_all(stand_in: Path, capsy
     then = (folder / "then.sbatch").read_text()
     assert "--dependency=afterok:4711" in options(then)
     assert f"shards merge {stand_in}/shards/toy &" in then
+    other = [word.replace("shards/toy", "shards/other") for word in build]
+    assert main(["submit", "--array", "4", "--time", "1:00:00", *other, "--max_rejects=2"]) == 0
+    then = (stand_in / "shards" / "other.slurm" / "then.sbatch").read_text()
+    assert f"shards merge {stand_in}/shards/other --max_rejects 2 &" in then
 
 
 def test_a_transfer_goes_in_parts_and_its_report_waits_for_all(stand_in: Path) -> None:

@@ -96,7 +96,10 @@ def builds(args: argparse.Namespace, words: list[str]) -> Submission:
         time=args.time,
         array=f"1-{parts}" if parts else None,
     )
-    then = Job(name=f"merge-{output.name}", command=("shards", "merge", str(output)), folder=folder, time=args.time)
+    merge = ["shards", "merge", str(output)]
+    if any(word.partition("=")[0] == "--max_rejects" for word in words):
+        merge += ["--max_rejects", _value(words, "--max_rejects")]
+    then = Job(name=f"merge-{output.name}", command=tuple(merge), folder=folder, time=args.time)
     return Submission(job, str(folder), then=then if parts else None)
 
 

@@ -106,9 +106,8 @@ class ChunkedArray:
         slices = [slice(None)] * (self.ndim - len(slices)) + slices
         spans = [s.indices(n)[:2] for s, n in zip(slices, self.shape, strict=True)]
         out = np.empty([max(0, stop - start) for start, stop in spans], self.dtype)
-        memory = np.empty(
-            self.chunk, self.dtype
-        )  # one for all chunks: new pages cost more than to decompress into them
+        # One for all chunks: new pages cost more than to decompress into them.
+        memory = np.empty(self.chunk, self.dtype)
         cuts = [_cuts(span, c) for span, c in zip(spans, self.chunk, strict=True)]
         for cut in itertools.product(*cuts):
             number = 0
@@ -196,11 +195,12 @@ def _boxes(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Any:
 def _cuts(span: tuple[int, int], chunk: int) -> list[tuple[int, slice, slice]]:
     """Return each chunk that a span of one axis touches: its number, where in the chunk, where in the span."""
     start, stop = span
-    begins = [(i, i * chunk) for i in range(start // chunk, -(-stop // chunk))]
-    lows_highs = [(i, begin, max(start, begin), min(stop, begin + chunk)) for i, begin in begins]
-    return [
-        (i, slice(low - begin, high - begin), slice(low - start, high - start)) for i, begin, low, high in lows_highs
-    ]
+    cuts = []
+    for i in range(start // chunk, -(-stop // chunk)):
+        begin = i * chunk
+        low, high = max(start, begin), min(stop, begin + chunk)
+        cuts.append((i, slice(low - begin, high - begin), slice(low - start, high - start)))
+    return cuts
 
 
 def _count(part: np.ndarray) -> list[list[int]]:

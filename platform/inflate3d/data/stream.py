@@ -80,9 +80,8 @@ class Source:
     def _count(self, shard: int, index: int, fault: InputError) -> None:
         self.broken[shard, index] = str(fault)
         reason = " ".join(str(fault).split())
-        if (most := min(self.max_broken, self.order.num_samples - 1)) < len(
-            self.broken
-        ):  # one must stand in for the rest
+        most = min(self.max_broken, self.order.num_samples - 1)  # one must stand in for the rest
+        if len(self.broken) > most:
             raise StreamError(
                 f"dataset {self.name!r}: {len(self.broken)} broken samples of {self.order.num_samples}, more than the "
                 f"{most} allowed. The last: {reason}. See: platform shards check {self.reader.folder}"

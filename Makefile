@@ -1,5 +1,5 @@
-# make quickstart   set-up, then the main job on toy data: shards, three tasks, published weights (under 3 minutes)
-# make test         set-up, then the fast tests (under 3 minutes on 2 cores)
+# make quickstart   set-up, then the main job on toy data: shards, three tasks, published weights (one minute after the set-up)
+# make test         set-up, then the fast tests (about 3 minutes on 2 cores)
 # make test-all     the slow tests too, and those on real data where ../shared/data exists
 # make lint         ruff;   make typecheck   mypy on the installed wheel;   make lock   pin what is installed now
 
@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  || { echo "error: Python 3.11 or newer is needed: make install PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
 	  || { echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
-	@echo "installing into $(VENV)/ (about 5 GB, torch included; one to three minutes)"
+	@echo "installing into $(VENV)/ (about 5 GB, torch included; one to four minutes)"
 ifneq ($(LOCKED),)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

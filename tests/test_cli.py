@@ -85,6 +85,7 @@ def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
         ("model__tasks__motion__init_args__datasets", ["toy_shapes"], "'toy_shapes' belongs to task 'motion' already"),
         ("model__tasks__motion__init_args", {}, "model.tasks.motion: VideoAction needs datasets under init_args"),
         ("model__tasks__motion__class_path", "VolumeClassification", "takes datasets of kind 'volume_classification'"),
+        ("trainer__sync_batchnorm", True, "trainer.sync_batchnorm is true: it would put torch's plain SyncBatchNorm"),
         ("model__backbone__plan", "i3d", "8 frames or slices; the plan i3d needs at least 9. Give longer samples"),
         ("model__backbone__stems", {"rgb": 4, "ct": 1, "mask": 1}, "stems.rgb is 4, but 'toy_video' has 3 channels"),
         ("model__backbone__stems", {"rgb": 3, "mri": 1, "mask": 1}, "unknown stem 'ct'"),
@@ -106,6 +107,20 @@ def test_a_wrong_config_is_refused_with_file_key_close_name_and_exit_code_2(
     assert message in error
     assert "mine.yaml:" in error
     assert len(error.splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(("name", "decay"), [("torch.optim.SGD", 0), ("Adam", 0), (None, 0.01)])
+def test_an_optimizer_has_the_defaults_of_its_own_class(tmp_path: Path, name: str | None, decay: float) -> None:
+    from inflate3d.cli.check import check_config
+    from inflate3d.cli.run import Run
+
+    optimizer = {"init_args": {"lr": 0.5}} | ({"class_path": name} if name else {})
+    config = load_config([str(toy_config(tmp_path, model__optimizer=optimizer))])
+    check_config(config)
+    given = yaml.safe_load(Run(config, instantiate=False).dump())["model"]["optimizer"]
+    assert given["class_path"].rpartition(".")[2] == (name or "AdamW").rpartition(".")[2]
+    assert given["init_args"]["lr"] == 0.5
+    assert given["init_args"]["weight_decay"] == decay
 
 
 def test_missing_shards_are_answered_with_the_build_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The module: heads, idle heads, logged names, score, schedule, parameter groups, sliding windows."""
 
 import json
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +17,15 @@ from inflate3d.sample import Batch
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
-from inflate3d.training import DataModule, MultiTaskModule, default_callbacks, trainer_defaults
+from inflate3d.training import (
+    CheckpointWriter,
+    DataModule,
+    MultiTaskModule,
+    default_callbacks,
+    find_checkpoint,
+    trainer_defaults,
+    with_default_callbacks,
+)
 from inflate3d.training.loss_watch import LossWatch, TrainingFailure
 from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.module import evaluation_mode
@@ -191,6 +200,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_interval_task_and_sam
         assert part in str(failure.value)
 
 
+def test_weights_that_are_not_finite_are_never_saved_between_two_rows(shards, tmp_path):
+    class Break(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 2:
+                next(pl_module.backbone.parameters()).data.fill_(math.nan)
+
+    callbacks = with_default_callbacks([Break(), CheckpointWriter(every_steps=1)])
+    trainer = toy_trainer(tmp_path, callbacks=callbacks, limit_val_batches=0, log_every_n_steps=50)
+    with pytest.raises(TrainingFailure, match=r"steps 1 to 2: a weight is nan"):
+        trainer.fit(toy_module(), datamodule=toy_data(shards))
+    assert find_checkpoint(tmp_path).step == 1
+    assert [p.name for p in (tmp_path / "failures").iterdir()] == ["step-00000002-rank0.json"]
+
+
 def watched(watch: LossWatch, folder: Path, value: float) -> None:
     batch = Batch(None, None, ["case_7"], "liver", "organ", None, 3)
     watch.add(batch, torch.tensor(value))
@@ -218,6 +241,23 @@ def test_a_validation_inside_an_accumulation_window_is_refused(shards, tmp_path)
         toy_trainer(tmp_path, accumulate_grad_batches=3, val_check_interval=5).fit(
             toy_module(), datamodule=toy_data(shards)
         )
+
+
+@pytest.mark.parametrize("val_batches", [0, 1])
+def test_a_run_that_is_ended_inside_an_accumulation_window_ends_after_it_and_is_saved(shards, tmp_path, val_batches):
+    class TimeIsUp(pl.Callback):  # as Lightning's Timer for trainer.max_time
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.should_stop = trainer.should_stop or batch_idx >= 3
+
+    callbacks = [TimeIsUp(), *default_callbacks()]
+    options = {"accumulate_grad_batches": 3, "limit_val_batches": val_batches, "callbacks": callbacks}
+    trainer = toy_trainer(tmp_path, max_steps=9, val_check_interval=27, **options)
+    trainer.fit(toy_module(), datamodule=toy_data(shards))
+    assert trainer.global_step == 2
+    saved = find_checkpoint(tmp_path)
+    assert saved.step == 2
+    assert torch.load(saved.state, weights_only=True)["DataModule"]["consumed"] == 6
+    assert bool(saved.metrics) == bool(val_batches)
 
 
 class TestCrossReferences:
@@ -315,6 +355,28 @@ def test_the_learning_rate_is_counted_in_optimiser_steps(shards, tmp_path):
     factor = warmup_cosine(warmup_steps=2, max_steps=4)
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor(step) for step in (0, 1, 2, 3)])
+
+
+def test_a_run_that_goes_on_to_more_steps_takes_its_first_one_at_the_new_rate(shards, tmp_path):
+    rates = []
+
+    class Spy(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    for max_steps in (2, 4):
+        callbacks = with_default_callbacks([Spy()])
+        trainer = toy_trainer(tmp_path, max_steps=max_steps, callbacks=callbacks, limit_val_batches=0)
+        found = find_checkpoint(tmp_path)
+        trainer.fit(toy_module(), datamodule=toy_data(shards), ckpt_path=found and str(found.state))
+    short, long = (warmup_cosine(warmup_steps=1, max_steps=n) for n in (2, 4))
+    assert rates == pytest.approx([1e-3 * f for f in (short(0), short(1), long(2), long(3))])
+
+
+def test_no_interval_means_one_row_at_the_end(shards, tmp_path):
+    trainer = toy_trainer(tmp_path, log_every_n_steps=0, limit_val_batches=0, max_steps=3)
+    trainer.fit(toy_module(), datamodule=toy_data(shards))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [3]
 
 
 def test_a_row_averages_all_micro_batches_since_the_last_one(shards, tmp_path):

@@ -168,6 +168,13 @@ def test_evaluation_gives_each_sample_once_over_all_ranks(root, world_size, work
     assert seen == Counter((name, f"val_{i:04d}") for name in SAMPLE for i in range(7))
 
 
+def test_an_evaluation_of_fewer_batches_than_ranks_is_refused(root):
+    sources = {"shapes": source(root, "shapes", "val", batch_size=2)}
+    EvalStream(sources, rank=3, world_size=4)
+    with pytest.raises(InputError, match=r"4 batches to evaluate \(shapes\), 5 ranks: each needs one"):
+        EvalStream(sources, rank=0, world_size=5)
+
+
 def test_evaluation_takes_evenly_spaced_samples(root):
     sources = {"shapes": source(root, "shapes", "val")}
     batches = list(DataLoader(EvalStream(sources, max_samples={"shapes": 3}), batch_size=None))

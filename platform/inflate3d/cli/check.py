@@ -40,7 +40,8 @@ def check_config(config: Config) -> None:
         if (found := signature(class_path)) and not found.is_open:
             _check_keys(config, path, found.names)
     _check_destination(config)
-    _check_class(config, ("model", "optimizer"))
+    _check_optimizer(config)
+    _check_sync(config)
     _check_backbone(config)
     datasets = _named(config, ("data", "datasets"), "dataset")
     tasks = _named(config, ("model", "tasks"), "task")
@@ -94,16 +95,28 @@ def _check_destination(config: Config) -> None:
             raise InputError(f"{config.where('publish')}: {str(error).removeprefix('--output ')}") from None
 
 
-def _check_class(config: Config, path: tuple[str, ...]) -> None:
-    """Check the arguments of a class given by its full path, where its source tells them."""
-    value = config.get(*path)
+def _check_optimizer(config: Config) -> None:
+    """Check the optimiser's arguments, where its source tells them; AdamW is written in where there is no class."""
+    path = ("model", "optimizer")
+    value = config.get(*path, default={})
     if not isinstance(value, dict):
         return
     _check_keys(config, path, ("class_path", "init_args", "dict_kwargs"))
-    class_path = str(value.get("class_path", ""))
+    class_path = str(value.setdefault("class_path", "torch.optim.AdamW"))
+    config.values.setdefault("model", {})["optimizer"] = value
     found = signature(class_path if "." in class_path else f"torch.optim.{class_path}")
     if found and not found.is_open:
         _check_keys(config, (*path, "init_args"), found.names)
+
+
+def _check_sync(config: Config) -> None:
+    """Refuse what Lightning would do to norms that are more than torch's own."""
+    if config.get("trainer", "sync_batchnorm"):
+        raise InputError(
+            f"{config.where('trainer', 'sync_batchnorm')} is true: it would put torch's plain SyncBatchNorm in place "
+            "of the norms of each domain and of those that activate too. Leave it out; where a rank's batch is too "
+            "small, take --model.backbone.norm group"
+        )
 
 
 def _check_backbone(config: Config) -> None:

@@ -68,6 +68,9 @@ class Run:
             print(f"this run has finished: {checkpoint.step} of {self.trainer.max_steps} steps in {self.folder}")
         else:
             self._train(str(checkpoint.state) if checkpoint else None)
+            if self.trainer.is_global_zero and self.trainer.global_step < self.trainer.max_steps:
+                steps = f"{self.trainer.global_step} of {self.trainer.max_steps}"
+                print(f"ended early, by trainer.max_time or a callback: step {steps} is saved")
         if self.trainer.is_global_zero:
             self._end()
 

@@ -147,7 +147,10 @@ class EvalStream(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Take at most `max_samples` of a dataset, evenly spaced over its split."""
+        """Take at most `max_samples` of a dataset, evenly spaced over its split.
+
+        Raises InputError where there is not a batch for every rank.
+        """
         self.sources = dict(sources)
         batches: list[tuple[str, np.ndarray]] = []
         for name, source in sources.items():
@@ -156,6 +159,11 @@ class EvalStream(Dataset[Batch]):
             if (most := (max_samples or {}).get(name)) is not None and most < total:
                 numbers = np.arange(most) * total // most
             batches += [(name, part) for part in _parts(numbers, source.batch_size)]
+        if len(batches) < world_size:
+            raise InputError(
+                f"{len(batches)} batches to evaluate ({', '.join(sources)}), {world_size} ranks: each needs one. Lower "
+                "data.datasets.NAME.eval_batch_size, take fewer ranks, or leave it out: --trainer.limit_val_batches 0"
+            )
         self._batches = batches[rank::world_size]
         self._memory = BatchMemory()
 

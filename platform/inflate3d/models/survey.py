@@ -32,13 +32,13 @@ from inflate3d.models.create import create_model
 from inflate3d.models.names import list_models
 
 WAYS: tuple[dict[str, Any], ...] = ({"features_only": True, "in_chans": 1}, {"in_chans": 4, "num_classes": 0})
-"""What is asked of a net beside plan isotropic alone; in_chans 1 alone where timm offers no features_only."""
+"""What is asked of a net beside plan isotropic alone; in_chans 1 alone where the 2D net offers no features_only."""
 
 _NOT_BUILT = (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, TypeError)
 
 
 class Survey(NamedTuple):
-    """What came out of one name: its line of the table, whether timm offers features_only, and what failed."""
+    """What came out of one name: its line of the table, whether the 2D net offers features_only, and what failed."""
 
     line: Architecture
     offers_features: bool
@@ -88,17 +88,16 @@ def _survey(name: str) -> Survey:
     offers_features = True
     for way in WAYS:
         net_of_way, failure = _tried(name, **way)
-        if net_of_way is None and "features_only" in way and is_timm and not _offers_features(name):
+        if net_of_way is None and "features_only" in way and not _offers_features(name, net_2d):
             offers_features = False
             net_of_way, failure = _tried(name, in_chans=way["in_chans"])
         if net_of_way is None:
             failures.append(failure)
-    info = getattr(net_2d, "feature_info", None) or []
     line = Architecture(
         name,
         family=families()[name] if is_timm else "torchvision",
         parameters=sum(p.numel() for p in net_2d.parameters()),
-        reductions=tuple(dict.fromkeys(entry["reduction"] for entry in getattr(info, "info", info))),
+        reductions=tuple(dict.fromkeys(entry["reduction"] for entry in _levels(net_2d))),
         time=(*(_kinds(net) if net else []), *(["joint"] if calls.count else [])),
     )
     return Survey(line, offers_features, failures)
@@ -114,8 +113,16 @@ def _tried(name: str, **way: Any) -> tuple[nn.Module | None, str]:
         return None, f"{name} ({told}): {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _offers_features(name: str) -> bool:
-    """Whether timm builds the 2D net with features_only."""
+def _levels(net_2d: nn.Module) -> list[dict[str, Any]]:
+    """What a 2D net tells of its maps; nothing where it has tokens only, as torchvision's ViTs."""
+    info: Any = getattr(net_2d, "feature_info", None) or []
+    return getattr(info, "info", info)
+
+
+def _offers_features(name: str, net_2d: nn.Module) -> bool:
+    """Whether the 2D net comes with features_only."""
+    if name.startswith("torchvision/"):
+        return bool(_levels(net_2d))
     try:
         timm.create_model(name, features_only=True)
         return True
@@ -184,7 +191,7 @@ def render(found: list[Survey]) -> str:
     without_maps = sum(not each.offers_features for each in found)
     counts = (
         f"{sum(not each.failures for each in found)} of {len(found)} names build and run, as they are, with "
-        f"features_only (which timm does not offer for {without_maps}) and in_chans 1, with in_chans 4 and "
+        f"features_only (which {without_maps} do not offer in 2D) and in_chans 1, with in_chans 4 and "
         f"num_classes 0: {failures} failures"
     )
     lines = [f"# {versions}; {counts}; written by: make architectures", "\t".join(COLUMNS)]

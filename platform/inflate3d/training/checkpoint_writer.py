@@ -26,6 +26,7 @@ class CheckpointWriter(Checkpoint):
     Gradients are not saved, so nothing is saved inside an accumulation window: a timer, a validation there or a call of
     `request()` sets a flag, and the save happens after the next optimiser step. Where a validation follows the step,
     the save waits for it, so that a checkpoint carries its own score and a resumed run skips no validation.
+    Another callback that ends the run inside a window (trainer.max_time) is obeyed after it.
     Kept are the last `keep_last`, the `keep_best` of the highest `monitor`, and every step divisible by `keep_every`.
     """
 
@@ -50,6 +51,7 @@ class CheckpointWriter(Checkpoint):
         self.monitor = monitor
         self._requested = False
         self._due = False
+        self._ends = False
         self._saved_at = time.monotonic()
 
     def request(self) -> None:
@@ -72,16 +74,18 @@ class CheckpointWriter(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the timer."""
-        self._due, self._saved_at = False, time.monotonic()
+        self._due, self._ends, self._saved_at = False, False, time.monotonic()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After an optimiser step: save if it is time and no validation follows."""
-        if in_accumulation_window(trainer):
-            return
+        """After an optimiser step: save if it is time or the run ends, and no validation follows."""
         step = trainer.global_step
-        if step == trainer.max_steps:
-            trainer.should_stop = True  # makes Lightning validate the last step, whatever the interval
-        regular = step == trainer.max_steps or (self.every_steps is not None and step % self.every_steps == 0)
+        self._ends = self._ends or trainer.should_stop
+        if in_accumulation_window(trainer):
+            trainer.should_stop = False  # Lightning would end here, without the step
+            return
+        # At the last step too: makes Lightning validate it, whatever the interval.
+        trainer.should_stop = self._ends or step == trainer.max_steps
+        regular = trainer.should_stop or (self.every_steps is not None and step % self.every_steps == 0)
         self._due = self._due or regular or self._agreed(trainer)
         if self._due and not validation_follows(trainer):
             self.save(trainer)
@@ -111,7 +115,11 @@ class CheckpointWriter(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(wanted, all=False)
 
     def save(self, trainer: pl.Trainer, metrics: dict[str, Any] | None = None) -> None:
-        """Save now, on all ranks together; never inside an accumulation window. metrics: of these very weights."""
+        """Save now, on all ranks together; never inside an accumulation window. metrics: of these very weights.
+
+        TrainingFailure if a weight is not finite.
+        """
+        trainer.lightning_module.check_weights()  # type: ignore[operator]
         folder, step = store.checkpoints_folder(trainer.default_root_dir), trainer.global_step
         stage = self.monitor.partition("/")[0] + "/"
         scores = {k: float(v) for k, v in (metrics or {}).items() if k.startswith(stage)}

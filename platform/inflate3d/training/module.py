@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -46,7 +47,7 @@ class MultiTaskModule(pl.LightningModule):
         self,
         backbone: BackboneConfig,
         tasks: dict[str, AbstractTask],
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         warmup_steps: int = 0,
         final_lr_fraction: float = 0.0,
         layer_decay: float = 1.0,
@@ -57,9 +58,9 @@ class MultiTaskModule(pl.LightningModule):
     ) -> None:
         """backbone: which 2D net, and how it becomes 3D. tasks: by the names that metrics carry.
 
-        optimizer: called with parameter groups, of which those of norms and biases have no weight decay. warmup_steps:
-        optimiser steps of linear warm-up, before a cosine to final_lr_fraction of the learning rate at
-        trainer.max_steps. layer_decay: the learning rate's factor from each layer of the backbone to the one below.
+        optimizer: called with parameter groups, of which those of norms and biases have no weight decay; default
+        torch.optim.AdamW. warmup_steps: optimiser steps of linear warm-up, before a cosine to final_lr_fraction of the
+        learning rate at trainer.max_steps. layer_decay: the learning rate's factor from each layer of the backbone to the one below.
         freeze: the optimiser steps for which parts stay as they are, by module name ({backbone: 1000}); null: always.
         loss_weighting: fixed (each task's loss_weight), uncertainty (learned, arXiv:1705.07115) or constant (over the
         loss of a constant answer). window_overlap and window_batch_size: sliding windows over whole volumes in
@@ -77,7 +78,8 @@ class MultiTaskModule(pl.LightningModule):
         self.backbone_config = backbone
         self.tasks = dict(tasks)
         self.task_of = task_of(tasks)
-        self.make_optimizer = optimizer
+        # No default in the signature: the parser would hand AdamW's weight decay on to any other class.
+        self.make_optimizer = optimizer or torch.optim.AdamW
         self.warmup_steps = warmup_steps
         self.final_lr_fraction = final_lr_fraction
         self.layer_decay = layer_decay
@@ -139,6 +141,15 @@ class MultiTaskModule(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ training
 
+    def on_train_start(self) -> None:
+        """Take the first step at the schedule of this very run: a checkpoint holds the rate of the one before."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            for group, base, factor in zip(
+                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(schedule.last_epoch)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what a step draws (dropout, drop path) from the micro-batch, so that a resumed run draws the same."""
         torch.manual_seed(mix(self.seed, "step", batch.micro_batch, self.global_rank))
@@ -184,22 +195,39 @@ class MultiTaskModule(pl.LightningModule):
     def log_train_means(self) -> None:
         """Log the mean losses since the last row, every trainer.log_every_n_steps optimiser steps and at the last.
 
-        Called after an optimiser step and before a checkpoint of it is written. TrainingFailure if a loss is not finite
-        or explodes.
+        Called after an optimiser step and before a checkpoint of it is written; 0 steps: at the last alone.
+        TrainingFailure if a loss is not finite or explodes.
         """
-        trainer: Any = self.trainer
-        step = trainer.global_step
-        if step % trainer.log_every_n_steps and step != trainer.max_steps:
+        step, every = self.trainer.global_step, self._steps_of_row()
+        if step % every and step != self.trainer.max_steps:
             return
-        row = self.means.take(reduce=lambda t: trainer.strategy.reduce(t, reduce_op="sum"))
-        steps = step % trainer.log_every_n_steps or trainer.log_every_n_steps
-        folder = Path(trainer.default_root_dir) / "failures"
-        self.watch.check(row, step=step, steps=steps, lr=self.learning_rate, folder=folder, rank=trainer.global_rank)
+        row = self._take_means()
+        self._judge(row)
         self.last_row = {**row, "lr": self.learning_rate}
         if self.loss_weighting == "uncertainty":
             self.last_row |= {f"weight/{name}": w for name, w in self.task_uncertainty.weights().items()}
         for logger in self.loggers:
             logger.log_metrics(self.last_row, step=step)
+
+    def check_weights(self) -> None:
+        """Raise TrainingFailure, on all ranks, if a weight is not finite: called before a checkpoint is written."""
+        finite = torch.stack([p.detach().isfinite().all() for p in self.parameters()]).all()
+        if not self.trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
+            self._judge({**self._take_means(), "a weight": math.nan})
+
+    def _steps_of_row(self) -> int:
+        trainer: Any = self.trainer
+        return trainer.log_every_n_steps or max(trainer.max_steps, 1)
+
+    def _take_means(self) -> dict[str, float]:
+        return self.means.take(reduce=lambda t: self.trainer.strategy.reduce(t, reduce_op="sum"))
+
+    def _judge(self, row: Mapping[str, float]) -> None:
+        trainer, step, every = self.trainer, self.trainer.global_step, self._steps_of_row()
+        folder = Path(trainer.default_root_dir) / "failures"
+        self.watch.check(
+            row, step=step, steps=step % every or every, lr=self.learning_rate, folder=folder, rank=trainer.global_rank
+        )
 
     def configure_optimizers(self) -> Any:
         """Return the one optimiser and its schedule, counted in optimiser steps up to trainer.max_steps."""

@@ -72,7 +72,7 @@ class RunProgress(ProgressBar):
         self._advance("train", trainer.global_step, trainer.max_steps, _losses(pl_module.last_row))
         if in_accumulation_window(trainer):
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             self._log(trainer, pl_module)
         now = time.monotonic()
         if now - self._last_line >= self.every_seconds:

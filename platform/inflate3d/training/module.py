@@ -60,8 +60,9 @@ class MultiTaskModule(pl.LightningModule):
 
         optimizer: called with parameter groups, of which those of norms and biases have no weight decay; default
         torch.optim.AdamW. warmup_steps: optimiser steps of linear warm-up, before a cosine to final_lr_fraction of the
-        learning rate at trainer.max_steps. layer_decay: the learning rate's factor from each layer of the backbone to the one below.
-        freeze: the optimiser steps for which parts stay as they are, by module name ({backbone: 1000}); null: always.
+        learning rate at trainer.max_steps. layer_decay: the learning rate's factor from each layer of the backbone to
+        the one below. freeze: the optimiser steps for which parts stay as they are, by module name ({backbone: 1000});
+        null: always.
         loss_weighting: fixed (each task's loss_weight), uncertainty (learned, arXiv:1705.07115) or constant (over the
         loss of a constant answer). window_overlap and window_batch_size: sliding windows over whole volumes in
         evaluation.

@@ -372,6 +372,20 @@ def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
         assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
 
 
+def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        publish(create_model("test_resnet", in_chans=1, num_classes=0), f"local-dir:{tmp_path / str(seed)}")
+    runs = [f"local-dir:{tmp_path / str(seed)}" for seed in range(2)]
+    target = Target(root, SHAPES)
+    document = {"arms": {"joint": {"pretraining": "joint"}}}
+    arm = study_arm(document, "joint", target.card, runs=runs)
+    assert arm.to_dict()["runs"] == runs
+    stems = [build_module(arm, target, seed=seed).backbone.net.layer1[0].conv1.weight for seed in range(3)]
+    assert torch.equal(stems[0], stems[2])
+    assert not torch.equal(stems[0], stems[1])
+
+
 def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
     net = create_model("test_resnet", in_chans=1, plan="i3d", inflation="mean", num_classes=0)
     publish(net, f"local-dir:{tmp_path / 'mine'}")

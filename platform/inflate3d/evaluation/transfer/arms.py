@@ -18,14 +18,27 @@ SCRATCH, INFLATED = "scratch", "inflated"
 
 @dataclass(frozen=True)
 class Arm:
-    """One start: a short name for tables, and the backbone before any training on the target."""
+    """One start: a short name for tables, and the backbone before any training on the target.
+
+    runs: published weights of several pretrainings; each seed takes one, in turn, so that the spread over seeds is that
+    of pretraining too.
+    """
 
     name: str
     backbone: BackboneConfig
+    runs: tuple[str, ...] = ()
+
+    def of(self, seed: int) -> BackboneConfig:
+        """Return the backbone that a seed starts from."""
+        return replace(self.backbone, name=self.runs[seed % len(self.runs)]) if self.runs else self.backbone
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"name": self.name, "backbone": asdict(self.backbone)}
+        return {
+            "name": self.name,
+            "backbone": asdict(self.backbone),
+            **({"runs": list(self.runs)} if self.runs else {}),
+        }
 
 
 def arms_for(

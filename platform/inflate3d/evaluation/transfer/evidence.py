@@ -6,6 +6,7 @@ python -m inflate3d.evaluation.transfer.evidence [--file FILE] [--only STUDY ...
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.run import run_transfer
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
+from inflate3d.models.layout import CONFIG
 
 STUDIES = Path(__file__).with_name("evidence.yaml")
 
@@ -36,7 +38,7 @@ def run_study(
     seeds: Sequence[int] | None = None,
     only_arms: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Build the shards that are missing, run one study of the document into output/name, and return its result.
+    """Build and pretrain what is missing, run one study of the document into output/name, and return its result.
 
     seeds, only_arms: less than the whole study, for a smaller budget; what is finished counts when more is asked for.
     """
@@ -48,19 +50,53 @@ def run_study(
         build_shards(find("datasets", build["class_path"]).load()(**build["init_args"]), folder)
     target = Target(document["root"], protocol)
     names = [arm for arm in study["arms"] if only_arms is None or arm in only_arms]
-    arms = [study_arm(document, arm, target.card) for arm in names]
+    arms = []
+    for arm in names:
+        pretraining = document["arms"].get(arm, {}).get("pretraining")
+        count = document["pretraining"][pretraining]["seeds"] if pretraining else 0
+        runs = [pretrained(document, pretraining, seed, output) for seed in range(count)]
+        arms.append(study_arm(document, arm, target.card, runs=runs))
     return run_transfer(arms, target, Path(output) / name, report=_print)
 
 
-def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard) -> Arm:
-    """Return an arm of the document: the common backbone, its own changes, and a stem for the dataset's channels."""
+def pretrained(document: Mapping[str, Any], name: str, seed: int, output: str | Path) -> str:
+    """Return the address of a pretraining's published weights; trained by `platform fit` if it is not finished."""
+    run = Path(output) / "pretraining" / f"{name.replace(' ', '_')}-{seed}"
+    address = f"local-dir:{run / 'published'}"
+    if not (run / "published" / CONFIG).is_file():
+        made = document["pretraining"][name]
+        options = {
+            "trainer.default_root_dir": str(run),
+            "seed_everything": seed,
+            "data.root": document["root"],
+            "publish": address,
+            "pictures": False,
+            **made.get("options", {}),
+        }
+        given = [part for key, value in options.items() for part in (f"--{key}", yaml.safe_dump(value).split("\n")[0])]
+        print(f"pretraining {name}, seed {seed}", flush=True)
+        subprocess.run(
+            [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", made["config"], *given], check=True
+        )
+    return address
+
+
+def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs: Sequence[str] = ()) -> Arm:
+    """Return an arm of the document: the common backbone, its own changes, and a stem for the dataset's channels.
+
+    Published weights (`published: NAME`, or those of the pretraining's `runs`) bring how they were inflated.
+    """
     if name not in document["arms"]:
         raise unknown_name("arm", name, document["arms"], where="studies")
-    values = {"pretrained": True, **document["backbone"], **document["arms"][name]}
+    stems = {card.modality: len(card.input.channels)}
+    own = document["arms"][name]
+    if published := own.get("published") or own.get("pretraining"):
+        backbone = BackboneConfig(runs[0] if runs else published, pretrained=True, stems=stems, norm="shared")
+        return Arm(name, backbone, tuple(runs))
+    values = {"pretrained": True, **document["backbone"], **own}
     if values["pretrained"] and document.get("weights"):
         overlay = {"pretrained_cfg_overlay": {"file": document["weights"]}}
         values["timm_kwargs"] = {**values.get("timm_kwargs", {}), **overlay}
-    stems = {card.modality: len(card.input.channels)}
     return Arm(name, BackboneConfig(document["model"], stems=stems, norm="shared", **values))
 
 
@@ -90,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
+    except subprocess.CalledProcessError as fault:  # what went wrong stands above
+        return fault.returncode
     print(f"reports: {args.output}/*/report.html")
     return 0
 

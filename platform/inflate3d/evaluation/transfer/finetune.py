@@ -15,7 +15,7 @@ from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.optim import parameter_groups, warmup_cosine
+from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 
 _CLIP_NORM = 1.0
 
@@ -39,6 +39,8 @@ def fine_tune(
     task = module.tasks[target.protocol.task]
     groups = parameter_groups(module, no_weight_decay=module._no_weight_decay())
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=target.protocol.weight_decay)
+    if device == "cpu":
+        fuse_on_cpu(optimiser)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warmup_cosine(warmup_steps=steps // 10, max_steps=steps))
     module.train()
     batches = target.train_batches(samples, seed=seed)

@@ -138,6 +138,17 @@ def test_a_classifier_loads_by_its_head_with_its_own_stem_and_statistics(
         torch.testing.assert_close(features.eval()(x), run.module.backbone(x, domain=dataset).pooled)
 
 
+@pytest.mark.parametrize("with_heads", [True, False])
+def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with_heads: bool) -> None:
+    publish_run(run.folder, str(tmp_path / "w"), with_heads=with_heads)
+    for name, card in CARDS.items():
+        net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True, norm_domain=name, num_classes=0)
+        spec, own = net.input_spec, json.loads(json.dumps(card.to_dict()["input"]))
+        assert {k: spec[k] for k in own} == own
+        assert (spec["domain"], spec["kind"], spec["modality"]) == (name, card.kind, card.modality)
+        assert ("crop_size" in spec["sample"]) == (name == "clips")
+
+
 def test_the_first_domains_classifier_is_the_nets_own(run: Run, tmp_path: Path) -> None:
     publish_run(run.folder, str(tmp_path / "w"), domain="clips", with_heads=True)
     net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()

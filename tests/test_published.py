@@ -199,6 +199,9 @@ def test_the_statistics_and_stem_of_each_domain_go_along(tmp_path):
         torch.testing.assert_close(load(folder).eval()(grey), backbone(grey, domain="brain").pooled)
         clips = load(folder, norm_domain="clips", in_chans=3).eval()
         torch.testing.assert_close(clips(colour), backbone(colour, domain="clips").pooled)
+    assert (clips.input_spec["domain"], clips.input_spec["intensity"]) == ("clips", None)  # nobody stated it
+    with pytest.raises(InputError, match="no input contract"):
+        inflate3d.create_transform(clips)
     with pytest.raises(InputError, match="unknown norm_domain 'clip'; close names: 'clips'"):
         load(folder, norm_domain="clip")
 

@@ -21,6 +21,7 @@ from inflate3d.models.adaptation import describe_changes, fit_tensors, plan_for_
 from inflate3d.models.allocation import build_within
 from inflate3d.models.config_schema import read_config
 from inflate3d.models.fetch import check_directory
+from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.integrity import plain_file
 from inflate3d.models.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.replay import check_replay
@@ -71,7 +72,7 @@ def load_published(
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
     if config["norm"] == "group":
         convert_norms(net, "group", Domain())
-    _give_contract(net, config, head)
+    _give_contract(net, config, norm_domain, head)
     if not pretrained:
         return net
     _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
@@ -117,12 +118,11 @@ def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options:
     return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
 
 
-def _give_contract(net: nn.Module, config: Mapping[str, Any], head: str | None) -> None:
-    """Put what the weights expect, and what their classes are called, on the net."""
+def _give_contract(net: nn.Module, config: Mapping[str, Any], norm_domain: str | None, head: str | None) -> None:
+    """Put what the weights of a domain expect, and what their classes are called, on the net."""
     own = config.get("heads", {}).get(head, {})
     net.input_spec = {  # type: ignore[assignment]
-        **config["input"],
-        **own.get("input", {}),
+        **(config["input"] if norm_domain is None else _input_of_domain(net, config, norm_domain)),
         "plan": config["net"]["plan"],
         "inflation": config["net"]["inflation"],
         "versions": config.get("versions", {}),
@@ -130,6 +130,13 @@ def _give_contract(net: nn.Module, config: Mapping[str, Any], head: str | None) 
     net.published = dict(config)  # type: ignore[assignment]
     names = own.get("classes") or config.get("classes") or []
     net.label_names = list(names) if len(names) == getattr(net, "num_classes", None) else []  # type: ignore[assignment]
+
+
+def _input_of_domain(net: nn.Module, config: Mapping[str, Any], domain: str) -> dict[str, Any]:
+    """Return the input contract of another domain than the first; without intensity where the publication has none."""
+    head = config.get("heads", {}).get(domain, {})
+    unknown = {**contract_of_2d(net, net.net_spec.in_chans), "intensity": None, "domain": domain}  # type: ignore[union-attr, arg-type]
+    return config.get("inputs", {}).get(domain) or head.get("input") or unknown
 
 
 def _load(

@@ -89,6 +89,7 @@ def export(
     norm_domains: Mapping[str, str] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     classes: list[str] | None = None,
     heads: Mapping[str, Any] | None = None,
     head_tensors: Mapping[str, Tensor] | None = None,
@@ -98,7 +99,8 @@ def export(
 ) -> Outcome:
     """As publish, with heads; dry_run: everything is made and compared, nothing is delivered.
 
-    name: the short name that an index gives the publication, for the card's loading lines.
+    inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
+    card's loading lines.
     """
     place = parse_destination(destination)
     spec = getattr(model, "net_spec", None)
@@ -121,6 +123,7 @@ def export(
         "norm": norm,
         "norm_domains": dict(norm_domains or {}),
         "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
+        "inputs": dict(inputs or {}),
         "classes": classes or getattr(model, "label_names", None) or None,
         "heads": dict(heads or {}),
         "precision": precision,

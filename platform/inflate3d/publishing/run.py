@@ -80,6 +80,7 @@ def publish_run(
         net,
         destination,
         input_spec=inputs[domain],
+        inputs={name: spec for name, spec in inputs.items() if name != domain},
         norm=config.norm,
         norm_domains={name: _stem_of(backbone, name) for name in cards},
         extra_tensors=extra,

@@ -118,6 +118,31 @@ def test_another_plan_adapts_kernels_and_strides_and_says_so(published, caplog):
     assert "strides along D are 1 2 1 1 1 1, the weights were trained with 1 1 1 1 1 1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "own"),
+    [
+        ("inflation", "random", "'mean'"),
+        ("overshoot", 0.5, "0.25"),
+        ("attention", "joint", "'frame'"),
+        ("statistics", "frame", "'clip'"),
+        ("spacing_mm", (3, 1, 1), "None"),
+    ],
+)
+def test_inflation_that_is_not_the_weights_own_is_refused(published, argument, value, own):
+    with pytest.raises(InputError, match=rf"{argument} is .* carry their own: {own}\. Leave .*pretrained=False"):
+        load(published[1], **{argument: value})
+
+
+def test_what_the_weights_carry_may_be_said_and_random_weights_take_another(published):
+    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.taps.name == "mean"
+    with pytest.warns(UserWarning, match="weights are random"):
+        net = inflate3d.create_model(
+            f"local-dir:{published[1]}", inflation="overshoot", statistics="frame", spacing_mm=(9, 1, 1)
+        )
+    assert (net.net_spec.taps.name, net.net_spec.statistics, net.plan.name) == ("overshoot", "frame", "auto")
+    assert net.input_spec["inflation"]["taps"] == "overshoot"
+
+
 def test_fewer_slices_than_the_plan_strides_take_fewer_strides(tmp_path, caplog):
     folder = inflate3d.publish(inflate3d.create_model("test_resnet", num_classes=0), str(tmp_path / "w"))
     short = load(folder, input_size=(4, 64, 64)).eval()

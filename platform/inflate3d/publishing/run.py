@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
+from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.layout import NORM_KEY, STEM_KEY
 from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
@@ -195,12 +196,15 @@ def _stem_of(backbone: Backbone, domain: str) -> str:
 
 def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -> dict[str, Any]:
     spec = card.to_dict()["input"]
+    intensity = intensity_of({**spec, "sample": sample})
+    assert intensity is not None
     repeated = backbone.stem_switch is None and len(spec["channels"]) == 1 and backbone.in_chans > 1
     channels = spec["channels"] * backbone.in_chans if repeated else spec["channels"]
     return {
         "axes": "BCDHW",
         **spec,
         "channels": list(channels),
+        "intensity": asdict(intensity),
         "kind": card.kind,
         "modality": card.modality,
         "domain": domain,

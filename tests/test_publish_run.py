@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,23 @@ def test_the_card_tells_licences_heads_cost_and_how_to_load(run: Run, published:
     publish_run(run.folder, str(tmp_path / "w"), results=tmp_path / "rows.json")
     assert "| scratch | val/dice | 0.5000 | 0.0100 | 3 |" in (tmp_path / "w" / "README.md").read_text()
     assert not (tmp_path / "w" / "heads.safetensors").exists()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes_wherever_the_run_lies_and_went_on(run: Run, tmp_path: Path) -> None:
+    copy, starts = tmp_path / "run", [{"time": "2026-01-01T00:00:00+00:00", "device": "cpu"}]
+    shutil.copytree(run.folder, copy)
+    (complete,) = copy.glob("checkpoints/*/complete.json")
+    complete.write_text(json.dumps({**json.loads(complete.read_text()), "time": "2026-01-01T01:30:00+00:00"}))
+    for name in ("one", "other"):
+        (copy / "environment.json").write_text(json.dumps({"starts": starts}))
+        publish_run(copy, str(tmp_path / name), with_heads=True)
+        starts.append({"time": "2026-02-01T00:00:00+00:00", "device": "another"})
+        os.utime(complete, (2e9, 2e9))
+    one, other = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one == other
+    cost = json.loads(one["config.json"])["training"]["cost"]
+    assert cost == {"steps": 7, "device": "cpu", "hours": 1.5}
+    assert b"7 optimiser steps on cpu, 1.5 hours" in one["README.md"]
 
 
 def test_the_code_of_the_card_runs(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

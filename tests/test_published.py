@@ -72,6 +72,18 @@ def test_publishing_again_changes_nothing_and_a_newer_net_replaces_it(published,
     assert [p.name for p in copy.parent.iterdir()] == ["weights"]
 
 
+def test_the_replay_is_reckoned_in_one_thread_and_then_there_are_as_many_as_before(tmp_path):
+    net, before, seen = inflate3d.create_model("test_resnet", num_classes=0), torch.get_num_threads(), set()
+    handle = net.conv1.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(3)
+        inflate3d.publish(net, str(tmp_path / "w"))
+        assert (seen, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)
+        handle.remove()
+
+
 def test_a_folder_that_holds_something_else_is_refused(published, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"holds something else \(thesis.tex"):

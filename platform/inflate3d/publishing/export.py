@@ -199,9 +199,13 @@ def _replay(model: Any) -> dict[str, Tensor]:
     depth = max(8, plan.min_depth)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)
-    mode = model.training
-    with torch.no_grad():
-        features = replay_features(model.cpu().eval(), x)
+    mode, threads = model.training, torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on their number, and the same net is to give the same bytes
+    try:
+        with torch.no_grad():
+            features = replay_features(model.cpu().eval(), x)
+    finally:
+        torch.set_num_threads(threads)
     model.train(mode)
     return {"input": x, "features": features.contiguous()}
 

@@ -22,9 +22,9 @@ class MSD(AbstractDataset):
     """One task folder: dataset.json, imagesTr/, labelsTr/. The test images carry no labels and are left alone.
 
     root: the task folder itself, or its parent with `task` naming the folder. spacing_mm (z, y, x): resample to it;
-    None keeps each volume's own. window: CT intensities in HU; None takes the lung's window for Task06 and soft tissue
-    for the others. Splits: the labelled cases, dealt by SplitRule (val_count wins over val_fraction; split_file over
-    both).
+    None keeps each volume's own. window: intensities are clipped to it and scaled, CT's in HU; None takes for CT the
+    lung's window in Task06 and soft tissue's in the others, for MRI each volume's z-score. Splits: the labelled cases,
+    dealt by SplitRule (val_count wins over val_fraction; split_file over both).
     """
 
     base_card = DatasetCard(
@@ -74,8 +74,9 @@ class MSD(AbstractDataset):
         modalities = self._json["modality"]
         channels = tuple(str(modalities[k]).strip().lower() for k in sorted(modalities, key=int))
         is_ct = all(c == "ct" for c in channels)
-        window = self._window or (_LUNG_HU if "lung" in self._task else _SOFT_TISSUE_HU)
-        intensity = Intensity("window", window) if is_ct else Intensity("zscore")
+        window_hu = _LUNG_HU if "lung" in self._task else _SOFT_TISSUE_HU
+        window = self._window or (window_hu if is_ct else None)
+        intensity = Intensity("window", window) if window else Intensity("zscore")
         return replace(
             self.base_card,
             name=f"msd_{self._task}",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ def test_last_and_best_are_found(tmp_path):
 def test_complete_json_states_sizes_and_hashes(tmp_path):
     found = write(tmp_path, 7)
     content = json.loads((found.path / "complete.json").read_text())
+    assert find_checkpoint(tmp_path).time == content["time"] == found.time
+    assert abs(datetime.fromisoformat(found.time) - datetime.now(UTC)) < timedelta(minutes=5)
     assert found.path.name == "step-00000007"
     assert content["files"]["state.ckpt"]["bytes"] == len("state 7")
     assert len(content["files"]["state.ckpt"]["sha256"]) == 64

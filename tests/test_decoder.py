@@ -8,6 +8,7 @@ import torchio as tio
 from inflate3d.contracts import Features
 from inflate3d.nn import UNetDecoder, sliding_window
 from inflate3d.nn.sliding_window import window_corners
+from torch.nn import functional as F
 
 STRIDES = {
     "isotropic": [(2, 2, 2), (4, 4, 4), (8, 8, 8)],
@@ -82,6 +83,19 @@ def test_sliding_windows_of_a_pointwise_net_equal_the_net_on_the_whole(size):
 
     answer = sliding_window(image, predict, window=(8, 8, 8), overlap=0.5, batch_size=3)
     torch.testing.assert_close(answer, predict(image), rtol=1e-5, atol=1e-6)
+
+
+def test_a_small_image_is_padded_with_its_own_minimum_whatever_is_in_its_batch():
+    torch.manual_seed(0)
+    images = torch.randn(2, 2, 5, 6, 7) + torch.tensor([[0.0, 5.0], [-100.0, 9.0]]).view(2, 2, 1, 1, 1)
+
+    def predict(patch):  # the answer depends on all that a window holds
+        return patch - patch.mean((2, 3, 4), keepdim=True)
+
+    answers = sliding_window(images, predict, window=(8, 8, 8))
+    for image, answer in zip(images, answers, strict=True):
+        padded = torch.stack([F.pad(channel, (0, 1, 0, 2, 0, 3), value=channel.min().item()) for channel in image])
+        torch.testing.assert_close(answer, predict(padded[None])[0, :, :5, :6, :7], rtol=1e-4, atol=1e-4)
 
 
 def test_windows_touch_both_borders_and_overlap_by_the_share_asked_for():

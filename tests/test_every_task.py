@@ -149,6 +149,22 @@ def test_dice_is_averaged_over_volumes_and_skips_what_is_absent():
     assert values["dice"].item() == pytest.approx((2 / 3 + 6 / 7) / 4)
 
 
+def test_mean_class_accuracy_equals_torchmetrics_and_leaves_out_classes_that_do_not_occur():
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    torch.manual_seed(0)
+    task = discover.find("tasks", "video_action").load()(datasets=["toy"])
+    probabilities, target = torch.rand(20, 3), torch.arange(20) % 3
+    metrics = task.metrics(toy_card(task.kind))
+    metrics.update(probabilities[:7], target[:7])
+    metrics.update(probabilities[7:], target[7:])
+    torch.testing.assert_close(metrics.compute()["mean_class_accuracy"], multiclass_accuracy(probabilities, target, 3))
+    metrics.reset()
+    guess = torch.tensor([0, 2, 1, 1])  # class 0: one of two; class 1: two of two; class 2 is guessed, never there
+    metrics.update(torch.nn.functional.one_hot(guess, 3).float(), torch.tensor([0, 0, 1, 1]))
+    assert metrics.compute()["mean_class_accuracy"].item() == 0.75
+
+
 def test_the_roc_area_equals_torchmetrics_and_leaves_out_absent_classes():
     from inflate3d.nn.metrics import RocArea
     from torchmetrics.functional.classification import binary_auroc, multiclass_auroc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def write_run(folder: Path, module: MultiTaskModule) -> None:
     datasets = {
         "organs": {"batch_size": 1, "sample": {"patch_size": [16, 16, 16]}},
         "scans": {"batch_size": 1, "sample": {"size": [16, 16, 16]}},
-        "clips": {"batch_size": 1, "sample": {"num_frames": 8, "frame_interval": 2, "crop_size": 32}},
+        "clips": {"batch_size": 1, "sample": {"num_frames": 8, "frame_interval": 2, "crop_size": 32, "std": 0.2}},
     }
     backbone = {"name": "test_resnet", "stems": {"rgb": 3, "ct": 1}}
     write_config(folder, {"model": {"backbone": backbone, "tasks": TASKS}, "data": {"datasets": datasets}})
@@ -138,6 +139,18 @@ def test_a_classifier_loads_by_its_head_with_its_own_stem_and_statistics(
         torch.testing.assert_close(features.eval()(x), run.module.backbone(x, domain=dataset).pooled)
 
 
+@pytest.mark.parametrize("with_heads", [True, False])
+def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with_heads: bool) -> None:
+    publish_run(run.folder, str(tmp_path / "w"), with_heads=with_heads)
+    for name, card in CARDS.items():
+        net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True, norm_domain=name, num_classes=0)
+        spec, own = net.input_spec, json.loads(json.dumps(card.to_dict()["input"]))
+        own["intensity"]["std"] = [0.2] if name == "clips" else own["intensity"]["std"]  # as the run's sample says
+        assert {k: spec[k] for k in own} == own
+        assert (spec["domain"], spec["kind"], spec["modality"]) == (name, card.kind, card.modality)
+        assert ("crop_size" in spec["sample"]) == (name == "clips")
+
+
 def test_the_first_domains_classifier_is_the_nets_own(run: Run, tmp_path: Path) -> None:
     publish_run(run.folder, str(tmp_path / "w"), domain="clips", with_heads=True)
     net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
@@ -179,6 +192,23 @@ def test_the_card_tells_licences_heads_cost_and_how_to_load(run: Run, published:
     publish_run(run.folder, str(tmp_path / "w"), results=tmp_path / "rows.json")
     assert "| scratch | val/dice | 0.5000 | 0.0100 | 3 |" in (tmp_path / "w" / "README.md").read_text()
     assert not (tmp_path / "w" / "heads.safetensors").exists()
+
+
+def test_the_same_checkpoint_gives_the_same_bytes_wherever_the_run_lies_and_went_on(run: Run, tmp_path: Path) -> None:
+    copy, starts = tmp_path / "run", [{"time": "2026-01-01T00:00:00+00:00", "device": "cpu"}]
+    shutil.copytree(run.folder, copy)
+    (complete,) = copy.glob("checkpoints/*/complete.json")
+    complete.write_text(json.dumps({**json.loads(complete.read_text()), "time": "2026-01-01T01:30:00+00:00"}))
+    for name in ("one", "other"):
+        (copy / "environment.json").write_text(json.dumps({"starts": starts}))
+        publish_run(copy, str(tmp_path / name), with_heads=True)
+        starts.append({"time": "2026-02-01T00:00:00+00:00", "device": "another"})
+        os.utime(complete, (2e9, 2e9))
+    one, other = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "other"))
+    assert one == other
+    cost = json.loads(one["config.json"])["training"]["cost"]
+    assert cost == {"steps": 7, "device": "cpu", "hours": 1.5}
+    assert b"7 optimiser steps on cpu, 1.5 hours" in one["README.md"]
 
 
 def test_the_code_of_the_card_runs(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

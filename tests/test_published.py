@@ -72,6 +72,18 @@ def test_publishing_again_changes_nothing_and_a_newer_net_replaces_it(published,
     assert [p.name for p in copy.parent.iterdir()] == ["weights"]
 
 
+def test_the_replay_is_reckoned_in_one_thread_and_then_there_are_as_many_as_before(tmp_path):
+    net, before, seen = inflate3d.create_model("test_resnet", num_classes=0), torch.get_num_threads(), set()
+    handle = net.conv1.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(3)
+        inflate3d.publish(net, str(tmp_path / "w"))
+        assert (seen, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)
+        handle.remove()
+
+
 def test_a_folder_that_holds_something_else_is_refused(published, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"holds something else \(thesis.tex"):
@@ -116,6 +128,31 @@ def test_another_plan_adapts_kernels_and_strides_and_says_so(published, caplog):
         strided = load(folder, plan={"kernels": [1, 1, 1, 1, None, None], "strides": [1, 2, 1, 1, 1, 1]})
         assert strided.eval().forward_features(x).shape[2] == 4
     assert "strides along D are 1 2 1 1 1 1, the weights were trained with 1 1 1 1 1 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "own"),
+    [
+        ("inflation", "random", "'mean'"),
+        ("overshoot", 0.5, "0.25"),
+        ("attention", "joint", "'frame'"),
+        ("statistics", "frame", "'clip'"),
+        ("spacing_mm", (3, 1, 1), "None"),
+    ],
+)
+def test_inflation_that_is_not_the_weights_own_is_refused(published, argument, value, own):
+    with pytest.raises(InputError, match=rf"{argument} is .* carry their own: {own}\. Leave .*pretrained=False"):
+        load(published[1], **{argument: value})
+
+
+def test_what_the_weights_carry_may_be_said_and_random_weights_take_another(published):
+    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.taps.name == "mean"
+    with pytest.warns(UserWarning, match="weights are random"):
+        net = inflate3d.create_model(
+            f"local-dir:{published[1]}", inflation="overshoot", statistics="frame", spacing_mm=(9, 1, 1)
+        )
+    assert (net.net_spec.taps.name, net.net_spec.statistics, net.plan.name) == ("overshoot", "frame", "auto")
+    assert net.input_spec["inflation"]["taps"] == "overshoot"
 
 
 def test_fewer_slices_than_the_plan_strides_take_fewer_strides(tmp_path, caplog):
@@ -199,6 +236,9 @@ def test_the_statistics_and_stem_of_each_domain_go_along(tmp_path):
         torch.testing.assert_close(load(folder).eval()(grey), backbone(grey, domain="brain").pooled)
         clips = load(folder, norm_domain="clips", in_chans=3).eval()
         torch.testing.assert_close(clips(colour), backbone(colour, domain="clips").pooled)
+    assert (clips.input_spec["domain"], clips.input_spec["intensity"]) == ("clips", None)  # nobody stated it
+    with pytest.raises(InputError, match="no input contract"):
+        inflate3d.create_transform(clips)
     with pytest.raises(InputError, match="unknown norm_domain 'clip'; close names: 'clips'"):
         load(folder, norm_domain="clip")
 

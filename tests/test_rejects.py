@@ -114,4 +114,5 @@ def check(capsys: Capture, folder: Path, build: list[str], key: str, words: list
     manifest = Manifest.load(output)
     assert [r["key"] for r in manifest.rejects] == [key]
     assert all(word in json.dumps(list(manifest.rejects)) for word in words)
+    assert str(folder) not in json.dumps(list(manifest.rejects))  # the same shards from wherever the raw files lay
     assert manifest.num_samples() == total - 1

@@ -210,6 +210,30 @@ def test_a_mended_case_comes_in_on_the_next_build(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
+class ToyListed(ToyVolumes):
+    """Cases whose source says more than their number: a file, a label, and an object of no meaning."""
+
+    def __init__(self, root: str, labels: tuple[Any, ...]) -> None:
+        super().__init__(len(labels))
+        self._root, self._labels = root, labels
+
+    def cases(self) -> list[Case]:
+        rows = [(f"{self._root}/scan_{i}.nii", {"label": label}, object()) for i, label in enumerate(self._labels)]
+        return [Case(f"scan_{i}", "train", row) for i, row in enumerate(rows)]
+
+    def read(self, case: Case) -> RawSample:
+        return super().read(replace(case, source=case.source[1]["label"]))
+
+
+def test_corrected_labels_make_another_build_and_a_moved_raw_folder_does_not(tmp_path: Path) -> None:
+    build(tmp_path / "out", ToyListed("/disk1/raw", (0, 1, np.int64(1))))
+    before = contents(tmp_path / "out")
+    build(tmp_path / "out", ToyListed("/disk2/moved", (0, 1, 1)))
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(InputError, match="shards of another build"):
+        build(tmp_path / "out", ToyListed("/disk1/raw", (0, 1, np.int64(2))))
+
+
 @pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path: Path, importable: type[ToyVolumes]) -> None:
     script = tmp_path / "build.py"

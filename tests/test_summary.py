@@ -2,9 +2,12 @@
 
 from types import SimpleNamespace
 
+import inflate3d
 import pytest
-from inflate3d.cli.summary import one_voxel_warnings
+import torch
+from inflate3d.cli.summary import _net, one_voxel_warnings
 from inflate3d.errors import InputError
+from inflate3d.models import Backbone, BackboneConfig
 
 
 def module(norm="per_domain", reduction=(32, 32, 32)):
@@ -31,3 +34,10 @@ def test_more_voxels_or_norms_without_batch_statistics_are_fine(case):
 def test_one_sample_of_one_voxel_is_refused():
     with pytest.raises(InputError, match="cannot train on a single value"):
         one_voxel_warnings(module(), rows("32x32x32", batch_size=1))
+
+
+def test_the_net_is_told_with_the_inflation_of_the_published_weights(tmp_path):
+    folder = inflate3d.publish(inflate3d.create_model("test_resnet", inflation="mean"), str(tmp_path / "w"))
+    config = BackboneConfig(f"local-dir:{folder}", pretrained=True)
+    run = SimpleNamespace(backbone_config=config, backbone=Backbone(config), heads=torch.nn.ModuleDict())
+    assert "inflation mean" in _net(run)

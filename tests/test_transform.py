@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import inflate3d
 import nibabel as nib
@@ -72,14 +73,15 @@ def test_clips_are_scaled_and_cropped_and_augmented_in_training() -> None:
     assert not torch.equal(first, second)
 
 
-def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"short_side": 31}, {"mean": [0.1, 0.2, 0.3], "std": 0.4}])
+def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path, more: dict[str, Any]) -> None:
     from inflate3d.data.stages import make_stage
     from inflate3d.datasets.toy import Toy
 
     toy = Toy(kind="video_classification", num_train=1, num_val=1, size=64, num_frames=20)
     case = next(iter(toy.cases()))
     (tmp_path / "clip.mp4").write_bytes(toy.read(case).video or b"")
-    options = {"num_frames": 4, "frame_interval": 3, "crop_size": 28, "gamma": 0.5}
+    options = {"num_frames": 4, "frame_interval": 3, "crop_size": 28, "gamma": 0.5, **more}
     record = {"num_frames": 20, "fps": 10.0, "label": 0}
     members = {"video": (tmp_path / "clip.mp4").read_bytes(), "json": record}
     seen = make_stage(toy.card, options, training=False)("a", members, 0).image
@@ -94,6 +96,21 @@ def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path) -> Non
     assert InputTransform(spec, is_training=True)(str(tmp_path / "clip.mp4")).shape == (3, 4, 28, 28)
     with pytest.raises(InputError, match=r"no file .*none\.mp4"):
         InputTransform(spec)(tmp_path / "none.mp4")
+
+
+def test_frames_are_cropped_where_training_crops_them() -> None:
+    frames = np.broadcast_to(np.arange(31, dtype=np.uint8)[:, None], (3, 4, 31, 36))  # each pixel tells its row
+    spec = {**CLIP, "sample": {"num_frames": 4, "crop_size": 28, "short_side": 31}}
+    rows = (InputTransform(spec)(frames)[0, 0, :, 0] + 1) * 255 / 2
+    assert rows.round().int().tolist() == list(range(1, 29))  # of an odd margin the smaller half lies before
+
+
+def test_what_a_sample_is_follows_from_the_kind_not_from_the_modality() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 4, 64, 96)).astype(np.uint8)
+    thermal = InputTransform({**CLIP, "kind": "video_classification", "modality": "thermal"})
+    assert torch.equal(thermal(frames), InputTransform(CLIP)(frames))
+    stained = InputTransform({**CLIP, "kind": "volume_classification", "sample": {"size": [4, 28, 28]}})
+    assert stained(frames).shape == (3, 4, 28, 28)
 
 
 @pytest.mark.parametrize(

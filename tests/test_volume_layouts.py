@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inflate3d.contracts import AbstractDataset, RawSample
+from inflate3d.contracts import AbstractDataset, Intensity, RawSample
 from inflate3d.data.readers import write_nifti
 from inflate3d.datasets.medmnist3d import MedMNIST3D
 from inflate3d.datasets.modelnet10 import ModelNet10
@@ -67,6 +67,11 @@ def test_msd_ct_takes_a_window_in_hu(msd_root: Path) -> None:
     lung = msd_root.rename(msd_root.with_name("Task06_Lung"))
     assert MSD(lung).card.input.intensity.window == (-1000.0, 400.0)
     assert MSD(lung, window=[-50, 50]).card.input.intensity.window == (-50.0, 50.0)
+
+
+def test_msd_mri_takes_a_window_too_and_else_a_zscore(msd_root: Path) -> None:
+    assert MSD(msd_root).card.input.intensity == Intensity("zscore")
+    assert MSD(msd_root, window=[0, 900]).card.input.intensity == Intensity("window", (0.0, 900.0))
 
 
 def test_msd_resamples_image_and_mask_together(msd_root: Path) -> None:

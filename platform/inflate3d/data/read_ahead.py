@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard
 from inflate3d.data.members import CHUNK_FROM_BYTES, encode_sample
@@ -31,7 +33,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A case that cannot be read, and why."""
+    """A case that cannot be read, and why; files are named from the raw folder on."""
 
     key: str
     reason: str
@@ -101,11 +103,20 @@ def _encode(dataset: AbstractDataset, card: DatasetCard, video: VideoEncoding | 
             raw.video, raw.video_suffix = reencode(raw.video, video), SUFFIX
         members = encode_sample(raw, card, key=case.key, group=case.group, chunk_from=CHUNK_FROM_BYTES)
     except InputError as fault:
-        return Rejected(case.key, str(fault))
+        return Rejected(case.key, _from_raw_folder(str(fault), dataset))
     except Exception as fault:
         fault.add_note(f"while reading case {case.key!r} of {card.name}")
         raise
     return Encoded(case.key, members)
+
+
+def _from_raw_folder(reason: str, dataset: AbstractDataset) -> str:
+    """Return a reason whose paths begin below the dataset's folders: where these lie on this machine is nobody's."""
+    paths = [value for value in vars(dataset).values() if isinstance(value, Path) and value.is_absolute()]
+    folders = {path if path.is_dir() else path.parent for path in paths}
+    for folder in sorted(map(str, folders), key=len):
+        reason = re.sub(rf"(?<![\w.-]){re.escape(folder)}/", "", reason)
+    return reason
 
 
 _in_worker: tuple[AbstractDataset, DatasetCard, VideoEncoding | None]

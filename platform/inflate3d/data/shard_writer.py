@@ -14,11 +14,13 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard
 from inflate3d.data.build_progress import BuildProgress
@@ -117,8 +119,8 @@ class _Builder:
         for path in sorted(self.folder.glob("*-000000.index.json")):
             if (index := _read_index(path)) is not None and index.build != self.build:
                 raise InputError(
-                    f"{self.folder} holds shards of another build: the card, the cases or the limits were different. "
-                    "Remove the folder or give another"
+                    f"{self.folder} holds shards of another build: the card, the cases, their labels or the limits "
+                    "were different. Remove the folder or give another"
                 )
 
     def build_split(self, split: str, cases: list[Case]) -> None:
@@ -252,18 +254,41 @@ def _checked_cases(cases: list[Case], name: str) -> list[Case]:
 def _build_digest(
     dataset: AbstractDataset, card: DatasetCard, cases: list[Case], limits: ShardLimits, video: VideoEncoding | None
 ) -> str:
-    """Return what tells one build from another: card, the dataset's plain settings, cases and limits.
+    """Return what tells one build from another: card, the dataset's plain settings, cases with what they say, limits.
 
-    Paths are no settings: a raw folder that has moved is the same.
+    Paths of this machine are no settings: a raw folder that has moved is the same.
     """
     plain = (str, int, float, bool, tuple, list, type(None))
-    settings = {k: v for k, v in sorted(vars(dataset).items()) if not k.startswith("_") and isinstance(v, plain)}
+    settings = {k: _said(v) for k, v in sorted(vars(dataset).items()) if not k.startswith("_") and isinstance(v, plain)}
     what = [MANIFEST_FORMAT, type(dataset).__qualname__, card.to_dict(), settings, limits.samples, limits.bytes]
     what += [] if video is None else [asdict(video)]
     digest = hashlib.sha256(json.dumps(what, default=str).encode())
     for case in cases:
-        digest.update(json.dumps([case.key, case.split, case.group]).encode())
+        source = None if _is_its_number(case) else _said(case.source)
+        said = [case.key, case.split, case.group, *([] if source is None else [source])]
+        digest.update(json.dumps(said, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _said(value: Any) -> Any:
+    """Return plain data as JSON values, the same on every machine: an absolute path by its name, an object as None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(k): _said(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_said(v) for v in value]
+    if isinstance(value, str | PurePath):
+        return PurePath(value).name if PurePath(value).is_absolute() else str(value)
+    return value if isinstance(value, int | float) else None
+
+
+def _is_its_number(case: Case) -> bool:
+    """Whether the source is but the number at the end of the key, which says it already."""
+    number = re.search(r"\d+$", case.key)
+    return number is not None and isinstance(case.source, int) and int(number[0]) == case.source
 
 
 def _read_index(path: Path) -> ShardIndex | None:

@@ -63,7 +63,7 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
         if packets.shown and max(wanted) >= len(packets.shown):
             last = len(packets.shown) - 1
             raise InputError(f"{_name(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-        pixels = _to_rgb(_size(stream, short_side))
+        pixels = _to_rgb(scaled_size(stream.height, stream.width, short_side))
         frames = _decode_window(stream, packets, wanted, pixels) if packets.shown else None
         if frames is None:
             stream.codec_context.flush_buffers()
@@ -71,6 +71,12 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
     if missing := sorted(wanted - frames.keys()):
         raise InputError(f"{_name(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
     return np.stack([frames[i] for i in indices])
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return (H, W) of frames whose shorter side is brought to `short_side`; one size for all that a stream shows."""
+    scale = 1.0 if short_side is None else short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def every_frame(source: Source) -> Iterator[av.VideoFrame]:
@@ -165,12 +171,6 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
         raise
     except (av.error.FFmpegError, ValueError, EOFError) as fault:
         raise InputError(f"{_name(source)}: unreadable video ({getattr(fault, 'strerror', fault)})") from fault
-
-
-def _size(stream: av.VideoStream, short_side: int | None) -> tuple[int, int]:
-    """Return (H, W) of what is given out: one size, though a stream may change its own midway."""
-    scale = 1.0 if short_side is None else short_side / min(stream.height, stream.width)
-    return max(1, round(stream.height * scale)), max(1, round(stream.width * scale))
 
 
 def _to_rgb(size: tuple[int, int]) -> Pixels:

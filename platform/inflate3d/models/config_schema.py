@@ -282,6 +282,7 @@ _CONFIG = record(
         "training": plain(depth=6, most=100_000),
         "versions": mapping_of(text(64), text(64)),
         "heads": mapping_of(text(128, _WORD), _HEAD),
+        "inputs": mapping_of(text(128, _WORD), _INPUT),
     },
     is_open=True,  # a newer minor version may say more
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,9 @@ def create_model(
 
     `model.input_spec` says what input the weights expect, `model.label_names` what the published classes are called.
 
+    Published weights carry their own inflation, overshoot, attention, statistics and spacing_mm; pretrained=False takes
+    others.
+
     Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming
     the layer, where a net cannot be inflated exactly.
     """
@@ -87,6 +91,13 @@ def create_model(
             head=head,
             plan=plan,
             input_size=as_triple(input_size, "input_size"),
+            inflated=_besides_defaults(
+                inflation=inflation,
+                overshoot=overshoot,
+                attention=attention,
+                statistics=statistics,
+                spacing_mm=as_triple(spacing_mm, "spacing_mm"),
+            ),
             timm_kwargs=timm_kwargs,
             **options,
         )
@@ -126,6 +137,12 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]
     return net
+
+
+def _besides_defaults(**values: Any) -> dict[str, Any]:
+    """Return the arguments of create_model that are not what they are when left out."""
+    own = inspect.signature(create_model).parameters
+    return {name: value for name, value in values.items() if value != own[name].default}
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

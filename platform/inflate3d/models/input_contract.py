@@ -28,8 +28,12 @@ def contract_of_2d(net: nn.Module, in_chans: int) -> dict[str, Any]:
 
 
 def intensity_of(contract: Mapping[str, Any]) -> Intensity | None:
-    """Read a contract's intensity back; None where it has none."""
+    """Read a contract's intensity back, with the mean and std that its sample puts in place; None where it has none."""
     if contract.get("intensity") is None:
         return None
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in contract["intensity"].items()}
+    sample = contract.get("sample") or {}
+    placed = {k: sample[k] for k in ("mean", "std") if sample.get(k) is not None}
+    placed = {k: v if isinstance(v, list | tuple) else [v] for k, v in placed.items()}
+    stated = {**contract["intensity"], **placed}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()}
     return Intensity(**values)

@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import resolve_plan
+from inflate3d.inflation import Taps, resolve_plan
 from inflate3d.models.adaptation import describe_changes, fit_tensors, plan_for_depth
 from inflate3d.models.allocation import build_within
 from inflate3d.models.config_schema import read_config
 from inflate3d.models.fetch import check_directory
+from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.integrity import plain_file
 from inflate3d.models.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.replay import check_replay
@@ -42,6 +43,7 @@ def load_published(
     plan: Any,
     head: str | None = None,
     input_size: Sequence[int] | None = None,
+    inflated: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build the net of a published directory and load its weights.
@@ -49,11 +51,12 @@ def load_published(
     plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
     input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
     adapts the stem as timm does; another num_classes brings a fresh classifier. head: the dataset whose published
-    classifier, stem and statistics to take. The log tells what was adapted. InputError where a file has changed.
+    classifier, stem and statistics to take. inflated: what is given of inflation, overshoot, attention, statistics and
+    spacing_mm. The log tells what was adapted. InputError where a file has changed, or `inflated` is not what the
+    weights carry.
     """
     plain_file(folder, CONFIG)
     config = read_config(folder)
-    own = NetSpec.from_dict(config["net"])
     stated = check_directory(folder) if pretrained else {}
     header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
     if not pretrained:
@@ -66,12 +69,14 @@ def load_published(
     stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
     if norm_domain is not None and options.get("in_chans") is None:
         options["in_chans"] = stems.get(norm_domain)
+    contract = _input_of(config, norm_domain)
+    own = _own_spec(folder, config, contract, inflated or {}, plan, input_size, pretrained=pretrained)
     spec = _adapted(own, plan, input_size, options)
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
     if config["norm"] == "group":
         convert_norms(net, "group", Domain())
-    _give_contract(net, config, head)
+    _give_contract(net, config, contract, head)
     if not pretrained:
         return net
     _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
@@ -108,6 +113,49 @@ def domain_keys(
     return keys
 
 
+def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, Any]:
+    """Return the input contract of a domain; without intensity where the publication does not state that domain's."""
+    if norm_domain is None:
+        return config["input"]
+    head = config.get("heads", {}).get(norm_domain, {})
+    unknown = {"domain": norm_domain, "intensity": None}
+    return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
+
+
+def _own_spec(
+    folder: Path,
+    config: Mapping[str, Any],
+    contract: Mapping[str, Any],
+    inflated: Mapping[str, Any],
+    plan: Any,
+    input_size: Sequence[int] | None,
+    *,
+    pretrained: bool,
+) -> NetSpec:
+    """Return the published net, for random weights inflated as given. InputError where weights carry other values."""
+    own = NetSpec.from_dict(config["net"])
+    carried = {
+        "inflation": own.taps.name,
+        "overshoot": own.taps.overshoot,
+        "attention": own.attention,
+        "statistics": own.statistics,
+        "spacing_mm": contract.get("spacing_mm"),
+    }
+    for argument, value in inflated.items():
+        if pretrained and (list(value) if argument == "spacing_mm" else value) != carried[argument]:
+            raise InputError(
+                f"{folder}: {argument} is {value!r}, but the published weights carry their own: {carried[argument]!r}. "
+                f"Leave {argument} out, or start from random weights: pretrained=False"
+            )
+    if pretrained:
+        return own
+    if plan == "auto" and "spacing_mm" in inflated:
+        own = replace(own, plan=resolve_plan(plan, input_size=input_size, spacing_mm=inflated["spacing_mm"]))
+    taken = {**carried, **inflated}
+    taps = Taps(taken["inflation"], taken["overshoot"])
+    return replace(own, taps=taps, attention=taken["attention"], statistics=taken["statistics"])
+
+
 def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
     changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
     if plan != "auto":
@@ -117,14 +165,14 @@ def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options:
     return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
 
 
-def _give_contract(net: nn.Module, config: Mapping[str, Any], head: str | None) -> None:
-    """Put what the weights expect, and what their classes are called, on the net."""
+def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], head: str | None) -> None:
+    """Put what the weights of a domain expect, and what their classes are called, on the net."""
     own = config.get("heads", {}).get(head, {})
     net.input_spec = {  # type: ignore[assignment]
-        **config["input"],
-        **own.get("input", {}),
+        **contract_of_2d(net, net.net_spec.in_chans),  # type: ignore[union-attr, arg-type]
+        **{"intensity": None, **contract},
         "plan": config["net"]["plan"],
-        "inflation": config["net"]["inflation"],
+        "inflation": net.net_spec.to_dict()["inflation"],  # type: ignore[union-attr, operator]
         "versions": config.get("versions", {}),
     }
     net.published = dict(config)  # type: ignore[assignment]

@@ -185,7 +185,6 @@ def _whole_segmenter(
     except RuntimeError as fault:
         raise InputError(f"{folder}: the decoder of {head!r} does not fit the net: {str(fault)[:200]}") from fault
     segmenter.label_names = list(entry["classes"]) if count == len(entry["classes"]) else []
-    segmenter.input_spec = {**net.input_spec, **entry.get("input", {})}  # type: ignore[dict-item]
     if entry.get("window"):
         depth, height, width = entry["window"]
         segmenter.window = (depth, height, width)

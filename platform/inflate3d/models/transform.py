@@ -19,7 +19,7 @@ from inflate3d.data.intensity import Normalise
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
 
-_AUGMENT = {"rgb": "augment/video.yaml", "ct": "augment/ct.yaml", "mri": "augment/mri.yaml"}
+_AUGMENT = {"ct": "augment/ct.yaml", "mri": "augment/mri.yaml"}
 
 
 def create_transform(model: nn.Module, is_training: bool = False) -> InputTransform:
@@ -28,9 +28,10 @@ def create_transform(model: nn.Module, is_training: bool = False) -> InputTransf
     `model.input_spec` says how. Volumes: the path of a file, a TorchIO image (both are brought to the contract's
     orientation and spacing by TorchIO), or an array (C, D, H, W) that has them; whole volumes of a fixed size are cut,
     padded or interpolated to it, as in training. Clips: the path of a video, of which the contract's frames are decoded
-    (those in the middle; is_training: anywhere), or frames (C, D, H, W) in 0..255; where the contract states the crop,
-    they are scaled and cropped by torchvision. is_training adds the packaged augmentation for the kind of input, drawn
-    from torch's generator. TorchIO, PyAV and the augmentation need the `train` extra; arrays need the core alone.
+    (those in the middle; is_training: anywhere), or frames (C, D, H, W) in 0..255, which torchvision scales where the
+    contract states the crop; both are cropped as in training. is_training adds the packaged augmentation for the kind
+    of input, drawn from torch's generator. TorchIO, PyAV and the augmentation need the `train` extra; arrays need the
+    core alone.
     InputError for nets without a contract.
     """
     spec: Mapping[str, Any] | None = getattr(model, "input_spec", None)
@@ -49,10 +50,11 @@ class InputTransform:
         self.spec, self.num_channels, self.intensity = dict(spec), len(spec["channels"]), intensity
         self._normalise = Normalise(intensity, self.num_channels, where="input contract")
         modality = spec.get("modality", "rgb")
-        self.is_clip = modality == "rgb"
+        # A 2D net's contract states no kind: its RGB images become frames.
+        self.is_clip = spec["kind"] == "video_classification" if "kind" in spec else modality == "rgb"
         self.sample: Mapping[str, Any] = spec.get("sample") or {}
         self._is_training = is_training
-        self._augment = _augmentation(modality) if is_training else None
+        self._augment = _augmentation(modality, is_clip=self.is_clip) if is_training else None
 
     def __call__(self, sample: Any) -> Tensor:
         """Return the net's input for one sample. Raises InputError for other axes or channels."""
@@ -129,33 +131,39 @@ class InputTransform:
     def _framed(self, array_CDHW: np.ndarray) -> np.ndarray:
         """Scale the shorter side, cut the square that the contract states (a random one in training), and brighten."""
         if (crop := self.sample.get("crop_size")) is not None:
-            from torchvision.transforms import v2
-
-            cutter = v2.RandomCrop(crop) if self._is_training else v2.CenterCrop(crop)
-            frames_DCHW = torch.from_numpy(array_CDHW.copy()).transpose(0, 1)
-            array_CDHW = cutter(v2.Resize(self._short_side(), antialias=True)(frames_DCHW)).transpose(0, 1).numpy()
+            array_CDHW, size = self._scaled(array_CDHW), (array_CDHW.shape[1], crop, crop)
+            array_CDHW = cut(array_CDHW, self._start(array_CDHW.shape[1:], size), size, fill=0)
         if (gamma := self.sample.get("gamma")) is not None:
             levels = np.rint((np.arange(256) / 255) ** gamma * 255).astype(np.uint8)
             array_CDHW = levels[np.clip(array_CDHW, 0, 255).astype(np.uint8)]
         return array_CDHW
+
+    def _scaled(self, array_CDHW: np.ndarray) -> np.ndarray:
+        """Bring frames to the size that decoding gives them; those that have it stay as they are."""
+        from torchvision.transforms.v2.functional import resize
+
+        from inflate3d.data.video import scaled_size
+
+        size = scaled_size(*array_CDHW.shape[2:], self._short_side())  # type: ignore[call-arg]
+        frames_DCHW = torch.from_numpy(array_CDHW.copy()).transpose(0, 1)
+        return resize(frames_DCHW, list(size), antialias=True).transpose(0, 1).numpy()
 
     def _short_side(self) -> int | None:
         crop = self.sample.get("crop_size")
         return self.sample.get("short_side") or (round(crop * 8 / 7) if crop else None)
 
 
-def _augmentation(modality: str) -> Any:
+def _augmentation(modality: str, *, is_clip: bool) -> Any:
     _needs("torchio")
     from inflate3d.data.augment import VideoAugment, VolumeAugment
 
     def seed() -> int:
         return int(torch.randint(2**31, ()).item())
 
-    spec = _AUGMENT.get(modality, "augment/small_volume.yaml")
-    if modality == "rgb":
-        video = VideoAugment(spec)
+    if is_clip:
+        video = VideoAugment("augment/video.yaml")
         return lambda x: video(torch.from_numpy(x.copy()).transpose(0, 1), seed=seed()).transpose(0, 1).numpy()
-    volume = VolumeAugment(spec)
+    volume = VolumeAugment(_AUGMENT.get(modality, "augment/small_volume.yaml"))
     return lambda image: volume(image, None, affine=np.eye(4), seed=seed())[0]
 
 

@@ -1,4 +1,4 @@
-"""Dice over whole volumes and the area under the ROC curve, as torchmetrics metrics."""
+"""Dice over whole volumes, the mean accuracy of classes and the area under the ROC curve, as torchmetrics metrics."""
 
 # B batch, K classes, D H W voxels.
 
@@ -59,6 +59,33 @@ class VolumeDice(Metric):
         dice = (self.total / self.volumes).float()
         names = [f"dice_{class_name(name)}" for name in self.classes[1:]]
         return {"dice": dice.nanmean(), **dict(zip(names, dice, strict=True))}
+
+
+class MeanClassAccuracy(Metric):
+    """Share of each class's samples that are recognised, the mean over the classes that occur.
+
+    torchmetrics' own counts a class as 0 that is predicted and does not occur.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    right: Tensor
+    samples: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("right", default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("samples", default=torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Count probabilities (B, K) and classes (B,)."""
+        is_right = probabilities.argmax(dim=1) == target
+        self.right += torch.bincount(target[is_right], minlength=len(self.right))
+        self.samples += torch.bincount(target, minlength=len(self.samples))
+
+    def compute(self) -> Tensor:
+        """Return the mean; NaN where there was no sample."""
+        return (self.right / self.samples).nanmean()
 
 
 class RocArea(Metric):

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from inflate3d.sample import Triple
 
@@ -27,13 +26,15 @@ def sliding_window(
 
     Windows lie evenly from border to border and overlap by at least `overlap` of their size; near its centre a window
     counts more (a Gaussian with a standard deviation of 1/8 of the window, as nnU-Net, arXiv:1809.10486). An image
-    smaller than the window is padded at the far ends with its minimum. `batch_size` windows go through at a time.
+    smaller than the window is padded at the far ends, each sample's channel with its own minimum. `batch_size` windows
+    go through at a time.
     """
-    size = image.shape[2:]
-    missing = [max(w - s, 0) for w, s in zip(window, size, strict=True)]
-    if any(missing):
-        pad = [n for m in reversed(missing) for n in (0, m)]
-        image = F.pad(image, pad, value=float(image.amin()))
+    depth, height, width = size = image.shape[2:]
+    enlarged = [max(w, s) for w, s in zip(window, size, strict=True)]
+    if enlarged != list(size):
+        padded = image.amin((2, 3, 4), keepdim=True).repeat(1, 1, *enlarged)
+        padded[:, :, :depth, :height, :width] = image
+        image = padded
     weight = gaussian_weight(window).to(image.device)
     corners = window_corners(image.shape[2:], window, overlap)
     places = [(b, corner) for b in range(len(image)) for corner in corners]
@@ -49,7 +50,6 @@ def sliding_window(
     norm = torch.zeros_like(total[0, :1])
     for corner in corners:
         _cut(norm, corner, window).add_(weight)
-    depth, height, width = size
     return (total / norm)[:, :, :depth, :height, :width]
 
 

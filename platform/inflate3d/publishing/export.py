@@ -89,6 +89,7 @@ def export(
     norm_domains: Mapping[str, str] | None = None,
     extra_tensors: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     classes: list[str] | None = None,
     heads: Mapping[str, Any] | None = None,
     head_tensors: Mapping[str, Tensor] | None = None,
@@ -98,7 +99,8 @@ def export(
 ) -> Outcome:
     """As publish, with heads; dry_run: everything is made and compared, nothing is delivered.
 
-    name: the short name that an index gives the publication, for the card's loading lines.
+    inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
+    card's loading lines.
     """
     place = parse_destination(destination)
     spec = getattr(model, "net_spec", None)
@@ -121,6 +123,7 @@ def export(
         "norm": norm,
         "norm_domains": dict(norm_domains or {}),
         "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
+        "inputs": dict(inputs or {}),
         "classes": classes or getattr(model, "label_names", None) or None,
         "heads": dict(heads or {}),
         "precision": precision,
@@ -196,9 +199,13 @@ def _replay(model: Any) -> dict[str, Tensor]:
     depth = max(8, plan.min_depth)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)
-    mode = model.training
-    with torch.no_grad():
-        features = replay_features(model.cpu().eval(), x)
+    mode, threads = model.training, torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on their number, and the same net is to give the same bytes
+    try:
+        with torch.no_grad():
+            features = replay_features(model.cpu().eval(), x)
+    finally:
+        torch.set_num_threads(threads)
     model.train(mode)
     return {"input": x, "features": features.contiguous()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
+from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.layout import NORM_KEY, STEM_KEY
 from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
@@ -24,7 +25,7 @@ from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
 from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
 from inflate3d.publishing.precision import Precision
-from inflate3d.training.checkpoint import COMPLETE, Checkpoint, find_checkpoint
+from inflate3d.training.checkpoint import Checkpoint, find_checkpoint
 from inflate3d.training.ema import best_weights
 from inflate3d.training.run_folder import ENVIRONMENT, read_config
 from inflate3d.training.saved_run import load_module, without_weights
@@ -80,6 +81,7 @@ def publish_run(
         net,
         destination,
         input_spec=inputs[domain],
+        inputs={name: spec for name, spec in inputs.items() if name != domain},
         norm=config.norm,
         norm_domains={name: _stem_of(backbone, name) for name in cards},
         extra_tensors=extra,
@@ -124,14 +126,20 @@ def _samples_of(run_folder: Path) -> dict[str, Any]:
 
 
 def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Device and time from the first start to the checkpoint, where the run noted them."""
+    """Device and hours from the first start to the checkpoint, as far as the run noted them.
+
+    Files' dates change with a copy, and later starts are not these weights': the same checkpoint costs the same.
+    """
     try:
         starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
-        began = datetime.fromisoformat(starts[0]["time"]).timestamp()
+        began = datetime.fromisoformat(starts[0]["time"])
+        ended = datetime.fromisoformat(checkpoint.time) if checkpoint.time else None
+        before = [s for s in starts if ended is None or datetime.fromisoformat(s["time"]) <= ended]
+        device = (before or starts)[-1]["device"]
     except (OSError, ValueError, LookupError):
         return None
-    seconds = (checkpoint.path / COMPLETE).stat().st_mtime - began
-    return {"steps": checkpoint.step, "device": starts[-1]["device"], "hours": round(max(seconds, 0) / 3600, 2)}
+    hours = None if ended is None else round(max((ended - began).total_seconds(), 0) / 3600, 2)
+    return {"steps": checkpoint.step, "device": device, "hours": hours}
 
 
 def _results(file: str | Path | None) -> list[dict[str, Any]]:
@@ -194,12 +202,15 @@ def _stem_of(backbone: Backbone, domain: str) -> str:
 
 def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -> dict[str, Any]:
     spec = card.to_dict()["input"]
+    intensity = intensity_of({**spec, "sample": sample})
+    assert intensity is not None
     repeated = backbone.stem_switch is None and len(spec["channels"]) == 1 and backbone.in_chans > 1
     channels = spec["channels"] * backbone.in_chans if repeated else spec["channels"]
     return {
         "axes": "BCDHW",
         **spec,
         "channels": list(channels),
+        "intensity": asdict(intensity),
         "kind": card.kind,
         "modality": card.modality,
         "domain": domain,

@@ -1,7 +1,7 @@
 """Checkpoints on disk: written whole, verified before use, kept by rule.
 
 A checkpoint is a folder `checkpoints/step-XXXXXXXX` with the trainer's state (`state.ckpt`, a file, or a folder where
-the strategy writes shards) and `complete.json`: format, step, score, and the size and sha256 of every file. It is
+the strategy writes shards) and `complete.json`: format, time, step, score, and the size and sha256 of every file. It is
 written as `checkpoints/.tmp-<step>` in the same folder, flushed to disk and renamed, so a folder with a true
 `complete.json` is a whole checkpoint and everything else is passed over.
 """
@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that claims to be whole. step: optimiser steps done. score: val/score of these very weights."""
+    """A checkpoint that claims to be whole. step: optimiser steps done. score: val/score of these very weights.
+
+    time: when it was written, UTC in ISO 8601; empty where that was not noted.
+    """
 
     path: Path
     step: int
     score: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    time: str = ""
 
     @property
     def state(self) -> Path:
@@ -106,7 +111,8 @@ def commit(folder: Path, step: int, *, score: float | None, metrics: dict[str, f
     for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
         _flush(file)
         files[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    content = {"format": FORMAT, "step": step, "score": score, "metrics": metrics, "files": files}
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"format": FORMAT, "time": time, "step": step, "score": score, "metrics": metrics, "files": files}
     (temporary / COMPLETE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     _flush(temporary / COMPLETE)
     _flush(temporary)
@@ -117,7 +123,7 @@ def commit(folder: Path, step: int, *, score: float | None, metrics: dict[str, f
     else:
         temporary.rename(final)
     _flush(folder)
-    return Checkpoint(final, step, score, metrics)
+    return _checkpoint(final, content)
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -125,7 +131,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step-*")):
         if re.fullmatch(r"step-\d{8,}", path.name) and (content := _read_complete(path)):
-            found.append(Checkpoint(path, content["step"], content["score"], content["metrics"]))
+            found.append(_checkpoint(path, content))
     return found
 
 
@@ -200,7 +206,11 @@ def _at(path: Path) -> Checkpoint:
         raise InputError(f"ckpt_path: {folder} is not a whole checkpoint: {fault}; give last, best or another one")
     content = _read_complete(folder)
     assert content is not None
-    return Checkpoint(folder, content["step"], content["score"], content["metrics"])
+    return _checkpoint(folder, content)
+
+
+def _checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(path, content["step"], content["score"], content["metrics"], content.get("time", ""))
 
 
 def _read_complete(path: Path) -> dict[str, Any] | None:

@@ -61,3 +61,9 @@ def random_start(shape: tuple[int, ...], size: tuple[int, ...], draw: np.random.
             low, high = max(low, int(holds[axis]) - want + 1), min(high, int(holds[axis]))
         start.append(int(draw.integers(low, high + 1)))
     return tuple(start)
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Return (H, W) of frames whose shorter side is brought to `short_side`; one size for all that a stream shows."""
+    scale = 1.0 if short_side is None else short_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
+from inflate3d.data.boxes import scaled_size
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,12 +72,6 @@ def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | N
     if missing := sorted(wanted - frames.keys()):
         raise InputError(f"{_name(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
     return np.stack([frames[i] for i in indices])
-
-
-def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Return (H, W) of frames whose shorter side is brought to `short_side`; one size for all that a stream shows."""
-    scale = 1.0 if short_side is None else short_side / min(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def every_frame(source: Source) -> Iterator[av.VideoFrame]:

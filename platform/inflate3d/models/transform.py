@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from inflate3d.data.boxes import centre, cut, frame_indices, random_start
+from inflate3d.data.boxes import centre, cut, frame_indices, random_start, scaled_size
 from inflate3d.data.intensity import Normalise
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
@@ -141,8 +141,6 @@ class InputTransform:
     def _scaled(self, array_CDHW: np.ndarray) -> np.ndarray:
         """Bring frames to the size that decoding gives them; those that have it stay as they are."""
         from torchvision.transforms.v2.functional import resize
-
-        from inflate3d.data.video import scaled_size
 
         size = scaled_size(*array_CDHW.shape[2:], self._short_side())  # type: ignore[call-arg]
         frames_DCHW = torch.from_numpy(array_CDHW.copy()).transpose(0, 1)

@@ -29,6 +29,7 @@ from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanSc
 from inflate3d.evaluation.transfer.probes import fit, linear_probe, nearest_neighbours
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.recalibrate import recalibrate
+from inflate3d.evaluation.transfer.report import render_overview
 from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
@@ -311,6 +312,16 @@ def test_the_report_needs_nothing_but_itself(finished):
     assert (output / "probe.png").read_bytes().startswith(b"\x89PNG")
     for row in result["rows"]:
         assert f"<b>{row['value']:.3f}</b>" in page
+
+
+def test_the_overview_holds_every_study_and_needs_nothing_but_itself(finished):
+    _, result, _ = finished
+    page = render_overview({"first": result, "second": result})
+    assert re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page) == []
+    assert page.count("data:image/png;base64,") == 4
+    assert re.findall(r'id="(\w+)"', page) == ["first", "second"]
+    for row in result["rows"]:
+        assert page.count(f"<b>{row['value']:.3f}</b>") >= 2
 
 
 def test_the_model_card_takes_the_results(finished):

@@ -6,23 +6,25 @@ python -m inflate3d.evaluation.transfer.evidence [--file FILE] [--only STUDY ...
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from inflate3d.contracts import DatasetCard
-from inflate3d.data.manifest import MANIFEST_FILE
+from inflate3d.data.manifest import MANIFEST_FILE, write_whole
 from inflate3d.data.shard_writer import build_shards
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.cells import Cell
 from inflate3d.evaluation.transfer.protocol import Protocol
-from inflate3d.evaluation.transfer.run import run_transfer
+from inflate3d.evaluation.transfer.report import render_overview
+from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, run_transfer
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
 from inflate3d.models.layout import CONFIG
@@ -100,6 +102,13 @@ def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs
     return Arm(name, BackboneConfig(document["model"], stems=stems, norm="shared", **values))
 
 
+def write_overview(studies: Iterable[str], output: str | Path) -> None:
+    """Write one page over the studies that have results in `output`."""
+    files = {name: Path(output) / name / TRANSFER for name in studies}
+    results = {name: json.loads(f.read_text(encoding="utf-8")) for name, f in files.items() if f.is_file()}
+    write_whole(Path(output) / REPORT, render_overview(results).encode())
+
+
 def _print(cell: Cell, record: Mapping[str, Any], done: int, of: int) -> None:
     value = next(iter(record["test"]["total"].values()))
     print(f"{done}/{of}  {cell}: {value}, {record['seconds']:.0f} s", flush=True)
@@ -123,12 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise unknown_name("study", name, document["studies"], where="--only")
             print(f"study {name}", flush=True)
             run_study(document, name, args.output, seeds=args.seeds, only_arms=args.arms)
+            write_overview(document["studies"], args.output)
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as fault:  # what went wrong stands above
         return fault.returncode
-    print(f"reports: {args.output}/*/report.html")
+    print(f"report: {Path(args.output) / REPORT}, of each study: {args.output}/*/{REPORT}")
     return 0
 
 

@@ -18,9 +18,46 @@ MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours"
 
 def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     """Return the page, and its plots by file name; the page holds them too, so it can be sent alone."""
+    view, plots = _view(result)
+    modes = [mode for mode, *_ in view["modes"]]
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            **view,
+            protocol=result["protocol"],
+            comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
+            fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
+            means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
+        )
+    )
+    return page, plots
+
+
+def render_overview(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return one page over several transfers, by name: what was found, plots and tables; it can be sent alone, too."""
+    views = {name: _view(result)[0] for name, result in results.items()}
+    return _environment().get_template("overview.html.jinja").render(views=views)
+
+
+def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return what both pages show of a transfer, and its plots by file name."""
     arms = [arm["name"] for arm in result["arms"]]
     modes = [m for m in MODE_NAMES if any(row["mode"] == m for row in result["rows"])]
     plots = {f"{mode}.png": plot_mode(result["rows"], mode=mode, arms=arms) for mode in modes}
+    sentences, others = verdicts(result["rows"])
+    view = {
+        "result": result,
+        "card": result["dataset"]["card"],
+        "modes": [(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
+        "images": {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
+        "verdicts": sentences,
+        "not_told_apart": others,
+    }
+    return view, plots
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -31,20 +68,7 @@ def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     environment.filters["percent"] = lambda share: f"{share:.0%}"
     environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    sentences, others = verdicts(result["rows"])
-    page = environment.get_template("report.html.jinja").render(
-        result=result,
-        card=result["dataset"]["card"],
-        protocol=result["protocol"],
-        modes=[(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
-        images={name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
-        verdicts=sentences,
-        not_told_apart=others,
-        comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
-        fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
-        means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
-    )
-    return page, plots
+    return environment
 
 
 def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, float]]]:

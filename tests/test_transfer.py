@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from inflate3d.evaluation.transfer.answers import Answers
 from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
-from inflate3d.evaluation.transfer.evidence import STUDIES, study_arm
+from inflate3d.evaluation.transfer.evidence import STUDIES, pretrain, study_arm
 from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
@@ -395,6 +396,18 @@ def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):
     stems = [build_module(arm, target, seed=seed).backbone.net.layer1[0].conv1.weight for seed in range(3)]
     assert torch.equal(stems[0], stems[2])
     assert not torch.equal(stems[0], stems[1])
+
+
+def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    document = {"root": "shards", "pretraining": {"two tasks": {"config": "none.yaml", "seeds": 2}}}
+    folders = [tmp_path / "pretraining" / f"two_tasks-{seed}" / "published" for seed in range(2)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    assert pretrain(document, "two tasks", tmp_path) == [f"local-dir:{folder}" for folder in folders]
+    with pytest.raises(InputError, match="arms: unknown pretraining 'two taks'; close names: 'two tasks'"):
+        pretrain(document, "two taks", tmp_path)
 
 
 def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):

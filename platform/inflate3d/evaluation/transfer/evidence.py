@@ -55,32 +55,35 @@ def run_study(
     arms = []
     for arm in names:
         pretraining = document["arms"].get(arm, {}).get("pretraining")
-        count = document["pretraining"][pretraining]["seeds"] if pretraining else 0
-        runs = [pretrained(document, pretraining, seed, output) for seed in range(count)]
+        runs = pretrain(document, pretraining, output) if pretraining else []
         arms.append(study_arm(document, arm, target.card, runs=runs))
     return run_transfer(arms, target, Path(output) / name, report=_print)
 
 
-def pretrained(document: Mapping[str, Any], name: str, seed: int, output: str | Path) -> str:
-    """Return the address of a pretraining's published weights; trained by `platform fit` if it is not finished."""
-    run = Path(output) / "pretraining" / f"{name.replace(' ', '_')}-{seed}"
-    address = f"local-dir:{run / 'published'}"
-    if not (run / "published" / CONFIG).is_file():
-        made = document["pretraining"][name]
+def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list[str]:
+    """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is not finished."""
+    pretrainings = document.get("pretraining", {})
+    if name not in pretrainings:
+        raise unknown_name("pretraining", name, pretrainings, where="arms")
+    addresses = []
+    for seed in range(pretrainings[name]["seeds"]):
+        run = Path(output) / "pretraining" / f"{name.replace(' ', '_')}-{seed}"
+        addresses.append(address := f"local-dir:{run / 'published'}")
+        if (run / "published" / CONFIG).is_file():
+            continue
         options = {
             "trainer.default_root_dir": str(run),
             "seed_everything": seed,
             "data.root": document["root"],
             "publish": address,
             "pictures": False,
-            **made.get("options", {}),
+            **pretrainings[name].get("options", {}),
         }
         given = [part for key, value in options.items() for part in (f"--{key}", yaml.safe_dump(value).split("\n")[0])]
         print(f"pretraining {name}, seed {seed}", flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", made["config"], *given], check=True
-        )
-    return address
+        command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", pretrainings[name]["config"], *given]
+        subprocess.run(command, check=True)
+    return addresses
 
 
 def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs: Sequence[str] = ()) -> Arm:

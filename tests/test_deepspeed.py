@@ -158,7 +158,9 @@ def test_offloading_and_nets_with_position_embeddings(root: Path, stage: int, na
 
 @pytest.mark.slow
 def test_bf16_mixed_keeps_weights_and_statistics_in_float32(root: Path) -> None:
+    # Maps stay above 1x1: there torch 2.14 now and then gives NaN for the gradient of a bf16 convolution on a CPU.
     options = ["--trainer.max_steps=2", "--trainer.precision=bf16-mixed", "--model.backbone.norm=per_domain"]
+    options += ["--model.backbone.timm_kwargs={output_stride: 8}", "--model.tasks.organ.decoder_channels=[4, 4, 8]"]
     fit(root / "bf16-one", *options)
     fit(root / "bf16-zero", *options, *zero(2))
     assert losses(root / "bf16-zero") == pytest.approx(losses(root / "bf16-one"), rel=1e-2)

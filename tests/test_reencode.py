@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from inflate3d.cli.main import main
 from inflate3d.data import Manifest, ShardReader, build_shards, check_shards
+from inflate3d.data import reencode as reencode_module
 from inflate3d.data.raw_videos import encode_video
 from inflate3d.data.reencode import VideoEncoding, reencode
 from inflate3d.data.video import decode_frames, every_frame, probe_video
@@ -70,6 +71,17 @@ def test_the_same_bytes_come_out_and_a_cut_file_is_refused() -> None:
 def test_a_setting_that_makes_no_sense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"video_\w+ is \d+; allowed"):
         VideoEncoding(**values)
+
+
+def test_the_bytes_depend_neither_on_the_cpu_nor_on_what_was_encoded_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy(kind="video_classification", num_train=3, num_val=1, num_frames=12)
+    videos = [toy.read(case).video for case in toy.cases()]
+    encoded = [[reencode(video, VideoEncoding(4)) for video in videos] for _ in range(10)]
+    assert all(each == encoded[0] for each in encoded)
+    told = reencode_module._options(VideoEncoding(4))
+    told["x264-params"] += ":asm=0"  # as a CPU without any of the instructions that x264 knows
+    monkeypatch.setattr(reencode_module, "_options", lambda encoding: told)
+    assert [reencode(video, VideoEncoding(4)) for video in videos] == encoded[0]
 
 
 def test_a_build_encodes_anew_and_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

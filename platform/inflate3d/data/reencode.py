@@ -82,15 +82,7 @@ class _Writer:
 
         if "libx264" not in av.codecs_available:
             raise InputError("this build of FFmpeg has no x264, which re-encoding needs; leave --video_gop out")
-        # No B-frames and closed groups: a frame needs only what stands before it, back to its key frame.
-        x264 = {
-            "preset": "veryfast",
-            "crf": str(encoding.crf),
-            "bf": "0",
-            "sc_threshold": "0",
-            "flags": "+cgop+bitexact",
-        }
-        self.stream = container.add_stream("libx264", rate=rate, options=x264)
+        self.stream = container.add_stream("libx264", rate=rate, options=_options(encoding))
         self.stream.height, self.stream.width = size
         self.stream.pix_fmt = "yuv420p"
         context = self.stream.codec_context
@@ -111,6 +103,22 @@ class _Writer:
 
     def finish(self) -> None:
         self.container.mux(self.stream.encode())
+
+
+def _options(encoding: VideoEncoding) -> dict[str, str]:
+    """What x264 is told.
+
+    No B-frames and closed groups: a frame needs only what stands before it, back to its key frame. cpu-independent:
+    else the bytes depend on the instructions that a CPU has, and with AVX-512 now and then on what memory held before.
+    """
+    return {
+        "preset": "veryfast",
+        "crf": str(encoding.crf),
+        "bf": "0",
+        "sc_threshold": "0",
+        "flags": "+cgop+bitexact",
+        "x264-params": "cpu-independent=1",
+    }
 
 
 def _size(height: int, width: int, short_side: int | None) -> tuple[int, int]:

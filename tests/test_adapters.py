@@ -57,6 +57,15 @@ def test_timm_takes_short_names(published: Path, tmp_path: Path, monkeypatch: py
         assert torch.equal(timm.create_model("adaptertest_3d", pretrained=True).eval()(x), ours(x))
 
 
+def test_names_entered_into_timm_are_no_2d_names() -> None:
+    import inflate3d.timm
+    import timm
+
+    assert "tf_efficientnet_lite0_3d" in timm.list_models()
+    assert inflate3d.list_models("tf_efficientnet_lite0*") == ["tf_efficientnet_lite0"]
+    assert "tf_efficientnet_lite0_3d.v1" in inflate3d.list_pretrained()
+
+
 def test_monais_flexible_unet_takes_an_encoder() -> None:
     pytest.importorskip("monai", reason="pip install 'inflate3d[adapters]'")
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import timm
+from inflate3d import create_model, publish
 from inflate3d.cli.main import main
 from inflate3d.models import list_models
 from inflate3d.models.architectures import table
@@ -98,3 +99,14 @@ def test_a_mistake_is_answered_in_one_line(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_published_weights_show_their_own_plan_and_taps(tmp_path, capsys, recwarn):
+    net = create_model("test_resnet", in_chans=1, plan="slow", inflation="mean", num_classes=0)
+    publish(net, f"local-dir:{tmp_path / 'mine'}")
+    recwarn.clear()
+    assert main(["models", "show", f"local-dir:{tmp_path / 'mine'}", "--input_size", "8,64,64"]) == 0
+    head, plan, *_ = capsys.readouterr().out.splitlines()
+    assert "taps mean, input 8 x 64 x 64" in head
+    assert plan.startswith("plan slow:")
+    assert list(recwarn) == []

@@ -6,7 +6,15 @@ import argparse
 from fnmatch import fnmatch
 from typing import Any
 
-from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, read_sizes, resolved, times
+from inflate3d.cli.plan_arguments import (
+    PLAN_HELP,
+    SHOWN_SIZE,
+    add_size_arguments,
+    given_inflation,
+    read_plan,
+    read_sizes,
+    times,
+)
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
 from inflate3d.errors import InputError
@@ -78,20 +86,22 @@ def _facts(row: Architecture) -> tuple[str, str, str]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    size, _ = read_sizes(args)
+    size, spacing_mm = read_sizes(args)
     check_model_name(args.name, where="platform models show")
-    plan = resolved(args.plan, args)
+    plan = read_plan(args.plan)
 
     import logging
 
-    from inflate3d.models.outline import outline
+    from inflate3d.models.outline import empty_net, outline_of
 
     logging.getLogger("inflate3d").setLevel(logging.WARNING)
     shown: Any = size or SHOWN_SIZE
-    levels = outline(args.name, input_size=shown, plan=plan, inflation=args.inflation)
+    net = empty_net(args.name, plan=plan, input_size=size, spacing_mm=spacing_mm, **given_inflation(args))
+    levels = outline_of(net, shown)
     total = sum(level.parameters for level in levels)
-    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {args.inflation}, input {times(shown)} (D x H x W)")
-    print(f"plan {plan}")
+    taps = net.net_spec.taps.name
+    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {taps}, input {times(shown)} (D x H x W)")
+    print(f"plan {net.net_spec.plan}")
     rows = [
         (
             row.level,

@@ -19,7 +19,12 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --input_size, --spacing_mm and --inflation."""
     parser.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
     parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
-    parser.add_argument("--inflation", default="center", help="mean, center, overshoot or random")
+    parser.add_argument("--inflation", help="mean, center (default), overshoot or random; published weights: their own")
+
+
+def given_inflation(args: argparse.Namespace) -> dict[str, str]:
+    """Return create_model's argument of that name, where it was given."""
+    return {} if args.inflation is None else {"inflation": args.inflation}
 
 
 def read_sizes(args: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:

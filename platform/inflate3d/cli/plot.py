@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, read_plan, read_sizes, resolved
+from inflate3d.cli.plan_arguments import (
+    PLAN_HELP,
+    SHOWN_SIZE,
+    add_size_arguments,
+    given_inflation,
+    read_plan,
+    read_sizes,
+    resolved,
+)
 
 _FILTERS = """\
 MODEL     a run folder; published weights (a name of inflate3d.list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
@@ -111,7 +119,7 @@ def _plan(args: argparse.Namespace) -> None:
 
     logging.getLogger("inflate3d").setLevel(logging.WARNING)
     rows = [
-        PlanRow(f"plan {plan}", outline(args.name, input_size=size, plan=plan, inflation=args.inflation))
+        PlanRow(f"plan {plan}", outline(args.name, input_size=size, plan=plan, **given_inflation(args)))
         for plan in plans
     ]
     path = Path(args.output or f"plan-{args.name.replace('/', '-')}.png")

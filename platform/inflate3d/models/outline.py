@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,15 @@ class LevelOutline:
 
 
 def outline(name: str, *, input_size: Triple, **options: Any) -> list[LevelOutline]:
-    """Return the levels of the net that create_model(name, input_size=input_size, **options) builds, shallow to deep.
+    """Return the levels of what create_model(name, input_size=input_size, **options) builds, shallow to deep."""
+    return outline_of(empty_net(name, input_size=input_size, **options), input_size)
 
-    The net is built on the meta device: no weights are drawn, and no memory is taken for maps.
-    """
-    with torch.device("meta"):
-        net: Any = create_model(name, input_size=input_size, **options)
-    return outline_of(net, input_size)
+
+def empty_net(name: str, **options: Any) -> Any:
+    """Return what create_model builds, on the meta device: no weights are drawn, and maps take no memory."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the weights are random
+        return create_model(name, **options)
 
 
 def outline_of(net: Any, input_size: Triple) -> list[LevelOutline]:

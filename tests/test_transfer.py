@@ -18,7 +18,7 @@ from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer import cells, probes, run
-from inflate3d.evaluation.transfer.answers import Answers
+from inflate3d.evaluation.transfer.answers import AnswerBook, Answers
 from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
@@ -303,6 +303,17 @@ def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):
     other = [replace(ARMS[0], backbone=replace(ARMS[0].backbone, inflation="mean"))]
     with pytest.raises(InputError, match="give another --output"):
         run_transfer(other, Target(root, SHAPES), output)
+
+
+def test_answers_that_are_all_but_sure_keep_their_interval(root):
+    target = Target(root, replace(SHAPES, metric="auroc"))
+    classes, labels = len(target.card.classes), torch.arange(40) % len(target.card.classes)
+    first = torch.linspace(0, 1, 40) * torch.where(labels == 0, 1e-7, 1e-8)  # sure of the others, and yet in an order
+    others = ((1 - first) / (classes - 1))[:, None].expand(-1, classes - 1)
+    book = AnswerBook(target)
+    book.add([str(i) for i in range(40)], torch.cat([first[:, None], others], 1), labels)
+    record = json.loads(json.dumps(book.close().to_dict()))
+    assert score_of("auroc", [record]) is not None
 
 
 def test_the_report_needs_nothing_but_itself(finished):

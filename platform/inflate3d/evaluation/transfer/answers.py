@@ -31,7 +31,7 @@ class Answers:
     target: list[int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; numbers rounded to 5 digits."""
+        """Return plain JSON values; scores rounded to 5 digits."""
         return {
             "keys": self.keys,
             "total": {k: _plain(v) for k, v in self.total.items()},
@@ -60,7 +60,8 @@ class AnswerBook:
             for name, value in _compute(self._one).items():
                 answers.per_sample.setdefault(name, []).append(_plain(value))
         if answers.probabilities is not None and answers.target is not None:
-            answers.probabilities += [[round(p, 5) for p in row] for row in probabilities.tolist()]
+            # All that float32 holds: rounded, those of a sure probe tie, and the area under their curve is another.
+            answers.probabilities += [[float(f"{p:.9g}") for p in row] for row in probabilities.tolist()]
             answers.target += target.tolist()
 
     def close(self) -> Answers:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inflate3d.cli.table import print_table
 from inflate3d.errors import InputError
-
-if TYPE_CHECKING:
-    from inflate3d.evaluation.transfer.cells import Cell
 
 _TEXT = "measure weights on a target against scratch and inflated-only starts, and write a report"
 _EPILOG = """\
@@ -107,7 +104,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from inflate3d.data.sample_options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
-    from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, run_transfer
+    from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, printed, run_transfer
     from inflate3d.evaluation.transfer.target import Target
 
     target = Target(args.root, protocol)
@@ -126,7 +123,7 @@ def _run(args: argparse.Namespace) -> None:
         f"{target.card.title}: {splits['fit']} to train on, {splits['choice']} to choose by, {splits['test']} to test"
     )
     print(f"arms: {', '.join(arm.name for arm in arms)}", flush=True)
-    result = run_transfer(arms, target, args.output, part=part, device=args.device, report=_told(target.metric))
+    result = run_transfer(arms, target, args.output, part=part, device=args.device, report=printed(target.metric))
     if part is not None:
         print(f"part {args.part} is done; when all are, the same command without --part writes the report")
         return
@@ -142,15 +139,6 @@ def _files(given: Sequence[str]) -> dict[str, str]:
             raise InputError(f"--pretrained {one}: no file {file!r}; give a file of 2D weights, or NAME=FILE")
         files[name] = file
     return files
-
-
-def _told(metric: str) -> Any:
-    def report(cell: Cell, record: Mapping[str, Any], done: int, of: int) -> None:
-        value = record["test"]["total"][metric]
-        shown = "no number" if value is None else f"{value:.3f}"
-        print(f"{done}/{of}  {cell}: {metric} {shown}, {record['seconds']:.0f} s", flush=True)
-
-    return report
 
 
 def _print(result: Mapping[str, Any]) -> None:

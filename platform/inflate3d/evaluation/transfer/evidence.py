@@ -21,10 +21,9 @@ from inflate3d.data.shard_writer import build_shards
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.arms import Arm
-from inflate3d.evaluation.transfer.cells import Cell
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.report import render_overview
-from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, run_transfer
+from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, printed, run_transfer
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
 from inflate3d.models.layout import CONFIG
@@ -57,7 +56,7 @@ def run_study(
         pretraining = document["arms"].get(arm, {}).get("pretraining")
         runs = pretrain(document, pretraining, output) if pretraining else []
         arms.append(study_arm(document, arm, target.card, runs=runs))
-    return run_transfer(arms, target, Path(output) / name, report=_print)
+    return run_transfer(arms, target, Path(output) / name, report=printed(target.metric))
 
 
 def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list[str]:
@@ -110,11 +109,6 @@ def write_overview(studies: Iterable[str], output: str | Path) -> None:
     files = {name: Path(output) / name / TRANSFER for name in studies}
     results = {name: json.loads(f.read_text(encoding="utf-8")) for name, f in files.items() if f.is_file()}
     write_whole(Path(output) / REPORT, render_overview(results).encode())
-
-
-def _print(cell: Cell, record: Mapping[str, Any], done: int, of: int) -> None:
-    value = next(iter(record["test"]["total"].values()))
-    print(f"{done}/{of}  {cell}: {value}, {record['seconds']:.0f} s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

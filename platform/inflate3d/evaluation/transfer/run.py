@@ -77,6 +77,17 @@ def run_transfer(
     return result
 
 
+def printed(metric: str) -> Report:
+    """Return a report that prints a line for each fresh cell."""
+
+    def report(cell: Cell, record: dict[str, Any], done: int, of: int) -> None:
+        value = record["test"]["total"][metric]
+        shown = "no number" if value is None else f"{value:.3f}"
+        print(f"{done}/{of}  {cell}: {metric} {shown}, {record['seconds']:.0f} s", flush=True)
+
+    return report
+
+
 def write_result(result: dict[str, Any], output: str | Path) -> None:
     """Write transfer.json, results.json, the plots and report.html, each whole or not at all."""
     output = Path(output)

@@ -61,6 +61,7 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
 def _net(module: Any) -> str:
     count = sum(p.numel() for p in module.backbone.parameters())
     heads = sum(p.numel() for p in module.heads.parameters())
-    inflation = module.backbone.net.net_spec.taps.name  # the config's, or what published weights brought
+    spec = module.backbone.net.net_spec  # the config's, or what published weights brought
     name = module.backbone_config.name
-    return f"{name}: {count / 1e6:.1f} M parameters, inflation {inflation}, heads {heads / 1e6:.1f} M"
+    told = f"{name}: {count / 1e6:.1f} M parameters, inflation {spec.taps.name}, heads {heads / 1e6:.1f} M"
+    return f"{told}\nplan {spec.plan}"

@@ -106,7 +106,7 @@ def create_model(
             raise InputError(f"{argument}={value!r} is for published weights; {name!r} is a 2D net's name")
     size = as_triple(input_size, "input_size")
     resolved = resolve_plan(plan, input_size=size, spacing_mm=spacing_mm)
-    _log.info("plan %s", resolved)
+    _log.debug("plan %s", resolved)
     spec = NetSpec(
         name,
         Taps(inflation, overshoot),  # type: ignore[arg-type]

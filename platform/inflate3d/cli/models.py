@@ -6,15 +6,7 @@ import argparse
 from fnmatch import fnmatch
 from typing import Any
 
-from inflate3d.cli.plan_arguments import (
-    PLAN_HELP,
-    SHOWN_SIZE,
-    add_size_arguments,
-    given_inflation,
-    read_plan,
-    read_sizes,
-    times,
-)
+from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_sizes, times
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
 from inflate3d.errors import InputError
@@ -86,17 +78,12 @@ def _facts(row: Architecture) -> tuple[str, str, str]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    size, spacing_mm = read_sizes(args)
+    shown: Any = read_sizes(args)[0] or SHOWN_SIZE
     check_model_name(args.name, where="platform models show")
-    plan = read_plan(args.plan)
+    net = planned_net(args.plan, args)
 
-    import logging
+    from inflate3d.models.outline import outline_of
 
-    from inflate3d.models.outline import empty_net, outline_of
-
-    logging.getLogger("inflate3d").setLevel(logging.WARNING)
-    shown: Any = size or SHOWN_SIZE
-    net = empty_net(args.name, plan=plan, input_size=size, spacing_mm=spacing_mm, **given_inflation(args))
     levels = outline_of(net, shown)
     total = sum(level.parameters for level in levels)
     taps = net.net_spec.taps.name

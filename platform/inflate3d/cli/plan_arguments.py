@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.inflation.plan import PLAN_NAMES, InflationPlan, resolve_plan
+from inflate3d.inflation.plan import PLAN_NAMES, resolve_plan
 
 PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
 
@@ -20,11 +20,6 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
     parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
     parser.add_argument("--inflation", help="mean, center (default), overshoot or random; published weights: their own")
-
-
-def given_inflation(args: argparse.Namespace) -> dict[str, str]:
-    """Return create_model's argument of that name, where it was given."""
-    return {} if args.inflation is None else {"inflation": args.inflation}
 
 
 def read_sizes(args: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
@@ -51,10 +46,15 @@ def read_plan(text: str) -> Any:
     return value
 
 
-def resolved(text: str, args: argparse.Namespace) -> InflationPlan:
-    """Return the plan that --plan means for the size and spacing given."""
-    size, spacing = read_sizes(args)
-    return resolve_plan(read_plan(text), input_size=size, spacing_mm=spacing)
+def planned_net(plan: str, args: argparse.Namespace) -> Any:
+    """Return what create_model builds of args.name under a --plan and these arguments, on the meta device."""
+    size, spacing_mm = read_sizes(args)
+    given = {} if args.inflation is None else {"inflation": args.inflation}
+    laid = read_plan(plan)
+    resolve_plan(laid, input_size=size, spacing_mm=spacing_mm)  # refuses what is none, before torch is imported
+    from inflate3d.models.outline import empty_net
+
+    return empty_net(args.name, plan=laid, input_size=size, spacing_mm=spacing_mm, **given)
 
 
 def times(values: Sequence[int]) -> str:

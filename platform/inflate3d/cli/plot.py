@@ -5,15 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inflate3d.cli.plan_arguments import (
-    PLAN_HELP,
-    SHOWN_SIZE,
-    add_size_arguments,
-    given_inflation,
-    read_plan,
-    read_sizes,
-    resolved,
-)
+from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_plan, read_sizes
 
 _FILTERS = """\
 MODEL     a run folder; published weights (a name of inflate3d.list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
@@ -110,17 +102,11 @@ def _plan(args: argparse.Namespace) -> None:
 
     check_model_name(args.name, where="platform plot plan")
     size: Any = read_sizes(args)[0] or SHOWN_SIZE
-    plans = [resolved(text, args) for text in args.plan]
-
-    import logging
+    nets = [planned_net(plan, args) for plan in args.plan]
 
     from inflate3d.evaluation.plan_diagram import PlanRow, plot_plan
-    from inflate3d.models.outline import outline
+    from inflate3d.models.outline import outline_of
 
-    logging.getLogger("inflate3d").setLevel(logging.WARNING)
-    rows = [
-        PlanRow(f"plan {plan}", outline(args.name, input_size=size, plan=plan, **given_inflation(args)))
-        for plan in plans
-    ]
+    rows = [PlanRow(f"plan {net.net_spec.plan}", outline_of(net, size)) for net in nets]
     path = Path(args.output or f"plan-{args.name.replace('/', '-')}.png")
     print(f"picture: {plot_plan(rows, path, title=args.name, input_size=size)}")

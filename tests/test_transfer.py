@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +21,10 @@ from inflate3d.evaluation.transfer.answers import AnswerBook, Answers
 from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
-from inflate3d.evaluation.transfer.evidence import STUDIES, pretrain, study_arm
 from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
-from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanScore, score_of
-from inflate3d.evaluation.transfer.probes import fit, linear_probe, nearest_neighbours
+from inflate3d.evaluation.transfer.intervals import score_of
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.recalibrate import recalibrate
 from inflate3d.evaluation.transfer.report import render_overview
@@ -35,7 +32,6 @@ from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
-from inflate3d.nn.metrics import RocArea
 from inflate3d.publishing.run import _results
 from inflate3d.sample import Batch
 
@@ -141,93 +137,6 @@ def test_learning_rates_are_chosen_on_the_choice_samples_and_the_test_is_read_on
     record = runner.read(Cell("scratch", "finetune", 0.5, 1))
     assert record["chosen"]["setting"] == 1e-2
     assert record["choice"]["own"] == {"0.001": 0.01, "0.01": 0.1}
-
-
-# --------------------------------------------------------------------------------------------------------- numbers
-
-
-def test_a_bootstrap_interval_of_a_proportion_is_the_binomials():
-    right = np.zeros((1, 400))
-    right[0, :280] = 1
-    found = Bootstrap(1, 400).interval(MeanScore(right))
-    half = 1.96 * math.sqrt(0.7 * 0.3 / 400)
-    assert found.value == pytest.approx(0.7)
-    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.006)
-
-
-def test_spread_over_seeds_widens_the_interval():
-    same, spread = np.tile([0.0, 1.0], (4, 50)), np.tile([0.0, 1.0], (4, 50))
-    spread[:2], spread[2:] = 0.2, 0.8
-    draws = Bootstrap(4, 100)
-    widths = [(i := draws.interval(MeanScore(v))).high - i.low for v in (same, spread)]
-    assert widths[0] == pytest.approx(0.2, abs=0.03)
-    assert widths[1] > 0.5
-
-
-def test_a_mean_leaves_out_samples_that_say_nothing():
-    assert Bootstrap(1, 3).interval(MeanScore(np.array([[0.5, np.nan, 1.0]]))).value == pytest.approx(0.75)
-
-
-def test_a_metric_is_resampled_only_in_a_form_that_gives_its_own_value():
-    parts = {"dice_a": [0.2, None, 0.4], "dice_b": [1.0, 0.8, 0.6]}
-    record = {"keys": ["x", "y", "z"], "per_sample": {"dice": [0.6, 0.8, 0.5], **parts}}
-    totals = {"dice": (0.3 + 0.8) / 2, "dice_a": 0.3, "dice_b": 0.8}
-    once = np.ones((1, 1)), np.ones((1, 3))
-    score = score_of("dice", [{**record, "total": totals}])
-    assert score is not None
-    assert score(*once)[0] == pytest.approx(totals["dice"])
-    assert score_of("dice", [{**record, "total": {**totals, "dice": 0.9}}]) is None
-
-
-def test_paired_differences_see_what_separate_intervals_hide():
-    generator = np.random.default_rng(0)
-    hard = generator.random((1, 200))
-    better = hard + 0.02
-    draws = Bootstrap(1, 200)
-    found = draws.difference(MeanScore(better), MeanScore(hard))
-    assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02, 0.02))
-    assert found.p < 0.01
-    assert draws.interval(MeanScore(better)).low < draws.interval(MeanScore(hard)).high
-    assert draws.difference(MeanScore(hard), MeanScore(hard)).p == 1
-
-
-def test_the_area_under_the_curve_equals_that_of_the_tasks_metric():
-    generator = torch.Generator().manual_seed(0)
-    probabilities = torch.rand(40, 3, generator=generator).mul(5).round().div(5)  # with ties
-    target = torch.randint(0, 3, (40,), generator=generator)
-    metric = RocArea(3)
-    metric.update(probabilities, target)
-    score = AreaScore(probabilities[None].double().numpy(), target.numpy())
-    assert Bootstrap(1, 40).interval(score).value == pytest.approx(float(metric.compute()), abs=1e-6)
-    kept = np.random.default_rng(1).integers(0, 40, 40)
-    metric.reset()
-    metric.update(probabilities[kept], target[kept])
-    counts = np.bincount(kept, minlength=40)[None].astype(float)
-    assert score(np.ones((1, 1)), counts)[0] == pytest.approx(float(metric.compute()), abs=1e-6)
-
-
-def test_a_linear_probe_finds_the_optimum_of_its_objective():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.cat([torch.randn(60, 4, generator=generator), torch.full((60, 1), 7.0)], dim=1)
-    target = (features[:, 0] + 0.5 * torch.randn(60, generator=generator) > 0).long()
-    predict = linear_probe(features, target, 2, penalty=0.1)
-    shifted = features * torch.tensor([3.0, 1.0, 0.1, 2.0, 1.0]) + 5  # standardised away
-    again = linear_probe(shifted, target, 2, penalty=0.1)
-    assert torch.allclose(predict(features), again(shifted), atol=1e-3)
-    # At the optimum the bias's gradient is 0: mean probabilities are the class shares.
-    assert torch.allclose(predict(features).mean(0), torch.bincount(target) / 60, atol=1e-3)
-    assert (predict(features).argmax(1) == target).float().mean() > 0.8
-
-
-def test_one_nearest_neighbour_is_the_class_of_the_closest():
-    generator = torch.Generator().manual_seed(0)
-    known, asked = torch.randn(30, 5, generator=generator), torch.randn(10, 5, generator=generator)
-    target = torch.randint(0, 3, (30,), generator=generator)
-    scaled = (known - known.mean(0)) / known.std(0, correction=0)
-    at = (asked - known.mean(0)) / known.std(0, correction=0)
-    closest = torch.cosine_similarity(at[:, None], scaled[None], dim=2).argmax(1)
-    assert torch.equal(nearest_neighbours(known, target, 3, neighbours=1)(asked).argmax(1), target[closest])
-    assert torch.allclose(fit("knn", known, target, 3, setting=50)(asked).sum(1), torch.ones(10))
 
 
 def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(root):
@@ -383,42 +292,6 @@ def test_every_architecture_brings_its_two_baselines(root):
     names = [a.name for a in arms_for(["test_resnet", "test_vit"], card)]
     assert names == ["scratch test_resnet", "inflated test_resnet", "scratch test_vit", "inflated test_vit"]
     assert all(is_baseline(name) for name in names)
-
-
-def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
-    import yaml
-
-    document = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
-    card = Target(root, SHAPES).card
-    for study in document["studies"].values():
-        assert Protocol.from_dict(study["protocol"]).dataset in document["datasets"]
-        assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
-
-
-def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):
-    for seed in range(2):
-        torch.manual_seed(seed)
-        publish(create_model("test_resnet", in_chans=1, num_classes=0), f"local-dir:{tmp_path / str(seed)}")
-    runs = [f"local-dir:{tmp_path / str(seed)}" for seed in range(2)]
-    target = Target(root, SHAPES)
-    document = {"arms": {"joint": {"pretraining": "joint"}}}
-    arm = study_arm(document, "joint", target.card, runs=runs)
-    assert arm.to_dict()["runs"] == runs
-    stems = [build_module(arm, target, seed=seed).backbone.net.layer1[0].conv1.weight for seed in range(3)]
-    assert torch.equal(stems[0], stems[2])
-    assert not torch.equal(stems[0], stems[1])
-
-
-def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
-    document = {"root": "shards", "pretraining": {"two tasks": {"config": "none.yaml", "seeds": 2}}}
-    folders = [tmp_path / "pretraining" / f"two_tasks-{seed}" / "published" for seed in range(2)]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    assert pretrain(document, "two tasks", tmp_path) == [f"local-dir:{folder}" for folder in folders]
-    with pytest.raises(InputError, match="arms: unknown pretraining 'two taks'; close names: 'two tasks'"):
-        pretrain(document, "two taks", tmp_path)
 
 
 def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):

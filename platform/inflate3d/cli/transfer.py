@@ -142,14 +142,16 @@ def _files(given: Sequence[str]) -> dict[str, str]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from inflate3d.evaluation.transfer.arms import is_baseline
+    from inflate3d.evaluation.transfer.arms import is_compared
 
     rows = []
     for row in result["rows"]:
         low, high = row["low"], row["high"]
         interval = "" if low is None else f"{low:.3f} to {high:.3f}"
         against = [
-            f"{d['value']:+.3f} on {name} (p {d['p']:.3f})" for name, d in row["against"].items() if is_baseline(name)
+            f"{d['value']:+.3f} on {name} (p {d['p']:.3f})"
+            for name, d in row["against"].items()
+            if is_compared(row["arm"], name)
         ]
         share = f"{row['fraction']:.0%}"
         std = f"{row['std']:.3f}" if len(row["seeds"]) > 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -92,6 +92,22 @@ def arms_for(
 def is_baseline(name: str) -> bool:
     """Whether an arm is one that others are measured against, of whatever architecture."""
     return name.split(" ")[0] in (SCRATCH, INFLATED)
+
+
+def is_compared(arm: str, other: str) -> bool:
+    """Whether a report measures one arm against another: a baseline, and of two baselines one architecture's own."""
+    return is_baseline(other) and (not is_baseline(arm) or _ending(arm) == _ending(other))
+
+
+def architectures(names: Iterable[str]) -> list[str]:
+    """Return the architectures that both baselines among some arms' names stand for; "" where there is but one."""
+    names = list(names)
+    endings = [_ending(name) for name in names if name.split(" ")[0] == SCRATCH]
+    return [ending for ending in endings if f"{INFLATED} {ending}".rstrip() in names]
+
+
+def _ending(baseline: str) -> str:
+    return baseline.partition(" ")[2]
 
 
 def _base_of(spec: NetSpec) -> BackboneConfig:

@@ -20,7 +20,8 @@ from inflate3d.data.manifest import MANIFEST_FILE, write_whole
 from inflate3d.data.shard_writer import build_shards
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer import lite_weights
+from inflate3d.evaluation.transfer.arms import Arm, arms_for
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.report import render_overview
 from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, printed, run_transfer
@@ -50,13 +51,31 @@ def run_study(
         build = document["datasets"][protocol.dataset]
         build_shards(find("datasets", build["class_path"]).load()(**build["init_args"]), folder)
     target = Target(document["root"], protocol)
-    names = [arm for arm in study["arms"] if only_arms is None or arm in only_arms]
-    arms = []
-    for arm in names:
-        pretraining = document["arms"].get(arm, {}).get("pretraining")
-        runs = pretrain(document, pretraining, output) if pretraining else []
-        arms.append(study_arm(document, arm, target.card, runs=runs))
+    if "models" in study:
+        arms = model_arms(document, name, target.card)
+    else:
+        arms = []
+        for arm in study["arms"] if only_arms is None else [arm for arm in study["arms"] if arm in only_arms]:
+            pretraining = document["arms"].get(arm, {}).get("pretraining")
+            runs = pretrain(document, pretraining, output) if pretraining else []
+            arms.append(study_arm(document, arm, target.card, runs=runs))
     return run_transfer(arms, target, Path(output) / name, report=printed(target.metric))
+
+
+def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> list[Arm]:
+    """Return scratch and inflated for each of a study's models, as `platform transfer` has them.
+
+    models: architecture to file of 2D weights, null for timm's own download. InputError for a missing file.
+    """
+    study = document["studies"][name]
+    files = {model: file for model, file in study["models"].items() if file is not None}
+    for model, file in files.items():
+        if not Path(file).is_file():
+            raise InputError(
+                f"study {name}: no file {file!r} of 2D weights for {model}; `make evidence` makes those of "
+                f"EfficientNet-Lite1 and Lite2 ({lite_weights.__name__}), null takes timm's own"
+            )
+    return arms_for(list(study["models"]), card, pretrained=files, **{**document["backbone"], **study["backbone"]})
 
 
 def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list[str]:

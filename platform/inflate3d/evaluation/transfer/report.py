@@ -9,8 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from inflate3d.evaluation.transfer.arms import is_baseline
-from inflate3d.evaluation.transfer.plots import plot_mode
+from inflate3d.evaluation.transfer.arms import INFLATED, SCRATCH, architectures, is_baseline, is_compared
+from inflate3d.evaluation.transfer.plots import plot_gains, plot_mode
 
 Rows = list[dict[str, Any]]
 MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours", "finetune": "Fine-tuning"}
@@ -45,11 +45,14 @@ def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     arms = [arm["name"] for arm in result["arms"]]
     modes = [m for m in MODE_NAMES if any(row["mode"] == m for row in result["rows"])]
     plots = {f"{mode}.png": plot_mode(result["rows"], mode=mode, arms=arms) for mode in modes}
+    gained = {mode: gains(result["rows"], mode) for mode in modes}
+    plots |= {f"{mode}_gains.png": plot_gains(found) for mode, found in gained.items() if found}
     sentences, others = verdicts(result["rows"])
     view = {
         "result": result,
         "card": result["dataset"]["card"],
         "modes": [(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
+        "gains": gained,
         "images": {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
         "verdicts": sentences,
         "not_told_apart": others,
@@ -75,8 +78,21 @@ def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, flo
     """Yield (row, baseline, paired difference) for every arm against every baseline; of two baselines once."""
     for row in rows:
         for other, difference in row["against"].items():
-            if is_baseline(other) and not (is_baseline(row["arm"]) and row["arm"] > other):
+            if is_compared(row["arm"], other) and not (is_baseline(row["arm"]) and row["arm"] > other):
                 yield row, other, difference
+
+
+def gains(rows: Rows, mode: str) -> Rows:
+    """Return, by share of labels, what inflated weights gain over scratch for each of several architectures."""
+    found = []
+    for share in sorted({row["fraction"] for row in rows}):
+        arms = {row["arm"]: row for row in rows if row["mode"] == mode and row["fraction"] == share}
+        names = architectures(arms)
+        for name in names if len(names) > 1 else ():
+            scratch, inflated = arms[f"{SCRATCH} {name}"], arms[f"{INFLATED} {name}"]
+            if (gain := inflated["against"].get(scratch["arm"])) is not None:
+                found.append({"name": name, "scratch": scratch, "inflated": inflated, "gain": gain})
+    return found
 
 
 def verdicts(rows: Rows) -> tuple[list[str], list[str]]:

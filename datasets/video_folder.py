@@ -21,6 +21,7 @@ class VideoFolder(AbstractDataset):
     group_pattern: a regular expression searched in a file's name without suffix; its first group names the scene (or
     the source video), and a scene never falls into two splits: r"_(\\d+)_\\d+$" finds 11 in Jump_11_3. Scenes are
     chosen such that every class stands in both splits if that is possible, so val may take more than val_fraction.
+    file_pattern: only files in whose name without suffix this is found: r"_1[01]_\\d+$" takes scenes 10 and 11.
     Licence and the like are the user's to state; until then the card says unknown and weights stay private.
     """
 
@@ -47,6 +48,7 @@ class VideoFolder(AbstractDataset):
         root: str | Path,
         *,
         group_pattern: str | None = None,
+        file_pattern: str | None = None,
         val_fraction: float = 0.2,
         val_count: int | None = None,
         split_file: str | None = None,
@@ -59,12 +61,8 @@ class VideoFolder(AbstractDataset):
         weights_may_be_published: bool = False,
     ) -> None:
         self.root = require_folder(root, where="video_folder", holds="a folder of videos for each class")
-        try:
-            self._group_pattern = re.compile(group_pattern) if group_pattern else None
-        except re.error as error:
-            raise InputError(
-                f"video_folder: group_pattern {group_pattern!r} is no regular expression: {error}"
-            ) from error
+        self._group_pattern = _compiled("group_pattern", group_pattern)
+        self._file_pattern = _compiled("file_pattern", file_pattern)
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._said: dict[str, Any] = {
             "name": name or self.root.name,
@@ -108,11 +106,14 @@ class VideoFolder(AbstractDataset):
             f for p in parts for f in ([self.root / p] if not self._is_split else sorted((self.root / p).iterdir()))
         ]
         found = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
-        files = sorted(p for p in found if not p.name.startswith("."))
+        files, pattern = sorted(p for p in found if not p.name.startswith(".")), self._file_pattern
+        if pattern is not None:
+            files = [f for f in files if pattern.search(stem(f, VIDEO_SUFFIXES))]
         if len({f.parent.name for f in files}) < 2:
+            matched = "" if pattern is None else f" that match file_pattern {pattern.pattern!r}"
             raise InputError(
-                f"video_folder: {self.root} holds {len(files)} videos in folders {parts[:6]}; expected a folder "
-                f"for each of at least two classes, with files {', '.join(VIDEO_SUFFIXES[:4])}, ..."
+                f"video_folder: {self.root} holds {len(files)} videos{matched} in folders {parts[:6]}; expected a "
+                f"folder for each of at least two classes, with files {', '.join(VIDEO_SUFFIXES[:4])}, ..."
             )
         return files
 
@@ -144,3 +145,10 @@ class VideoFolder(AbstractDataset):
                 frames = np.broadcast_to(levels[:, None, None, None], (8, 32, 48, 3))
                 (root / name / f"{name}_{i // 2}_{i}.mp4").write_bytes(encode_video(frames, fps=8))
         return {"root": str(root), "group_pattern": r"_(\d+)_\d+$", "val_fraction": 0.5}
+
+
+def _compiled(option: str, pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise InputError(f"video_folder: {option} {pattern!r} is no regular expression: {error}") from error

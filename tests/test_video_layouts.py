@@ -47,6 +47,18 @@ def test_video_folder_of_one_class_or_a_wrong_pattern_is_refused(tmp_path: Path)
         VideoFolder(tmp_path, group_pattern=r"_(\d+)").cases()
 
 
+def test_video_folder_takes_only_the_files_of_a_pattern(tmp_path: Path) -> None:
+    for name in ("run_1_0", "run_2_0", "sit_1_0", "jump_3_0"):
+        save_clip(tmp_path / name.split("_")[0] / f"{name}.mp4")
+    dataset = VideoFolder(tmp_path, file_pattern=r"_1_\d+$", val_fraction=0)
+    assert [c.key for c in dataset.cases()] == ["run_1_0", "sit_1_0"]
+    assert dataset.card.classes == ("run", "sit")
+    with pytest.raises(InputError, match=r"holds 1 videos that match file_pattern '_2_'"):
+        VideoFolder(tmp_path, file_pattern="_2_")
+    with pytest.raises(InputError, match=r"file_pattern '\[' is no regular expression"):
+        VideoFolder(tmp_path, file_pattern="[")
+
+
 @pytest.mark.parametrize("separator", [" ", ",", "\t", ", "])
 def test_video_csv_reads_plain_lists(tmp_path: Path, separator: str) -> None:
     for name in ("a b", "c"):

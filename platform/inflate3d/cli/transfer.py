@@ -71,7 +71,12 @@ def _add_protocol(group: Any) -> None:
 
 
 def _add_net(group: Any) -> None:
-    group.add_argument("--pretrained", action="append", metavar="[NAME=]FILE", help="2D weights, instead of the Hub's")
+    group.add_argument(
+        "--pretrained",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="2D weights, instead of the Hub's; give it once for each NAME",
+    )
     group.add_argument("--inflation", default="center", metavar="TAPS", help="mean, center (default) or overshoot")
     group.add_argument("--overshoot", type=float, default=0.25, metavar="A", help="its a (default 0.25)")
     group.add_argument("--plan", default="auto", help="auto (default), i3d, isotropic, slow or 2d")

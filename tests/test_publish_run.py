@@ -18,6 +18,7 @@ from inflate3d.cli.main import main
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
+from inflate3d.publishing.additions import read_additions
 from inflate3d.publishing.run import publish_run
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
@@ -189,8 +190,8 @@ def test_the_card_tells_licences_heads_cost_and_how_to_load(run: Run, published:
     assert "background, liver, spleen" in card
     rows = [{"start": "scratch", "metric": "val/dice", "mean": 0.5, "std": 0.01, "runs": 3}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    publish_run(run.folder, str(tmp_path / "w"), results=tmp_path / "rows.json")
-    assert "| scratch | val/dice | 0.5000 | 0.0100 | 3 |" in (tmp_path / "w" / "README.md").read_text()
+    publish_run(run.folder, str(tmp_path / "w"), additions=read_additions(results=tmp_path / "rows.json"))
+    assert "| scratch | val/dice | 0.5000 |  | 0.0100 | 3 |" in (tmp_path / "w" / "README.md").read_text()
     assert not (tmp_path / "w" / "heads.safetensors").exists()
 
 

@@ -32,7 +32,7 @@ from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
-from inflate3d.publishing.run import _results
+from inflate3d.publishing.additions import read_additions
 from inflate3d.sample import Batch
 
 SHAPES = Protocol(
@@ -269,9 +269,14 @@ def test_several_architectures_are_told_as_gains_of_their_own_baselines(finished
 
 def test_the_model_card_takes_the_results(finished):
     output, result, _ = finished
-    rows = _results(output / RESULTS)
-    assert [r["mean"] for r in rows] == [r["value"] for r in result["rows"]]
+    rows = json.loads((output / RESULTS).read_text())
+    assert [(r["mean"], r["low"], r["high"]) for r in rows] == [
+        (r["value"], r["low"], r["high"]) for r in result["rows"]
+    ]
     assert rows[0]["metric"] == "shapes, probe, 50% of labels: accuracy"
+    taken = read_additions(transfers=[output])
+    assert taken.results == rows
+    assert taken.reports == {f"transfer-{output.name}.html": (output / "report.html").read_bytes()}
 
 
 def test_parts_share_the_cells_out_and_the_whole_is_made_of_them(root, tmp_path):

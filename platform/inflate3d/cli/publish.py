@@ -1,4 +1,4 @@
-"""`platform publish RUN_OR_CKPT --output DEST`: the backbone of a run, as a directory that create_model loads."""
+"""`platform publish SOURCE --output DEST`: the backbone of a run, as a directory that create_model loads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 from typing import Any
 
 _EPILOG = """\
+SOURCE    a run folder, or one of its checkpoints/step-*; or what was published before (its folder, local-dir:PATH,
+          hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR, a short name): its weights go to DEST as they are, with
+          what --results, --transfer and --notes say anew in the card
 --output  local-dir:PATH (or a plain path), hf-hub:ORG/NAME[@BRANCH], s3://BUCKET/DIR
 The same content again changes nothing. A local folder appears by a rename, a commit to the Hub is whole or not at all,
 and on s3 SHA256SUMS comes last: until it is there, loading is refused.
@@ -18,11 +21,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "publish", help=text, description=text, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run_or_ckpt", metavar="RUN_OR_CKPT", help="a run folder, or one of its checkpoints/step-*")
+    parser.add_argument("source", metavar="SOURCE", help="a run, a checkpoint, or what was published before: see below")
     parser.add_argument("--output", required=True, metavar="DEST", help="see below")
-    parser.add_argument(
-        "--checkpoint", choices=("best", "last"), default="best", help="of a run folder (default: best)"
-    )
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="of a run folder (default: best)")
     parser.add_argument(
         "--domain", metavar="DATASET", help="whose stem and norm statistics stand first (default: the first)"
     )
@@ -31,12 +32,17 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="classifiers and segmenters too, with the names of their classes, for create_model and create_segmenter",
     )
+    parser.add_argument(
+        "--transfer",
+        action="append",
+        metavar="DIR",
+        help="output of a platform transfer: its table for the card, its report beside it; give it once for each",
+    )
     parser.add_argument("--results", metavar="FILE", help="JSON list of {start, metric, mean, std, runs} for the card")
     parser.add_argument("--notes", metavar="FILE", help="Markdown for the card: what the weights are good for, and not")
     parser.add_argument(
         "--precision",
         choices=("float32", "float16"),
-        default="float32",
         help="of kernels and matrices in the files (default: float32); loaded, all are float32",
     )
     parser.add_argument("--name", metavar="NAME", help="the short name that an index gives them, for the card")
@@ -48,29 +54,37 @@ def _run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from inflate3d.errors import InputError
-    from inflate3d.publishing.destination import parse_destination
+    from inflate3d.publishing.additions import read_additions
+    from inflate3d.publishing.destination import is_publication, parse_destination
 
     # What can be refused without torch is refused first.
     parse_destination(args.output)
-    if not Path(args.run_or_ckpt).is_dir():
-        raise InputError(
-            f"{args.run_or_ckpt} does not exist; give a run folder (trainer.default_root_dir) or a checkpoint"
+    folder = Path(args.source)
+    is_run = folder.is_dir() and not is_publication(folder)
+    of_runs = ("checkpoint", "domain", "heads", "precision")
+    if not is_run and (given := [f"--{name}" for name in of_runs if getattr(args, name)]):
+        raise InputError(f"{args.source} is no run folder or checkpoint, and {', '.join(given)} is for those alone")
+    additions = read_additions(results=args.results, notes=args.notes, transfers=args.transfer or [])
+    if is_run:
+        from inflate3d.publishing.run import publish_run
+
+        outcome = publish_run(
+            folder,
+            args.output,
+            which=args.checkpoint or "best",
+            domain=args.domain,
+            with_heads=args.heads,
+            additions=additions,
+            precision=args.precision or "float32",
+            name=args.name,
+            dry_run=args.dry_run,
         )
+    else:
+        from inflate3d.models.layout import PREFIX
+        from inflate3d.publishing.again import publish_again
 
-    from inflate3d.publishing.run import publish_run
-
-    outcome = publish_run(
-        args.run_or_ckpt,
-        args.output,
-        which=args.checkpoint,
-        domain=args.domain,
-        with_heads=args.heads,
-        results=args.results,
-        notes=args.notes,
-        precision=args.precision,
-        name=args.name,
-        dry_run=args.dry_run,
-    )
+        source = f"{PREFIX}{folder}" if folder.is_dir() else args.source
+        outcome = publish_again(source, args.output, additions, name=args.name, dry_run=args.dry_run)
     place = outcome.folder or outcome.address
     if args.dry_run:
         print("would change nothing:" if not outcome.changed else "would publish:", place)

@@ -77,7 +77,7 @@ def _to_hub(staging: Path, destination: Destination) -> None:
             folder_path=staging,
             revision=place.revision,
             commit_message="Publish with inflate3d",
-            delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", SUMS],
+            delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", "*.html", SUMS],
         )
     except Exception as fault:  # the client's transport raises kinds of its own
         raise _failed(destination, fault, "Are you logged in (hf auth login), and may you write there?") from fault

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -95,12 +95,13 @@ def export(
     head_tensors: Mapping[str, Tensor] | None = None,
     precision: Precision = "float32",
     name: str | None = None,
+    pages: Mapping[str, bytes] | None = None,
     dry_run: bool = False,
 ) -> Outcome:
     """As publish, with heads; dry_run: everything is made and compared, nothing is delivered.
 
     inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
-    card's loading lines.
+    card's loading lines. pages: further files, which training["reports"] names.
     """
     place = parse_destination(destination)
     spec = getattr(model, "net_spec", None)
@@ -111,11 +112,7 @@ def export(
     own_classes = getattr(model, "num_classes", spec.num_classes)
     facts = dict(training or {})
     is_private = not may_be_published(facts.get("data", []))
-    if is_private and place.kind != "local":
-        raise InputError(
-            f"--output {destination}: the card of a dataset forbids publishing weights trained on it; "
-            "they may go to a local folder alone, marked private: local-dir:PATH"
-        )
+    refuse_private(is_private, place)
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
@@ -133,21 +130,53 @@ def export(
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
     }
     check_config(json.loads(json.dumps(config)), "this net's config.json")
-    # A local folder may be moved or copied anywhere: its card names no place of this machine.
-    address = name or ("local-dir:PATH" if place.kind == "local" else place.address)
     tensors = stored({**model.state_dict(), **(extra_tensors or {})}, precision)
-    with _staging(place) as staging:
+    as_loaded = rounded(model, precision)
+
+    def write(staging: Path) -> None:
         _save(tensors, staging / WEIGHTS)
         if head_tensors:
             _save(stored(head_tensors, precision), staging / HEADS)
-        _write(staging, rounded(model, precision), config, address)
+        save_file(_replay(as_loaded), staging / REPLAY)
+        draw_filters(as_loaded, staging / PICTURE)
+        parameters = sum(p.numel() for p in as_loaded.parameters())
+        finish(staging, config, card_address(place, name), parameters=parameters, pages=pages or {})
+
+    files, changed = deliver_whole(place, write, dry_run=dry_run)
+    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
+
+
+def refuse_private(is_private: bool, place: Destination) -> None:
+    """InputError where weights that may not be published would leave this machine."""
+    if is_private and place.kind != "local":
+        raise InputError(
+            f"--output {place.address}: the card of a dataset forbids publishing weights trained on it; "
+            "they may go to a local folder alone, marked private: local-dir:PATH"
+        )
+
+
+def card_address(place: Destination, name: str | None) -> str:
+    """Return what a card's loading lines name. A local folder may be moved anywhere: its card names no place."""
+    return name or ("local-dir:PATH" if place.kind == "local" else place.address)
+
+
+def loader_of(config: Mapping[str, Any]) -> str:
+    """Return the function of inflate3d that loads all that the publication's own dataset has."""
+    own_head = config["heads"].get(config["input"].get("domain"), {})
+    return "create_segmenter" if own_head.get("type") == "unet" else "create_model"
+
+
+def deliver_whole(
+    place: Destination, write: Callable[[Path], None], *, dry_run: bool = False
+) -> tuple[dict[str, int], bool]:
+    """Let `write` make a publication's files aside, and bring them to their place; return their sizes, and if new."""
+    with _staging(place) as staging:
+        write(staging)
         files = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
         changed = not is_there(staging, place)
         if changed and not dry_run:
             deliver(staging, place)
-    own_head = config["heads"].get(config["input"].get("domain"), {})
-    loader = "create_segmenter" if own_head.get("type") == "unet" else "create_model"
-    return Outcome(place.address, place.folder, changed, is_private, files, loader)
+    return files, changed
 
 
 class _staging:
@@ -169,18 +198,16 @@ class _staging:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _write(folder: Path, model: nn.Module, config: Mapping[str, Any], address: str) -> None:
-    """Write what stands beside the weights: replay, config, picture, card and hashes."""
-    save_file(_replay(model), folder / REPLAY)
+def finish(
+    folder: Path, config: Mapping[str, Any], address: str, *, parameters: int, pages: Mapping[str, bytes]
+) -> None:
+    """Write what stands beside weights, replay and picture: config, card, pages and hashes."""
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    has_picture = draw_filters(model, folder / PICTURE)
-    card = render_card(
-        config,
-        parameters=sum(p.numel() for p in model.parameters()),
-        address=address,
-        picture=PICTURE if has_picture else None,
-    )
+    picture = PICTURE if (folder / PICTURE).is_file() else None
+    card = render_card(config, parameters=parameters, address=address, picture=picture)
     (folder / CARD).write_text(card, encoding="utf-8")
+    for name, page in pages.items():
+        (folder / name).write_bytes(page)
     if config["private"]:
         (folder / PRIVATE).write_text("Trained on data whose card forbids publishing weights.\n", encoding="utf-8")
     for file in folder.iterdir():

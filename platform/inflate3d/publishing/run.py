@@ -21,6 +21,7 @@ from inflate3d.models.layout import NORM_KEY, STEM_KEY
 from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
+from inflate3d.publishing.additions import Additions
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
 from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
@@ -30,7 +31,7 @@ from inflate3d.training.ema import best_weights
 from inflate3d.training.run_folder import ENVIRONMENT, read_config
 from inflate3d.training.saved_run import load_module, without_weights
 
-MOST_NOTES = 4096
+NOTHING = Additions()
 
 
 def publish_run(
@@ -40,8 +41,7 @@ def publish_run(
     which: str = "best",
     domain: str | None = None,
     with_heads: bool = False,
-    results: str | Path | None = None,
-    notes: str | Path | None = None,
+    additions: Additions = NOTHING,
     precision: Precision = "float32",
     name: str | None = None,
     dry_run: bool = False,
@@ -50,7 +50,7 @@ def publish_run(
 
     domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
     the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
-    the net's. results: a JSON list of {start, metric, mean, std, runs}, for the card; notes: Markdown for its limits.
+    the net's. additions: results, notes and transfers for the card.
     precision: "float16" halves the files. name: the short name that an index will give them. dry_run: nothing is
     written.
     """
@@ -90,6 +90,7 @@ def publish_run(
         head_tensors=heads.tensors,
         precision=precision,
         name=name,
+        pages=additions.reports,
         dry_run=dry_run,
         training={
             "data": _with_ancestors([card.to_dict() for card in cards.values()], state),
@@ -97,8 +98,7 @@ def publish_run(
             "steps": checkpoint.step,
             "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
             "cost": _cost(run_folder, checkpoint),
-            "results": _results(results),
-            "notes": _notes(notes),
+            **additions.to_training(),
         },
     )
 
@@ -140,30 +140,6 @@ def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
         return None
     hours = None if ended is None else round(max((ended - began).total_seconds(), 0) / 3600, 2)
     return {"steps": checkpoint.step, "device": device, "hours": hours}
-
-
-def _results(file: str | Path | None) -> list[dict[str, Any]]:
-    if file is None:
-        return []
-    try:
-        rows = json.loads(Path(file).read_text(encoding="utf-8"))
-        return [{k: row[k] for k in ("start", "metric", "mean", "std", "runs")} for row in rows]
-    except (OSError, ValueError, TypeError, LookupError) as fault:
-        raise InputError(
-            f"--results {file}: {fault!r}; expected a JSON list of {{start, metric, mean, std, runs}}"
-        ) from fault
-
-
-def _notes(file: str | Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        text = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as fault:
-        raise InputError(f"--notes {file}: cannot be read ({fault}); expected Markdown") from fault
-    if len(text) > MOST_NOTES:
-        raise InputError(f"--notes {file}: {len(text)} letters; a card takes at most {MOST_NOTES}")
-    return text
 
 
 def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from inflate3d.evaluation.transfer.summary import published_results, summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.training.run_folder import git_commit
 
-TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"
+TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"  # the last two: publishing reads them
 FORMAT = "inflate3d-transfer/1"
 _PACKAGES = ("inflate3d", "torch", "timm", "torchmetrics", "numpy")
 

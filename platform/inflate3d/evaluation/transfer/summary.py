@@ -54,6 +54,8 @@ def published_results(rows: Rows, dataset: str) -> list[dict[str, Any]]:
             "start": row["arm"],
             "metric": f"{dataset}, {row['mode']}, {row['fraction']:.0%} of labels: {row['metric']}",
             "mean": row["value"],
+            "low": row["low"],
+            "high": row["high"],
             "std": row["std"],
             "runs": len(row["seeds"]),
         }

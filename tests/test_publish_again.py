@@ -1,0 +1,93 @@
+"""Publishing what was published before: its weights as they are, with what was learnt of them since in the card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import inflate3d
+import pytest
+from inflate3d.cli.main import main
+from inflate3d.models.fetch import published_folder
+
+SHIPPED = "tf_efficientnet_lite0_3d.v1"  # with heads, and no other file that a publication may have
+
+
+@pytest.fixture(scope="module")
+def published() -> Path:
+    folder = published_folder(SHIPPED)
+    assert folder is not None
+    return folder
+
+
+def transferred(folder: Path, *, mean: float) -> Path:
+    """What a transfer leaves that a card takes in."""
+    folder.mkdir()
+    row = {
+        "start": "ours",
+        "metric": "dice",
+        "mean": mean,
+        "low": mean - 0.1,
+        "high": mean + 0.1,
+        "std": 0.0,
+        "runs": 1,
+    }
+    (folder / "results.json").write_text(json.dumps([row]))
+    (folder / "report.html").write_text(f"<p>{mean}</p>")
+    return folder
+
+
+def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("Good for organs.")
+    first, second = transferred(tmp_path / "organs", mean=0.5), transferred(tmp_path / "glands", mean=0.25)
+    place = tmp_path / "w"
+    told = ["--transfer", str(first), "--transfer", str(second), "--notes", str(tmp_path / "notes.md")]
+    assert main(["publish", SHIPPED, "--output", str(place), *told]) == 0
+    card = (place / "README.md").read_text()
+    assert "| ours | dice | 0.5000 | 0.4000 to 0.6000 | 0.0000 | 1 |" in card
+    assert "[transfer-glands.html](transfer-glands.html), [transfer-organs.html](transfer-organs.html)" in card
+    assert "Good for organs." in card
+    assert (place / "transfer-organs.html").read_text() == "<p>0.5</p>"
+    for name in ("model.safetensors", "heads.safetensors", "replay.safetensors", "conv1.png"):
+        assert (place / name).read_bytes() == (published / name).read_bytes()
+    net = inflate3d.create_segmenter(f"local-dir:{place}", pretrained=True)
+    assert net.label_names == ["background", "Anterior", "Posterior"]
+    # Again with nothing new: everything stays, in another place too.
+    assert main(["publish", f"local-dir:{place}", "--output", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "SHA256SUMS").read_bytes() == (place / "SHA256SUMS").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("runs/none", [], "'runs/none' does not exist; give a run folder"),
+        (
+            "PUBLISHED",
+            ["--heads", "--domain", "adrenal"],
+            "is no run folder or checkpoint, and --domain, --heads is for those",
+        ),
+        ("PUBLISHED", ["--transfer", "nowhere"], "--transfer nowhere: holds no results.json and report.html"),
+        ("PUBLISHED", ["--output", "hf-hub:lab/run"], "forbids publishing weights"),
+        ("DAMAGED", [], "SHA256SUMS"),
+    ],
+)
+def test_a_publication_that_cannot_go_on_is_refused(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, options: list[str], message: str
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(published, folder)
+    if "hf-hub:lab/run" in options:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "private": True}))
+        sums = (folder / "SHA256SUMS").read_text().splitlines()
+        own = f"{hashlib.sha256((folder / 'config.json').read_bytes()).hexdigest()}  config.json"
+        sums = [own if line.endswith("config.json") else line for line in sums]
+        (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    if source == "DAMAGED":
+        (folder / "replay.safetensors").write_bytes(b"\0" * 100)
+    place = folder if source in ("PUBLISHED", "DAMAGED") else source
+    assert main(["publish", str(place), "--output", str(tmp_path / "w"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()

@@ -31,6 +31,7 @@ from inflate3d.training.optim import (
     warmup_cosine,
 )
 from inflate3d.training.scores import Scores
+from inflate3d.training.start_heads import take_published_heads
 from inflate3d.training.train_means import TrainMeans
 from inflate3d.training.weighting import WEIGHTINGS, LossWeighting, TaskUncertainty, weight_of
 
@@ -55,6 +56,7 @@ class MultiTaskModule(pl.LightningModule):
         loss_weighting: LossWeighting = "fixed",
         window_overlap: float = 0.5,
         window_batch_size: int = 4,
+        start_heads: dict[str, str] | None = None,
     ) -> None:
         """backbone: which 2D net, and how it becomes 3D. tasks: by the names that metrics carry.
 
@@ -65,7 +67,7 @@ class MultiTaskModule(pl.LightningModule):
         null: always.
         loss_weighting: fixed (each task's loss_weight), uncertainty (learned, arXiv:1705.07115) or constant (over the
         loss of a constant answer). window_overlap and window_batch_size: sliding windows over whole volumes in
-        evaluation.
+        evaluation. start_heads: for a dataset, the head of the backbone's publication that its own begins as.
         """
         super().__init__()
         if not tasks:
@@ -85,6 +87,7 @@ class MultiTaskModule(pl.LightningModule):
         self.final_lr_fraction = final_lr_fraction
         self.layer_decay = layer_decay
         self.freeze_steps = dict(freeze or {})
+        self.start_heads = dict(start_heads or {})
         self.loss_weighting = loss_weighting
         self.constant_losses: dict[str, float] = {}
         self.window_overlap = window_overlap
@@ -128,6 +131,8 @@ class MultiTaskModule(pl.LightningModule):
                 heads = {d: task.build_head(self.backbone.feature_info, self.cards[d]) for d in task.datasets}
                 task.cards = {d: self.cards[d] for d in task.datasets}
                 task.heads = self.heads[name] = nn.ModuleDict(heads)
+            own = {d: head for heads in self.heads.values() for d, head in heads.items()}  # type: ignore[operator]
+            take_published_heads(own, self.start_heads, self.backbone_config, self.cards)
             if self.loss_weighting == "uncertainty":
                 self.task_uncertainty = TaskUncertainty(self.tasks)
         self.scores = Scores(self.tasks)

@@ -1,0 +1,69 @@
+"""Heads that begin as published ones, on the weight in the package: a whole segmenter goes on where it was."""
+
+from __future__ import annotations
+
+import inflate3d
+import pytest
+import torch
+from inflate3d.contracts import DatasetCard, InputSpec
+from inflate3d.errors import InputError
+from inflate3d.models import BackboneConfig
+from inflate3d.tasks.medical_segmentation import MedicalSegmentation
+from inflate3d.tasks.volume_classification import VolumeClassification
+from inflate3d.training import MultiTaskModule
+
+SHIPPED = "tf_efficientnet_lite0_3d.v1"
+OWN_CLASSES = ("background", "Anterior", "Posterior")
+
+
+def built(
+    wanted: dict[str, str],
+    classes: tuple[str, ...] = OWN_CLASSES,
+    *,
+    kind: str = "volume_segmentation",
+    **backbone: object,
+) -> MultiTaskModule:
+    card = DatasetCard("mine", kind, "Mine", "mri", classes, "", "CC0-1.0", True, True, "", InputSpec(("mri",)))  # type: ignore[arg-type]
+    task = (MedicalSegmentation if kind == "volume_segmentation" else VolumeClassification)(datasets=["mine"])
+    config = BackboneConfig(**{"name": SHIPPED, "pretrained": True, **backbone})  # type: ignore[arg-type]
+    return MultiTaskModule(config, {"organ": task}, start_heads=wanted).build({"mine": card}).eval()
+
+
+def decoder(module: MultiTaskModule) -> dict[str, torch.Tensor]:
+    return module.heads["organ"]["mine"].state_dict()  # type: ignore[index]
+
+
+def test_a_run_begins_as_the_published_segmenter_answers() -> None:
+    module, whole = built({"mine": "hippocampus"}), inflate3d.create_segmenter(SHIPPED, pretrained=True).eval()
+    x = torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        features = module.backbone(x, domain="mine")
+        torch.testing.assert_close(module.heads["organ"]["mine"](features), whole(x), rtol=1e-4, atol=1e-4)  # type: ignore[index]
+
+
+def test_of_other_classes_all_but_the_last_layer_is_taken_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    fresh, own = decoder(built({}, ("background", "b", "a"))), decoder(built({"mine": "hippocampus"}))
+    found = decoder(built({"mine": "hippocampus"}, ("background", "b", "a")))
+    assert "begins as 'hippocampus' of tf_efficientnet_lite0_3d.v1; its classes are others" in caplog.text
+    for key, value in found.items():
+        assert torch.equal(value, fresh[key] if key.startswith("classify.") else own[key]), key
+    assert not torch.equal(fresh["blocks.0.0.weight"], own["blocks.0.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "options", "message"),
+    [
+        ({"yours": "hippocampus"}, {}, "model.start_heads: unknown dataset 'yours'"),
+        ({"mine": "hippocampos"}, {}, "unknown head 'hippocampos'; close names: 'hippocampus'"),
+        ({"mine": "adrenal"}, {}, "'adrenal' is a LinearHead, the task's head a UNetDecoder"),
+        (
+            {"mine": "adrenal"},
+            {"kind": "volume_classification"},
+            "nothing can be taken of 'adrenal': its classes are others",
+        ),
+        ({"mine": "hippocampus"}, {"name": "test_resnet", "pretrained": False}, "heads come with published weights"),
+    ],
+)
+def test_a_head_that_cannot_be_taken_is_named(wanted: dict[str, str], options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        built(wanted, **options)  # type: ignore[arg-type]

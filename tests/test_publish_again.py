@@ -39,7 +39,9 @@ def transferred(folder: Path, *, mean: float) -> Path:
     return folder
 
 
-def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(published: Path, tmp_path: Path) -> None:
+def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "notes.md").write_text("Good for organs.")
     first, second = transferred(tmp_path / "organs", mean=0.5), transferred(tmp_path / "glands", mean=0.25)
     place = tmp_path / "w"
@@ -57,6 +59,44 @@ def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(published
     # Again with nothing new: everything stays, in another place too.
     assert main(["publish", f"local-dir:{place}", "--output", str(tmp_path / "copy")]) == 0
     assert (tmp_path / "copy" / "SHA256SUMS").read_bytes() == (place / "SHA256SUMS").read_bytes()
+    # A page that was not fetched, as from a server, is not lost without a word.
+    (place / "transfer-organs.html").unlink()
+    assert main(["publish", str(place), "--output", str(tmp_path / "third")]) == 2
+    assert "transfer-organs.html is not at hand" in capsys.readouterr().err
+
+
+def restated(folder: Path, **changed: object) -> None:
+    """Change entries of a publication's config.json, and its hash."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    own = f"{hashlib.sha256((folder / 'config.json').read_bytes()).hexdigest()}  config.json"
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    (folder / "SHA256SUMS").write_text("\n".join(own if x.endswith("config.json") else x for x in lines) + "\n")
+
+
+def test_a_strangers_config_names_no_file_outside_its_folder(published: Path, tmp_path: Path) -> None:
+    folder, place = tmp_path / "source", tmp_path / "w"
+    shutil.copytree(published, folder)
+    (tmp_path / "secret.html").write_text("mine")
+    training = json.loads((folder / "config.json").read_text())["training"]
+    restated(folder, training={**training, "reports": ["../secret.html", "transfer-none.html", "README.md", 7]})
+    assert main(["publish", str(folder), "--output", str(place)]) == 0
+    assert json.loads((place / "config.json").read_text())["training"]["reports"] == []
+    assert {file.name for file in place.iterdir()} == {file.name for file in published.iterdir()}
+
+
+def test_weights_of_data_that_forbid_it_stay_private_whatever_the_config_says(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(published, folder)
+    training = json.loads((folder / "config.json").read_text())["training"]
+    data = [{**card, "weights_may_be_published": False} for card in training["data"]]
+    restated(folder, training={**training, "data": data}, private=False)
+    assert main(["publish", str(folder), "--output", "s3://bucket/nets"]) == 2
+    assert "forbids publishing weights" in capsys.readouterr().err
+    assert main(["publish", str(folder), "--output", str(tmp_path / "w")]) == 0
+    assert (tmp_path / "w" / "PRIVATE").is_file()
 
 
 @pytest.mark.parametrize(
@@ -79,12 +119,7 @@ def test_a_publication_that_cannot_go_on_is_refused(
     folder = tmp_path / "source"
     shutil.copytree(published, folder)
     if "hf-hub:lab/run" in options:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "private": True}))
-        sums = (folder / "SHA256SUMS").read_text().splitlines()
-        own = f"{hashlib.sha256((folder / 'config.json').read_bytes()).hexdigest()}  config.json"
-        sums = [own if line.endswith("config.json") else line for line in sums]
-        (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+        restated(folder, private=True)
     if source == "DAMAGED":
         (folder / "replay.safetensors").write_bytes(b"\0" * 100)
     place = folder if source in ("PUBLISHED", "DAMAGED") else source

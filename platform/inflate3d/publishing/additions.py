@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from inflate3d.errors import InputError
 from inflate3d.models.layout import is_file_name
 
+_PAGE = re.compile(r"transfer-[\w.-]+\.html", re.ASCII)
 MOST_NOTES = 4096
 RESULTS, REPORT = "results.json", "report.html"
 _REQUIRED, _OPTIONAL = ("start", "metric", "mean", "std", "runs"), ("low", "high")
@@ -37,6 +39,11 @@ class Additions:
         }
 
 
+def is_page(name: Any) -> bool:
+    """Whether a name may be that of a transfer's page in a publication; one from a stranger's config.json may not."""
+    return isinstance(name, str) and _PAGE.fullmatch(name) is not None and is_file_name(name)
+
+
 def read_additions(
     *, results: str | Path | None = None, notes: str | Path | None = None, transfers: Sequence[str | Path] = ()
 ) -> Additions:
@@ -52,7 +59,7 @@ def read_additions(
         name = f"transfer-{folder.name}.html"
         if not (folder / RESULTS).is_file() or not (folder / REPORT).is_file():
             raise InputError(f"--transfer {given}: holds no {RESULTS} and {REPORT}; name the --output of a transfer")
-        if name in reports or not is_file_name(name):
+        if name in reports or not is_page(name):
             raise InputError(
                 f"--transfer {given}: the page would be {name!r}, which is taken or odd; rename the folder"
             )

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from inflate3d.errors import InputError
 from inflate3d.models.config_schema import read_config
 from inflate3d.models.create import create_model
 from inflate3d.models.fetch import check_directory, published_folder
-from inflate3d.models.layout import HEADS, PICTURE, REPLAY, WEIGHTS
-from inflate3d.publishing.additions import Additions
+from inflate3d.models.integrity import plain_file
+from inflate3d.models.layout import HEADS, PICTURE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.transfer import sha256_of
+from inflate3d.publishing.additions import Additions, is_page
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, card_address, deliver_whole, finish, loader_of, refuse_private
+from inflate3d.publishing.licences import may_be_published
+
+# What the format lets a publication leave out, and its card wants.
+_OPTIONAL = {
+    "architecture": "inflate3d",
+    "classes": None,
+    "heads": {},
+    "inputs": {},
+    "precision": "float32",
+    "private": False,
+    "source_weights": None,
+    "training": {},
+    "versions": dict.fromkeys(("inflate3d", "torch", "timm"), "unknown"),
+}
 
 
 def folder_of(source: str) -> Path:
@@ -23,6 +40,29 @@ def folder_of(source: str) -> Path:
             "published: local-dir:PATH, hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR or a short name"
         )
     return folder
+
+
+def _pages(folder: Path, names: Any) -> dict[str, bytes]:
+    """Return the reports beside a card. Their names may be a stranger's: pages that SHA256SUMS lists, no others.
+
+    InputError for one that has changed, or that was not fetched: loading leaves out what it does not read.
+    """
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    listed = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+    pages = {}
+    for name in names if isinstance(names, list) else ():
+        if not is_page(name) or name not in listed:
+            continue
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: {name} is not at hand, since loading does not fetch reports; give the card's transfers "
+                "again (--transfer), or download the whole directory and publish that"
+            )
+        page = plain_file(folder, name)
+        if sha256_of(page) != listed[name]:
+            raise InputError(f"{page} has changed; publish or download the directory again")
+        pages[name] = page.read_bytes()
+    return pages
 
 
 def publish_again(
@@ -37,18 +77,20 @@ def publish_again(
     folder = folder_of(source)
     stated = check_directory(folder)
     net = create_model(source, pretrained=True)
-    config = read_config(folder)
+    config = {**_OPTIONAL, **read_config(folder)}
     training = {**config["training"], **additions.to_training(config["training"])}
-    config = {**config, "training": training}
-    refuse_private(bool(config.get("private")), place)
-    kept = {report: (folder / report).read_bytes() for report in training["reports"] if report not in additions.reports}
+    pages = additions.reports or _pages(folder, training["reports"])
+    training["reports"] = sorted(pages)
+    is_private = bool(config["private"]) or not may_be_published(training.get("data", []))
+    config = {**config, "training": training, "private": is_private}
+    refuse_private(is_private, place)
 
     def write(staging: Path) -> None:
         for file in (WEIGHTS, HEADS, REPLAY, PICTURE):
             if file in stated:
                 shutil.copyfile(folder / file, staging / file)
         parameters = sum(p.numel() for p in net.parameters())
-        finish(staging, config, card_address(place, name), parameters=parameters, pages={**kept, **additions.reports})
+        finish(staging, config, card_address(place, name), parameters=parameters, pages=pages)
 
     files, changed = deliver_whole(place, write, dry_run=dry_run)
-    return Outcome(place.address, place.folder, changed, bool(config.get("private")), files, loader_of(config))
+    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))

@@ -89,6 +89,8 @@ def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
         ("model__backbone__plan", "i3d", "8 frames or slices; the plan i3d needs at least 9. Give longer samples"),
         ("model__backbone__stems", {"rgb": 4, "ct": 1, "mask": 1}, "stems.rgb is 4, but 'toy_video' has 3 channels"),
         ("model__backbone__stems", {"rgb": 3, "mri": 1, "mask": 1}, "unknown stem 'ct'"),
+        ("model__start_heads", {"toy_vido": "organ"}, "unknown dataset 'toy_vido'; close names: 'toy_video'"),
+        ("model__start_heads", {"toy_video": "organ"}, "heads come with published weights"),
         (
             "model__backbone__timm_kwargs",
             {"in_chans": 2},

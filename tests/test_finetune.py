@@ -56,6 +56,12 @@ def test_the_stem_that_a_published_net_lacks_is_named_before_anything_is_built(t
         check_config(load_config(["finetune_segmentation.yaml"], options))
 
 
+def test_a_published_head_that_does_not_exist_is_named_before_anything_is_built(tmp_path: Path) -> None:
+    options = [*on_the_example("finetune_segmentation", tmp_path), "--model.start_heads.mine", "hippocampos"]
+    with pytest.raises(InputError, match=r"start_heads\.mine: unknown head 'hippocampos'; close names: 'hippocampus'"):
+        check_config(load_config(["finetune_segmentation.yaml"], options))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_leads_from_the_packaged_weight_to_published_heads_with_label_names(

@@ -47,6 +47,7 @@ def check_config(config: Config) -> None:
     tasks = _named(config, ("model", "tasks"), "task")
     plug_ins = {name: _check_plug_in(config, "tasks", ("model", "tasks", name)) for name in tasks}
     _check_cross_references(config, datasets, tasks)
+    _check_start_heads(config, datasets)
     for name in datasets:
         _check_dataset(config, name)
     cards = {name: _card(config, name) for name in datasets}
@@ -258,15 +259,45 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
 
 def _channels_of_stem(config: Config) -> int | None:
     """Return what the net's own stem takes; None where only a publication knows that cannot be read from here."""
-    name = str(config.get("model", "backbone", "name"))
-    source = entry.source if (entry := find_entry(name)) else name
-    if not has_place(source):
+    if not has_place(_source(config)):
         return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
     try:
-        content = json.loads((Path(source.removeprefix(PREFIX)).expanduser() / CONFIG).read_text(encoding="utf-8"))
-        return int(content["net"]["in_chans"])
+        return int(_publication(config)["net"]["in_chans"])
     except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
         return None
+
+
+def _source(config: Config) -> str:
+    name = str(config.get("model", "backbone", "name"))
+    return entry.source if (entry := find_entry(name)) else name
+
+
+def _publication(config: Config) -> Any:
+    """Return the config.json that the backbone begins with; OSError or ValueError where it cannot be read from here."""
+    folder = Path(_source(config).removeprefix(PREFIX)).expanduser()
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
+    """Check the names that model.start_heads joins, as far as the publication can be read from here."""
+    path = ("model", "start_heads")
+    wanted = config.get(*path) or {}
+    if not isinstance(wanted, dict):
+        raise InputError(
+            f"{config.where(*path)} is {wanted!r}; expected a published head for a dataset: {{mine: HEAD}}"
+        )
+    for name, head in wanted.items():
+        where = config.where(*path, name)
+        if name not in datasets:
+            raise unknown_name("dataset", str(name), datasets, where=where, see="the keys of data.datasets")
+        if not has_place(_source(config)):
+            raise InputError(f"{where}: heads come with published weights; model.backbone.name is {_source(config)!r}")
+        try:
+            heads = dict(_publication(config)["heads"])
+        except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+            continue
+        if head not in heads:
+            raise unknown_name("head", str(head), heads, where=where)
 
 
 def _check_kinds(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:

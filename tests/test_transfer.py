@@ -27,7 +27,14 @@ from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
 from inflate3d.evaluation.transfer.intervals import score_of
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.recalibrate import recalibrate
-from inflate3d.evaluation.transfer.report import comparisons, gains, render_overview, render_report
+from inflate3d.evaluation.transfer.report import (
+    MODE_NAMES,
+    comparisons,
+    gains,
+    render_overview,
+    render_report,
+    verdicts,
+)
 from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
@@ -265,6 +272,12 @@ def test_several_architectures_are_told_as_gains_of_their_own_baselines(finished
     page, plots = render_report({**result, "rows": rows, "arms": [{"name": name, "backbone": {}} for name in names]})
     assert f"{old['mode']}_gains.png" in plots
     assert page.count("<b>+0.200</b>") == 2
+    told, others = verdicts(rows)
+    assert others == []
+    assert told == [
+        f"{MODE_NAMES[old['mode']]}, 50% of labels: of 2 architectures inflated is above scratch in 2, below in 0 and "
+        "not told apart in 0; gains +0.200 to +0.200 accuracy, median +0.200."
+    ]
 
 
 def test_the_model_card_takes_the_results(finished):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -96,9 +97,15 @@ def gains(rows: Rows, mode: str) -> Rows:
 
 
 def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
-    """Return (a sentence for each comparison that is told apart, or of two baselines; the others in a few words)."""
-    sentences, others = [], []
+    """Return (a sentence for each comparison that is told apart, or of two baselines; the others in a few words).
+
+    Of several architectures the two baselines are counted instead, in a sentence a mode and share.
+    """
+    sentences, others = [_counted(found) for mode in MODE_NAMES for found in _by_share(gains(rows, mode))], []
+    is_table = bool(sentences)
     for row, other, d in comparisons(rows):
+        if is_table and is_baseline(row["arm"]):  # counted above, and all in the table
+            continue
         word = "above" if d["low"] > 0 else "below" if d["high"] < 0 else "not told apart from"
         if word == "not told apart from" and not is_baseline(row["arm"]):
             others.append(f"{row['arm']} and {other} ({row['mode']}, {row['fraction']:.0%}: {d['value']:+.3f})")
@@ -108,3 +115,19 @@ def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
             f"{d['value']:+.3f} {row['metric']} (95 % interval {d['low']:+.3f} to {d['high']:+.3f}, p {d['p']:.3f})."
         )
     return sentences, others
+
+
+def _by_share(found: Rows) -> Iterator[Rows]:
+    for share in dict.fromkeys(gain["scratch"]["fraction"] for gain in found):
+        yield [gain for gain in found if gain["scratch"]["fraction"] == share]
+
+
+def _counted(found: Rows) -> str:
+    row, values = found[0]["scratch"], sorted(gain["gain"]["value"] for gain in found)
+    above = sum(gain["gain"]["low"] > 0 for gain in found)
+    below = sum(gain["gain"]["high"] < 0 for gain in found)
+    return (
+        f"{MODE_NAMES[row['mode']]}, {row['fraction']:.0%} of labels: of {len(found)} architectures inflated is above "
+        f"scratch in {above}, below in {below} and not told apart in {len(found) - above - below}; gains "
+        f"{values[0]:+.3f} to {values[-1]:+.3f} {row['metric']}, median {median(values):+.3f}."
+    )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from inflate3d.evaluation.transfer.intervals import AreaScore, Bootstrap, MeanScore, score_of
 from inflate3d.evaluation.transfer.probes import fit, linear_probe, nearest_neighbours
+from inflate3d.evaluation.transfer.report import comparisons, gains, verdicts
 from inflate3d.nn.metrics import RocArea
 
 
@@ -92,3 +93,25 @@ def test_one_nearest_neighbour_is_the_class_of_the_closest():
     closest = torch.cosine_similarity(at[:, None], scaled[None], dim=2).argmax(1)
     assert torch.equal(nearest_neighbours(known, target, 3, neighbours=1)(asked).argmax(1), target[closest])
     assert torch.allclose(fit("knn", known, target, 3, setting=50)(asked).sum(1), torch.ones(10))
+
+
+def test_several_architectures_are_told_as_gains_over_their_own_scratch():
+    def row(arm: str, **against: dict) -> dict:
+        return {"mode": "probe", "fraction": 0.1, "arm": arm, "metric": "accuracy", "labels": 9, "against": against}
+
+    up, level = ({"value": v, "low": v - 0.1, "high": v + 0.1, "p": 0.5} for v in (0.2, 0.0))
+    rows = [row("scratch a"), row("inflated a", **{"scratch a": up, "scratch b": up})]
+    assert gains(rows, "probe") == []
+    rows += [row("scratch b"), row("inflated b", **{"scratch b": level}), row("ours", **{"scratch a": up})]
+    assert [(g["name"], g["scratch"]["arm"], g["gain"]) for g in gains(rows, "probe")] == [
+        ("a", "scratch a", up),
+        ("b", "scratch b", level),
+    ]
+    pairs = [(each["arm"], other) for each, other, _ in comparisons(rows)]
+    assert pairs == [("inflated a", "scratch a"), ("inflated b", "scratch b"), ("ours", "scratch a")]
+    assert verdicts(rows)[0] == [
+        "Frozen linear probe, 10% of labels: of 2 architectures inflated is above scratch in 1, below in 0 and not told "
+        "apart in 1; gains +0.000 to +0.200 accuracy, median +0.100.",
+        "Frozen linear probe, 10% of labels: ours is above scratch a: +0.200 accuracy (95 % interval +0.100 to +0.300, "
+        "p 0.500).",
+    ]

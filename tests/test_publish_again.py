@@ -12,7 +12,7 @@ import pytest
 from inflate3d.cli.main import main
 from inflate3d.models.fetch import published_folder
 
-SHIPPED = "tf_efficientnet_lite0_3d.v1"  # with heads, and no other file that a publication may have
+SHIPPED = "tf_efficientnet_lite0_3d.v1"  # with heads and reports
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def test_a_strangers_config_names_no_file_outside_its_folder(published: Path, tm
     restated(folder, training={**training, "reports": ["../secret.html", "transfer-none.html", "README.md", 7]})
     assert main(["publish", str(folder), "--output", str(place)]) == 0
     assert json.loads((place / "config.json").read_text())["training"]["reports"] == []
-    assert {file.name for file in place.iterdir()} == {file.name for file in published.iterdir()}
+    own = {file.name for file in published.iterdir() if not file.name.startswith("transfer-")}
+    assert {file.name for file in place.iterdir()} == own
 
 
 def test_weights_of_data_that_forbid_it_stay_private_whatever_the_config_says(

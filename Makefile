@@ -65,7 +65,7 @@ architectures: install
 pass-table: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
 
-# From shards to reports: is a start from inflated weights worth anything? docs/evidence.md. Two to three hours of one core.
+# From shards to reports: is a start from inflated weights worth anything? docs/evidence.md. Four to five hours of one core.
 evidence: install $(LITE)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.evaluation.transfer.evidence
 

@@ -52,7 +52,7 @@ def run_study(
         build_shards(find("datasets", build["class_path"]).load()(**build["init_args"]), folder)
     target = Target(document["root"], protocol)
     if "models" in study:
-        arms = model_arms(document, name, target.card)
+        arms = [arm for arm in model_arms(document, name, target.card) if only_arms is None or arm.name in only_arms]
     else:
         arms = []
         for arm in study["arms"] if only_arms is None else [arm for arm in study["arms"] if arm in only_arms]:

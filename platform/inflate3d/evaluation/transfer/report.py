@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.evaluation.transfer.arms import INFLATED, SCRATCH, architectures, is_baseline, is_compared
-from inflate3d.evaluation.transfer.plots import plot_gains, plot_mode
+from inflate3d.evaluation.transfer.plots import by_share, plot_gains, plot_mode
 
 Rows = list[dict[str, Any]]
 MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours", "finetune": "Fine-tuning"}
@@ -86,13 +86,14 @@ def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, flo
 def gains(rows: Rows, mode: str) -> Rows:
     """Return, by share of labels, what inflated weights gain over scratch for each of several architectures."""
     found = []
-    for share in sorted({row["fraction"] for row in rows}):
-        arms = {row["arm"]: row for row in rows if row["mode"] == mode and row["fraction"] == share}
+    for here in by_share([row for row in rows if row["mode"] == mode]):
+        arms = {row["arm"]: row for row in here}
         names = architectures(arms)
         for name in names if len(names) > 1 else ():
             scratch, inflated = arms[f"{SCRATCH} {name}"], arms[f"{INFLATED} {name}"]
             if (gain := inflated["against"].get(scratch["arm"])) is not None:
-                found.append({"name": name, "scratch": scratch, "inflated": inflated, "gain": gain})
+                of = {"name": name, "fraction": scratch["fraction"]}
+                found.append({**of, "scratch": scratch, "inflated": inflated, "gain": gain})
     return found
 
 
@@ -101,7 +102,7 @@ def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
 
     Of several architectures the two baselines are counted instead, in a sentence a mode and share.
     """
-    sentences, others = [_counted(found) for mode in MODE_NAMES for found in _by_share(gains(rows, mode))], []
+    sentences, others = [_counted(found) for mode in MODE_NAMES for found in by_share(gains(rows, mode))], []
     is_table = bool(sentences)
     for row, other, d in comparisons(rows):
         if is_table and is_baseline(row["arm"]):  # counted above, and all in the table
@@ -117,12 +118,7 @@ def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
     return sentences, others
 
 
-def _by_share(found: Rows) -> Iterator[Rows]:
-    for share in dict.fromkeys(gain["scratch"]["fraction"] for gain in found):
-        yield [gain for gain in found if gain["scratch"]["fraction"] == share]
-
-
-def _counted(found: Rows) -> str:
+def _counted(found: Sequence[Mapping[str, Any]]) -> str:
     row, values = found[0]["scratch"], sorted(gain["gain"]["value"] for gain in found)
     above = sum(gain["gain"]["low"] > 0 for gain in found)
     below = sum(gain["gain"]["high"] < 0 for gain in found)

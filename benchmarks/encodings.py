@@ -22,9 +22,9 @@ from typing import Any
 import blosc2
 import nibabel as nib
 import numpy as np
-from inflate3d.data.chunked import ChunkedArray, Region, encode_chunked
-from inflate3d.data.reencode import VideoEncoding, reencode
-from inflate3d.data.video import decode_frames, every_frame, probe_video
+from inflate3d.data.samples.chunked import ChunkedArray, Region, encode_chunked
+from inflate3d.data.samples.frames import decode_frames, every_frame, probe_video
+from inflate3d.data.samples.reencode import VideoEncoding, reencode
 
 CROP = (96, 96, 96)
 CLIP = 16

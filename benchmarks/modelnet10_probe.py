@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.models import create_model
-from inflate3d.publishing.run import split_domains
-from inflate3d.training.checkpoint import Checkpoint, checkpoints_folder, list_checkpoints
-from inflate3d.training.run_folder import read_config
-from inflate3d.training.saved_run import load_module
+from inflate3d.publishing.from_run import split_domains
+from inflate3d.training.checkpoints.store import Checkpoint, checkpoints_folder, list_checkpoints
+from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.saved import load_module
 from torch import Tensor, nn
 
 LABELS, POOL, VALIDATION = 370, 500, 200

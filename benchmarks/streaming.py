@@ -34,11 +34,11 @@ import torch
 import webdataset as wds
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, RawSample
 from inflate3d.data import Manifest, ShardReader, build_shards
-from inflate3d.data.mixture import Mixture
-from inflate3d.data.order import SampleOrder
-from inflate3d.data.shard_cache import ShardCache
-from inflate3d.data.stages import make_stage
-from inflate3d.data.stream import Source, TrainStream
+from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.shards.cache import ShardCache
+from inflate3d.data.stream.batches import Source, TrainStream
+from inflate3d.data.stream.mixture import Mixture
+from inflate3d.data.stream.order import SampleOrder
 from torch.utils.data import DataLoader, default_collate
 
 SIZES = {"14 KB": (24, 4000), "111 KB": (48, 1200), "1.8 MB": (121, 120)}

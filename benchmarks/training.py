@@ -24,7 +24,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.models import BackboneConfig
 from inflate3d.sample import Batch
@@ -32,7 +32,7 @@ from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, trainer_defaults, with_default_callbacks
 from inflate3d.training.optim import warmup_cosine
-from inflate3d.training.step_meter import TimedLoader
+from inflate3d.training.run.step_meter import TimedLoader
 from torch.utils.data import IterableDataset
 
 WARM_UP = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw_files import require_file
+from inflate3d.data.raw.files import require_file
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw_files import require_file
+from inflate3d.data.raw.files import require_file
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw_files import case_keys, label_names, read_json, require_file, require_folder, stem
-from inflate3d.data.raw_volumes import as_spacing, as_window, read_volume_case
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.files import case_keys, label_names, read_json, require_file, require_folder, stem
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.volumes import as_spacing, as_window, read_volume_case
 from inflate3d.errors import InputError
 
 # Customary display windows in Hounsfield units: air to bone where lungs are the subject, else soft tissue.
@@ -113,7 +113,7 @@ class MSD(AbstractDataset):
         import json
 
         import numpy as np
-        from inflate3d.data.readers import write_nifti
+        from inflate3d.data.raw.readers import write_nifti
 
         folder = root / "Task99_Toy"
         for name in ("imagesTr", "labelsTr"):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw_files import case_keys, label_names, read_json, require_file, require_folder
-from inflate3d.data.raw_volumes import as_spacing, as_window, measure_window, read_volume_case
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.files import case_keys, label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
 
 _MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
@@ -161,7 +161,7 @@ class NnunetRaw(AbstractDataset):
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write Dataset999_Toy: six two-channel cases of 10x12x14, two a patient, and one labelled test case."""
         import numpy as np
-        from inflate3d.data.readers import write_nifti
+        from inflate3d.data.raw.readers import write_nifti
 
         folder = root / "Dataset999_Toy"
         generator = np.random.default_rng(0)

@@ -105,7 +105,7 @@ class Toy(AbstractDataset):
 
     def _draw_motion(self, label: int, generator: np.random.Generator) -> RawSample:
         import numpy as np
-        from inflate3d.data.raw_videos import encode_video
+        from inflate3d.data.raw.videos import encode_video
 
         step = np.array(list(_STEPS.values())[label])
         side, path = self.size // 4, self.size - self.size // 4

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw_files import VIDEO_SUFFIXES, case_keys, read_table, require_file, require_folder, stem
-from inflate3d.data.raw_videos import read_video_case
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, read_table, require_file, require_folder, stem
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
 
 _LISTS: dict[Split, tuple[str, ...]] = {
@@ -203,7 +203,7 @@ class VideoCSV(AbstractDataset):
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write six 8-frame clips under videos/, Kinetics-style train.csv and validate.csv."""
         import numpy as np
-        from inflate3d.data.raw_videos import encode_video
+        from inflate3d.data.raw.videos import encode_video
 
         (root / "videos").mkdir(parents=True, exist_ok=True)
         header = "label,youtube_id,time_start,time_end,split"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw_files import VIDEO_SUFFIXES, case_keys, require_folder, stem
-from inflate3d.data.raw_videos import read_video_case
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, require_folder, stem
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
 
 
@@ -136,7 +136,7 @@ class VideoFolder(AbstractDataset):
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write two classes of four 8-frame clips, in four scenes of two."""
         import numpy as np
-        from inflate3d.data.raw_videos import encode_video
+        from inflate3d.data.raw.videos import encode_video
 
         for label, name in enumerate(("brighten", "darken")):
             (root / name).mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw_files import as_names, case_keys, read_table, require_file, require_folder, stem
-from inflate3d.data.raw_volumes import as_spacing, as_window, measure_window, read_volume_case
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.files import as_names, case_keys, read_table, require_file, require_folder, stem
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError, unknown_name
 
 _COLUMNS = ("image", "label", "mask", "split", "group", "key")
@@ -168,7 +168,7 @@ class VolumeCSV(AbstractDataset):
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write eight CT-like volumes of 10x12x14, dark or bright in the middle, of four patients, and cases.csv."""
         import numpy as np
-        from inflate3d.data.readers import write_nifti
+        from inflate3d.data.raw.readers import write_nifti
 
         (root / "images").mkdir(parents=True, exist_ok=True)
         generator = np.random.default_rng(0)

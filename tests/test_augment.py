@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.cli.config import packaged_configs
-from inflate3d.data.augment import VideoAugment, VolumeAugment, build_augment, read_spec, seeded, swap_axes
+from inflate3d.data.samples.augment import VideoAugment, VolumeAugment, build_augment, read_spec, seeded, swap_axes
 from inflate3d.errors import InputError
 
 IDENTITY = np.eye(4)

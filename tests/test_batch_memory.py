@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from inflate3d.data.batch_memory import BatchMemory
+from inflate3d.data.stream.batch_memory import BatchMemory
 from inflate3d.sample import Batch
 from torch.utils.data import DataLoader, IterableDataset
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inflate3d.data.chunked import ChunkedArray, Region, encode_chunked
+from inflate3d.data.samples.chunked import ChunkedArray, Region, encode_chunked
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.normal(0, 60, (2, 37, 41, 50)).astype(np.int16)

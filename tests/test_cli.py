@@ -34,7 +34,7 @@ def toy_config(folder: Path, **changes: object) -> Path:
 
 def write_manifest(folder: Path, kind: str) -> None:
     """Write shards of four toy cases."""
-    from inflate3d.data.shard_writer import build_shards
+    from inflate3d.data.shards.writer import build_shards
     from inflate3d.datasets.toy import Toy
 
     build_shards(Toy(kind=kind, num_train=2, num_val=2), folder, progress=False)

@@ -16,10 +16,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.shard_writer import build_shards
-from inflate3d.data.video import probe_video
+from inflate3d.data.samples.frames import probe_video
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.training.datamodule import DataModule, DatasetConfig

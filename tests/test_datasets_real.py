@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, Case
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.medmnist3d import MedMNIST3D
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.datasets.msd import MSD

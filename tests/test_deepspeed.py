@@ -16,8 +16,8 @@ from inflate3d.cli.config import load_config
 from inflate3d.errors import InputError
 from inflate3d.publishing import publish_run
 from inflate3d.training import find_checkpoint
-from inflate3d.training.checkpoint import list_checkpoints, remove
-from inflate3d.training.metrics_csv import read_metrics
+from inflate3d.training.checkpoints.store import list_checkpoints, remove
+from inflate3d.training.run.metrics_csv import read_metrics
 
 STEPS = 50
 CONFIG = f"""
@@ -184,7 +184,7 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str) 
 
 
 def test_a_missing_deepspeed_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from inflate3d.training import deepspeed
+    from inflate3d.training.strategies import deepspeed
 
     monkeypatch.setattr(deepspeed, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'inflate3d\[deepspeed\]'"):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from inflate3d.cli.main import main
-from inflate3d.data.shard_writer import build_shards
-from inflate3d.data.stage_times import STAGES, measure_stages
+from inflate3d.data.shards.writer import build_shards
+from inflate3d.data.stream.stage_times import STAGES, measure_stages
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.training import DataModule

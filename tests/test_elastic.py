@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 
 STOPS = (0, 1, 4, 7, 22)  # of micro-batches; 22 lies in the second epoch of every set

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.contracts import KINDS, AbstractDataset, DatasetCard, RawSample
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.members import KEY_PATTERN
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.members import KEY_PATTERN
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError
 

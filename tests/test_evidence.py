@@ -8,14 +8,14 @@ import pytest
 import timm
 import torch
 from inflate3d import create_model, publish
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
-from inflate3d.evaluation.transfer import lite_weights
 from inflate3d.evaluation.transfer.build import build_module
-from inflate3d.evaluation.transfer.evidence import STUDIES, model_arms, pretrain, study_arm
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.target import Target
+from inflate3d.reports import lite_weights
+from inflate3d.reports.evidence import STUDIES, model_arms, pretrain, study_arm
 from safetensors.torch import load_file
 
 SHAPES = Protocol("shapes", "volume_classification", val_fraction=0.2)

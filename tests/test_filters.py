@@ -10,13 +10,13 @@ import torch
 from inflate3d.cli.main import main
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.errors import InputError
-from inflate3d.evaluation.filters import filter_rows
+from inflate3d.evaluation.pictures.filters import filter_rows
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.models import BackboneConfig
 from inflate3d.models.filters import draw_filters, slice_grids
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, write_config
-from inflate3d.training.checkpoint import write_checkpoint
+from inflate3d.training.checkpoints.store import write_checkpoint
 from matplotlib.image import imread
 from safetensors.torch import save_file
 from torch import nn

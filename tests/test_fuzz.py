@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data import Manifest, ShardReader, build_shards, check_shards
-from inflate3d.data.members import encode_sample
-from inflate3d.data.shard_reader import RawMembers
-from inflate3d.data.stages import Stage, make_stage
+from inflate3d.data.samples.stages import Stage, make_stage
+from inflate3d.data.shards.members import encode_sample
+from inflate3d.data.shards.reader import RawMembers
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inflate3d.data.mixture import MAX_CYCLE, Mixture, tempered
+from inflate3d.data.stream.mixture import MAX_CYCLE, Mixture, tempered
 from inflate3d.errors import InputError
 
 WEIGHTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=2), st.integers(1, 30), min_size=1, max_size=6)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from inflate3d.contracts import DatasetCard
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
@@ -26,10 +26,10 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.loss_watch import LossWatch, TrainingFailure
-from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.module import evaluation_mode
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
+from inflate3d.training.run.metrics_csv import read_metrics
+from inflate3d.training.steering.loss_watch import LossWatch, TrainingFailure
 
 STEMS = {"rgb": 3, "ct": 1, "mask": 1}
 

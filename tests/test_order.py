@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inflate3d.data.mixture import Mixture
-from inflate3d.data.order import SampleOrder
-from inflate3d.data.seeds import mix, permutation
-from inflate3d.data.stream import TrainStream
+from inflate3d.data.stream.batches import TrainStream
+from inflate3d.data.stream.mixture import Mixture
+from inflate3d.data.stream.order import SampleOrder
 from inflate3d.errors import InputError
+from inflate3d.seeds import mix, permutation
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 SEEDS = st.integers(0, 2**64 - 1)
@@ -99,8 +99,8 @@ def in_worker(stream: TrainStream, worker: int, workers: int) -> Iterator[tuple[
     it = iter(stream)
     while True:
         with (
-            patch("inflate3d.data.stream.get_worker_info", lambda: info),
-            patch("inflate3d.data.stream.collate", collate),
+            patch("inflate3d.data.stream.batches.get_worker_info", lambda: info),
+            patch("inflate3d.data.stream.batches.collate", collate),
         ):
             batch: Any = next(it)
         yield batch

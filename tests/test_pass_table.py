@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from inflate3d.inflation.layers import FoldedLinear
-from inflate3d.models import pass_table
 from inflate3d.models.architectures import smallest_of_each_family
-from inflate3d.models.pass_report import append_row, load_rows, render
-from inflate3d.models.pass_table import CASES, FULL_CASE, AllInDouble, Case, Row, measure_all
+from inflate3d.reports import pass_table
+from inflate3d.reports.pass_report import append_row, load_rows, render
+from inflate3d.reports.pass_table import CASES, FULL_CASE, AllInDouble, Case, Row, measure_all
 from timm.layers import RmsNormFp32
 from torch import nn
 

@@ -6,11 +6,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.evaluation import draw_run, plot_curves
-from inflate3d.evaluation.samples import Picture, _dice, _likely, predict_some
+from inflate3d.evaluation.pictures.samples import Picture, _dice, _likely, predict_some
 from inflate3d.models import BackboneConfig
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
@@ -22,7 +22,7 @@ from inflate3d.training import (
     trainer_defaults,
     write_config,
 )
-from inflate3d.training.saved_run import load_data, load_module
+from inflate3d.training.run.saved import load_data, load_module
 from matplotlib.image import imread
 
 BACKBONE = {"name": "test_resnet", "pretrained": False, "stems": {"rgb": 3, "ct": 1, "mask": 1}}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from inflate3d.cli.main import main
-from inflate3d.evaluation.plan_diagram import PlanRow, draw_plans
+from inflate3d.evaluation.pictures.plan_diagram import PlanRow, draw_plans
 from inflate3d.models.outline import outline
 from matplotlib.image import imread
 

@@ -6,7 +6,7 @@ import inflate3d
 import pytest
 import torch
 from inflate3d.errors import InputError
-from inflate3d.models.tensor_file import read_header, read_tensors
+from inflate3d.models.publication.tensor_file import read_header, read_tensors
 
 # A replay that does not hold warns.
 pytestmark = pytest.mark.filterwarnings("error")

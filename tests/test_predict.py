@@ -14,22 +14,22 @@ import pytest
 import torch
 from inflate3d.cli.main import main
 from inflate3d.contracts import DatasetCard, InputSpec
-from inflate3d.data.readers import read_volume, write_nifti
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.raw.readers import read_volume, write_nifti
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
-from inflate3d.evaluation.answers import onto_grid
-from inflate3d.evaluation.inputs import families, find_cases, read_case
-from inflate3d.evaluation.predict import mixed_precision
+from inflate3d.evaluation.prediction.answers import onto_grid
+from inflate3d.evaluation.prediction.inputs import families, find_cases, read_case
+from inflate3d.evaluation.prediction.predict import mixed_precision
 from inflate3d.models import BackboneConfig, create_model
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.publishing import publish
-from inflate3d.publishing.run import publish_run
+from inflate3d.publishing.from_run import publish_run
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, find_checkpoint, write_config
-from inflate3d.training.checkpoint import write_checkpoint
-from inflate3d.training.saved_run import choose_checkpoint, load_data, load_module
+from inflate3d.training.checkpoints.store import write_checkpoint
+from inflate3d.training.run.saved import choose_checkpoint, load_data, load_module
 
 pytestmark = pytest.mark.slow  # its runs alone take half a minute to make
 

@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from inflate3d.training import with_default_callbacks
-from inflate3d.training.progress import RunProgress
-from inflate3d.training.step_meter import Speed, StepMeter, TimedLoader, extrapolate
+from inflate3d.training.run.progress import RunProgress
+from inflate3d.training.run.step_meter import Speed, StepMeter, TimedLoader, extrapolate
 from torch.utils.data import IterableDataset
 
 
@@ -36,7 +36,7 @@ def test_a_loader_adds_up_what_its_user_waited_and_nothing_else() -> None:
 
 def test_a_meter_tells_of_the_stretch_since_it_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("inflate3d.training.step_meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("inflate3d.training.run.step_meter.time.perf_counter", lambda: now[0])
     meter = StepMeter()
     meter.start(step=10, waited=3.0)
     for _ in range(4):

@@ -10,7 +10,7 @@ from pathlib import Path
 import inflate3d
 import pytest
 from inflate3d.cli.main import main
-from inflate3d.models.fetch import published_folder
+from inflate3d.models.publication.fetch import published_folder
 
 SHIPPED = "tf_efficientnet_lite0_3d.v1"  # with heads and reports
 

@@ -19,12 +19,12 @@ from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.publishing.additions import read_additions
-from inflate3d.publishing.run import publish_run
+from inflate3d.publishing.from_run import publish_run
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, write_config
-from inflate3d.training.checkpoint import write_checkpoint
+from inflate3d.training.checkpoints.store import write_checkpoint
 from loopback_servers import hub_stand_in, moto_s3
 
 CARDS = {

@@ -9,8 +9,8 @@ import torch
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.errors import InputError
 from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.publishing.from_run import split_domains
 from inflate3d.publishing.licences import commercial_use
-from inflate3d.publishing.run import split_domains
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +174,8 @@ def test_other_channels_adapt_the_first_convolution_and_say_so(published, caplog
 
 
 def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
-    from inflate3d.models.tensor_file import read_tensors
-    from inflate3d.models.transfer import sha256_of
+    from inflate3d.models.publication.tensor_file import read_tensors
+    from inflate3d.remote.download import sha256_of
     from safetensors.torch import save_file
 
     stored = read_tensors(copy / "replay.safetensors")

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from inflate3d.data.readers import Volume, check_pair, read_volume, write_nifti
+from inflate3d.data.raw.readers import Volume, check_pair, read_volume, write_nifti
 from inflate3d.errors import InputError
 
 SHAPE_XYZ = (5, 6, 7)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.cli.main import main
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.readers import write_nifti
+from inflate3d.data.raw.readers import write_nifti
+from inflate3d.data.shards.manifest import Manifest
 from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.video_folder import VideoFolder
 

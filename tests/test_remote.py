@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards, check_shards
-from inflate3d.data.remote import RemoteFolder
-from inflate3d.data.shard_cache import ShardCache
-from inflate3d.data.tar_index import index_tars
-from inflate3d.data.tar_mapping import TarMapping
+from inflate3d.data.shards.cache import ShardCache
+from inflate3d.data.shards.tar_index import index_tars
+from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from inflate3d.remote.folder import RemoteFolder
 from inflate3d.training.datamodule import DataModule
 
 KIND = "volume_classification"
@@ -169,7 +169,7 @@ def test_a_server_that_stays_broken_breaks_the_sample_not_the_process(root: Path
 def test_a_server_that_stalls_is_given_up_and_asked_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inflate3d.data.remote._READ_S", 0.2)
+    monkeypatch.setattr("inflate3d.remote.folder._READ_S", 0.2)
     with served(root, ["stall"]) as (url, _):
         assert every_sample(remote(url, tmp_path / "a")) == local(root)
     with served(root, ["stall"] * 50) as (url, _):

@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
@@ -25,8 +25,8 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.checkpoint import list_checkpoints
-from inflate3d.training.metrics_csv import read_metrics
+from inflate3d.training.checkpoints.store import list_checkpoints
+from inflate3d.training.run.metrics_csv import read_metrics
 
 CONFIG = """
 seed_everything: 3

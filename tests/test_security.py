@@ -18,8 +18,8 @@ import pytest
 import torch
 from inflate3d.cli.main import main
 from inflate3d.errors import InputError
-from inflate3d.models.allocation import AllocationLimit
-from inflate3d.models.transfer import sha256_of
+from inflate3d.models.publication.allocation import AllocationLimit
+from inflate3d.remote.download import sha256_of
 from loopback_servers import faulty
 
 ROOT = Path(__file__).parents[1]

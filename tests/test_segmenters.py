@@ -6,8 +6,8 @@ import inflate3d
 import pytest
 import timm
 import torch
-from inflate3d.models import image_size
 from inflate3d.models.architectures import smallest_of_each_family
+from inflate3d.models.sources import image_size
 from inflate3d.nn.pyramid import Pyramid
 from torch import nn
 

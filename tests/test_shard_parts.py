@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from inflate3d.data import Manifest, ShardReader, build_shards, check_shards
-from inflate3d.data.shard_parts import Part, merge_parts
+from inflate3d.data.shards.parts import Part, merge_parts
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 

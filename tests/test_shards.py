@@ -431,7 +431,7 @@ def test_a_reader_pickles_and_reads_on_after_a_fork(tmp_path: Path) -> None:
 
 
 def test_a_pickle_in_a_shard_is_never_executed(tmp_path: Path) -> None:
-    from inflate3d.data.members import decode_members
+    from inflate3d.data.shards.members import decode_members
 
     path = tmp_path / "a.npy"
     np.save(path, np.array([{"a": 1}], object), allow_pickle=True)

@@ -11,11 +11,11 @@ import inflate3d
 import pytest
 import torch
 from inflate3d.cli.main import main
-from inflate3d.models.config_schema import read_config
-from inflate3d.models.fetch import published_folder
-from inflate3d.models.pretrained import entries
-from inflate3d.models.replay import TOLERANCE, check_replay
-from inflate3d.models.tensor_file import read_tensors
+from inflate3d.models.publication.fetch import published_folder
+from inflate3d.models.publication.index import entries
+from inflate3d.models.publication.replay import TOLERANCE, check_replay
+from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.tensor_file import read_tensors
 from inflate3d.publishing.licences import commercial_use, may_be_published
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_it_segments_held_out_hippocampi(folder: Path, shared_data: Path, tmp_pa
     import nibabel
     import numpy as np
     from inflate3d.datasets.msd import MSD
-    from inflate3d.evaluation.predict import Predictor
+    from inflate3d.evaluation.prediction.predict import Predictor
 
     root = shared_data / "Task04_Hippocampus"
     held_out = [case for case in MSD(root, val_count=40, seed=0).cases() if case.split == "val"][:3]

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.training import find_checkpoint
-from inflate3d.training.metrics_csv import read_metrics
-from inflate3d.training.run_folder import read_config
+from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.metrics_csv import read_metrics
 from wandb.proto import wandb_internal_pb2
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

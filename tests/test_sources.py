@@ -14,9 +14,9 @@ import inflate3d
 import pytest
 import torch
 from inflate3d.errors import InputError
-from inflate3d.models.layout import most_bytes
-from inflate3d.models.pretrained import entries
-from inflate3d.models.transfer import sha256_of
+from inflate3d.models.publication.index import entries
+from inflate3d.models.publication.layout import most_bytes
+from inflate3d.remote.download import sha256_of
 from loopback_servers import faulty, hub_stand_in, moto_s3, nginx
 
 X = torch.linspace(-1, 1, 3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.errors import InputError
 
 KEYS = [f"case_{i:03d}" for i in range(220)]

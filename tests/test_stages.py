@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
-from inflate3d.data.intensity import Normalise
-from inflate3d.data.sample_options import VideoSample, sample_options
-from inflate3d.data.stages import cut, frame_indices, make_stage
-from inflate3d.data.video import decode_frames
+from inflate3d.data.samples.frames import decode_frames
+from inflate3d.data.samples.intensity import Normalise
+from inflate3d.data.samples.sample_options import VideoSample, sample_options
+from inflate3d.data.samples.stages import cut, frame_indices, make_stage
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 

@@ -11,7 +11,7 @@ import inflate3d
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.models import Backbone, BackboneConfig
@@ -28,9 +28,9 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.metrics_csv import read_metrics
 from inflate3d.training.optim import layer_scales, parameter_groups
-from inflate3d.training.step_record import StepRecord
+from inflate3d.training.run.metrics_csv import read_metrics
+from inflate3d.training.run.step_record import StepRecord
 from inflate3d.training.weighting import TaskUncertainty
 from torch import nn
 

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.models import BackboneConfig
 from inflate3d.tasks.volume_classification import VolumeClassification
@@ -23,19 +23,19 @@ from inflate3d.training import (
     DataModule,
     MultiTaskModule,
     find_checkpoint,
-    stop_signals,
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.metrics_csv import read_metrics
-from inflate3d.training.run_folder import read_state
-from inflate3d.training.stop import Agreement
-from inflate3d.training.wandb_service import outlive_service
+from inflate3d.training.run.folder import read_state
+from inflate3d.training.run.metrics_csv import read_metrics
+from inflate3d.training.steering import stop_signals
+from inflate3d.training.steering.stop import Agreement
+from inflate3d.training.steering.wandb_service import outlive_service
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
 WORKER = """
 import os, signal, sys, time
-from inflate3d.training.stop_signals import shield_worker
+from inflate3d.training.steering.stop_signals import shield_worker
 from multiprocessing import get_context
 
 def work():

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.mixture import Mixture
-from inflate3d.data.order import SampleOrder
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.shard_writer import build_shards
-from inflate3d.data.stages import make_stage
-from inflate3d.data.stream import EvalStream, Source, StreamError, TrainStream
+from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.writer import build_shards
+from inflate3d.data.stream.batches import EvalStream, Source, StreamError, TrainStream
+from inflate3d.data.stream.mixture import Mixture
+from inflate3d.data.stream.order import SampleOrder
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.sample import Batch

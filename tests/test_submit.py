@@ -13,7 +13,7 @@ import pytest
 import yaml
 from inflate3d.cli.main import MOST_LINES, main
 from inflate3d.cli.submission import zero_ranks
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.durations import duration
 from inflate3d.errors import InputError

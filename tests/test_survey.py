@@ -1,8 +1,8 @@
 """The survey of all names: what it finds is what the table says, and what fails is counted."""
 
 import pytest
-from inflate3d.models import survey
 from inflate3d.models.architectures import table
+from inflate3d.reports import survey
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/squeezenet1_1"])

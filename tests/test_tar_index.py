@@ -17,9 +17,9 @@ import yaml
 from inflate3d.cli.main import main
 from inflate3d.cli.shards import EXAMPLE
 from inflate3d.data import BrokenSample, Manifest, ShardReader, check_shards
-from inflate3d.data.raw_videos import encode_video
-from inflate3d.data.tar_index import find_tars, index_tars
-from inflate3d.data.tar_mapping import TarMapping
+from inflate3d.data.raw.videos import encode_video
+from inflate3d.data.shards.tar_index import find_tars, index_tars
+from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.errors import InputError
 from inflate3d.training.datamodule import DataModule
 

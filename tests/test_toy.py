@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, RawSample
-from inflate3d.data.video import decode_frames
+from inflate3d.data.samples.frames import decode_frames
 from inflate3d.datasets.toy import Toy
 
 

@@ -12,23 +12,24 @@ import pytest
 import torch
 from inflate3d import create_model, publish
 from inflate3d.cli.main import main
-from inflate3d.data.shard_writer import build_shards
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
-from inflate3d.evaluation.transfer import cells, probes, run
-from inflate3d.evaluation.transfer.answers import AnswerBook, Answers
+from inflate3d.evaluation.transfer import cells, probes
+from inflate3d.evaluation.transfer import study as run
 from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
 from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
+from inflate3d.evaluation.transfer.held_out import AnswerBook, Answers
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
 from inflate3d.evaluation.transfer.intervals import score_of
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.recalibrate import recalibrate
 from inflate3d.evaluation.transfer.report import render_overview, render_report
-from inflate3d.evaluation.transfer.run import RESULTS, run_transfer
+from inflate3d.evaluation.transfer.study import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
@@ -271,7 +272,7 @@ def test_the_model_card_takes_the_results(finished):
 
 
 def test_parts_share_the_cells_out_and_the_whole_is_made_of_them(root, tmp_path):
-    from inflate3d.data.shard_parts import Part
+    from inflate3d.data.shards.parts import Part
 
     target, ran = Target(root, replace(SHAPES, modes=("knn",))), []
     for number in (1, 2):

@@ -40,7 +40,7 @@ def test_a_npy_is_read_as_prediction_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_file_in_any_orientation_comes_out_alike(tmp_path: Path) -> None:
-    from inflate3d.data.readers import read_volume
+    from inflate3d.data.raw.readers import read_volume
 
     values = np.random.default_rng(0).integers(-200, 400, (8, 10, 6)).astype(np.int16)
     image = nib.Nifti1Image(values, np.diag([1.0, 1.0, 2.0, 1.0]))
@@ -75,7 +75,7 @@ def test_clips_are_scaled_and_cropped_and_augmented_in_training() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"short_side": 31}, {"mean": [0.1, 0.2, 0.3], "std": 0.4}])
 def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path, more: dict[str, Any]) -> None:
-    from inflate3d.data.stages import make_stage
+    from inflate3d.data.samples.stages import make_stage
     from inflate3d.datasets.toy import Toy
 
     toy = Toy(kind="video_classification", num_train=1, num_val=1, size=64, num_frames=20)
@@ -117,7 +117,7 @@ def test_what_a_sample_is_follows_from_the_kind_not_from_the_modality() -> None:
     "sample", [{"size": [8, 6, 12]}, {"resize": [6, 6, 6]}, {"size": [4, 12, 4], "resize": [6, 6, 6]}]
 )
 def test_whole_volumes_come_out_in_the_size_of_validation(sample: dict[str, list[int]]) -> None:
-    from inflate3d.data.stages import make_stage
+    from inflate3d.data.samples.stages import make_stage
     from inflate3d.datasets.toy import Toy
 
     toy = Toy(kind="volume_classification")

@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from inflate3d.data import video
-from inflate3d.data.video import decode_frames, probe_video
+from inflate3d.data.samples import frames as video
+from inflate3d.data.samples.frames import decode_frames, probe_video
 from inflate3d.errors import InputError
 
 NAMES = ["mp4/libx264", "mkv/libx264", "mp4/mpeg4", "avi/mpeg4", "webm/libvpx", "webm/libvpx-vp9", "mpegts/libx264"]

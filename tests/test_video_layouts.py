@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inflate3d.data.raw_videos import encode_video
+from inflate3d.data.raw.videos import encode_video
 from inflate3d.datasets.video_csv import VideoCSV
 from inflate3d.datasets.video_folder import VideoFolder
 from inflate3d.errors import InputError

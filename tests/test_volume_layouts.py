@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, Intensity, RawSample
-from inflate3d.data.readers import write_nifti
+from inflate3d.data.raw.readers import write_nifti
 from inflate3d.datasets.medmnist3d import MedMNIST3D
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.datasets.msd import MSD

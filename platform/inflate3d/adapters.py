@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
-from inflate3d.models.layout import PREFIX
-from inflate3d.models.places import HUB
+from inflate3d.models.publication.layout import PREFIX
+from inflate3d.models.publication.places import HUB
 from inflate3d.publishing import publish
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from inflate3d.errors import InputError
 from inflate3d.models import create_model
-from inflate3d.models.pretrained import Entry, entries
+from inflate3d.models.publication.index import Entry, entries
 
 default_cfgs: dict[str, Any] = {}
 

@@ -11,16 +11,16 @@ from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard
-from inflate3d.data.manifest import Manifest
-from inflate3d.data.remote import is_remote
-from inflate3d.data.sample_options import sample_options
+from inflate3d.data.samples.sample_options import sample_options
+from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
-from inflate3d.models.layout import CONFIG, PREFIX
-from inflate3d.models.places import has_place
-from inflate3d.models.pretrained import find_entry
+from inflate3d.models.publication.index import find_entry
+from inflate3d.models.publication.layout import CONFIG, PREFIX
+from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
-from inflate3d.training.build_record import check_build_record
+from inflate3d.remote.folder import is_remote
+from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
@@ -207,7 +207,7 @@ def _card(config: Config, name: str) -> DatasetCard:
     build = config.get(*path, "build")
     plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"), "video")
     if build and "video" in build:
-        from inflate3d.data.reencode import VideoEncoding
+        from inflate3d.data.samples.reencode import VideoEncoding
 
         VideoEncoding.from_dict(build["video"], where=config.where(*path, "build", "video"))
     try:

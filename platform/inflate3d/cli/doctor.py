@@ -81,7 +81,7 @@ def _print_machine() -> None:
 
 def _print_shards(data: DataModule) -> None:
     """Print what lies where. Raises InputError if a local shard is missing or of another size."""
-    from inflate3d.data.shard_check import check_sizes
+    from inflate3d.data.shards.check import check_sizes
 
     rows, faults = [], []
     for name, manifest in data.manifests.items():
@@ -100,7 +100,7 @@ def _print_shards(data: DataModule) -> None:
 
 def _print_first_batches(data: DataModule) -> None:
     """Print the first training batch of each dataset."""
-    from inflate3d.data.stream import TrainStream
+    from inflate3d.data.stream.batches import TrainStream
 
     stream = TrainStream({name: data.source(name, "train") for name in data.datasets}, data.mixture)
     rows, seen = [], set()
@@ -124,7 +124,7 @@ def _print_loading(data: DataModule, num_samples: int) -> float:
 
     In milliseconds a global micro-batch, with the workers of one rank.
     """
-    from inflate3d.data.stage_times import STAGES, measure_stages
+    from inflate3d.data.stream.stage_times import STAGES, measure_stages
 
     rows, micro_batch_ms = [], 0.0
     spent: dict[tuple[str, str], float] = {}

@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from inflate3d.errors import InputError
-    from inflate3d.training import stop_signals
+    from inflate3d.training.steering import stop_signals
 
     if not args.config:
         raise InputError(

@@ -42,7 +42,7 @@ patch embed alone); joint: attention="joint" makes its attention do so as well.
 
 
 def _list_published(filter: str) -> None:
-    from inflate3d.models.pretrained import GROUP, VARIABLE, entries
+    from inflate3d.models.publication.index import GROUP, VARIABLE, entries
 
     rows = [
         (e.name, e.licence, {True: "yes", False: "no", None: "unknown"}[e.commercial_use], e.title, e.source)

@@ -80,7 +80,7 @@ def _samples(args: argparse.Namespace) -> None:
 
 
 def _filters(args: argparse.Namespace) -> None:
-    from inflate3d.evaluation.filters import plot_filters
+    from inflate3d.evaluation.pictures.filters import plot_filters
 
     picture, missing = plot_filters(
         args.model,
@@ -104,7 +104,7 @@ def _plan(args: argparse.Namespace) -> None:
     size: Any = read_sizes(args)[0] or SHOWN_SIZE
     nets = [planned_net(plan, args) for plan in args.plan]
 
-    from inflate3d.evaluation.plan_diagram import PlanRow, plot_plan
+    from inflate3d.evaluation.pictures.plan_diagram import PlanRow, plot_plan
     from inflate3d.models.outline import outline_of
 
     rows = [PlanRow(f"plan {net.net_spec.plan}", outline_of(net, size)) for net in nets]

@@ -46,18 +46,18 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.evaluation.inputs import families
-    from inflate3d.models.layout import CONFIG
-    from inflate3d.models.places import has_place
-    from inflate3d.models.pretrained import find_entry
-    from inflate3d.training.run_folder import read_config
+    from inflate3d.evaluation.prediction.inputs import families
+    from inflate3d.models.publication.index import find_entry
+    from inflate3d.models.publication.layout import CONFIG
+    from inflate3d.models.publication.places import has_place
+    from inflate3d.training.run.folder import read_config
 
     folder = Path(args.model)
     is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
     if not is_published or (folder / "config.yaml").is_file():
         read_config(args.model)  # refuse before torch is imported
     families(Path(args.input))
-    from inflate3d.evaluation.predict import Predictor
+    from inflate3d.evaluation.prediction.predict import Predictor
 
     predictor = Predictor(
         args.model,

@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"{args.source} is no run folder or checkpoint, and {', '.join(given)} is for those alone")
     additions = read_additions(results=args.results, notes=args.notes, transfers=args.transfer or [])
     if is_run:
-        from inflate3d.publishing.run import publish_run
+        from inflate3d.publishing.from_run import publish_run
 
         outcome = publish_run(
             folder,
@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
             dry_run=args.dry_run,
         )
     else:
-        from inflate3d.models.layout import PREFIX
+        from inflate3d.models.publication.layout import PREFIX
         from inflate3d.publishing.again import publish_again
 
         source = f"{PREFIX}{folder}" if folder.is_dir() else args.source

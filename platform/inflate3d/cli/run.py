@@ -29,8 +29,8 @@ from inflate3d.training import (
     with_default_callbacks,
     write_config,
 )
-from inflate3d.training.cluster import cluster_plugins
-from inflate3d.training.stop_signals import RunStopped
+from inflate3d.training.steering.cluster import cluster_plugins
+from inflate3d.training.steering.stop_signals import RunStopped
 
 # Lightning's advice that does not hold here: the loader is endless by design and resumes by our own integer.
 _NOT_FOR_US = (
@@ -173,7 +173,7 @@ class _Cli(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if self._merged.get("pictures"):
-            from inflate3d.evaluation.sample_pictures import SamplePictures
+            from inflate3d.evaluation.pictures.sample_pictures import SamplePictures
 
             given = [*given, SamplePictures()]
         progress_bar = config.get("enable_progress_bar") is not False

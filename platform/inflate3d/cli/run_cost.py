@@ -13,9 +13,9 @@ from inflate3d.cli.run import Run
 from inflate3d.cli.table import print_table
 from inflate3d.durations import duration
 from inflate3d.training import DataModule
-from inflate3d.training.first_batches import FirstBatches
-from inflate3d.training.step_meter import Speed, extrapolate
-from inflate3d.training.step_times import StepTimes
+from inflate3d.training.run.step_meter import Speed, extrapolate
+from inflate3d.training.run.step_times import StepTimes
+from inflate3d.training.steering.first_batches import FirstBatches
 
 _ADAM_BYTES = 16  # a parameter: weight, gradient and two moments in float32
 

@@ -14,7 +14,7 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
-    from inflate3d.data.reencode import VideoEncoding
+    from inflate3d.data.samples.reencode import VideoEncoding
 
 EXAMPLE = """\
 card:
@@ -109,8 +109,8 @@ def _index(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from inflate3d.cli.document import read_document
-    from inflate3d.data.tar_index import index_tars
-    from inflate3d.data.tar_mapping import TarMapping
+    from inflate3d.data.shards.tar_index import index_tars
+    from inflate3d.data.shards.tar_mapping import TarMapping
 
     path = Path(args.mapping).expanduser()
     if not path.is_file():
@@ -126,7 +126,7 @@ def _index(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace) -> None:
     from inflate3d.data import build_shards
-    from inflate3d.data.shard_parts import Part
+    from inflate3d.data.shards.parts import Part
 
     part = None if args.part is None else Part.parse(args.part)
     video = _video_encoding(args)
@@ -152,7 +152,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _video_encoding(args: argparse.Namespace) -> VideoEncoding | None:
-    from inflate3d.data.reencode import VideoEncoding
+    from inflate3d.data.samples.reencode import VideoEncoding
 
     if args.video_gop is not None:
         return VideoEncoding(args.video_gop, args.video_short_side)
@@ -162,7 +162,7 @@ def _video_encoding(args: argparse.Namespace) -> VideoEncoding | None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from inflate3d.data.shard_parts import merge_parts
+    from inflate3d.data.shards.parts import merge_parts
 
     manifest = merge_parts(args.folder, max_rejects=args.max_rejects)
     _print_splits(manifest)

@@ -80,8 +80,8 @@ def _job_rows(record: JobRecord | None, states: list[JobState], folder: Path) ->
 
 
 def _run_rows(folder: Path) -> list[tuple[str, str]]:
-    from inflate3d.training.checkpoint import checkpoints_folder, list_checkpoints
-    from inflate3d.training.run_folder import read_state
+    from inflate3d.training.checkpoints.store import checkpoints_folder, list_checkpoints
+    from inflate3d.training.run.folder import read_state
 
     rows: list[tuple[str, str]] = []
     if state := read_state(folder):

@@ -14,14 +14,14 @@ import yaml
 
 from inflate3d.cli.check import check_config, shard_folder
 from inflate3d.cli.config import Config, load_config
-from inflate3d.data.manifest import MANIFEST_FILE
-from inflate3d.data.remote import is_remote
+from inflate3d.data.shards.manifest import MANIFEST_FILE
 from inflate3d.errors import InputError
+from inflate3d.remote.folder import is_remote
 from inflate3d.slurm.queue import job_states
 from inflate3d.slurm.record import FOLDER, read_job
 from inflate3d.slurm.script import TASK, Job
-from inflate3d.training.checkpoint import STATE, checkpoints_folder, list_checkpoints
-from inflate3d.training.run_folder import CONFIG, check_same_config
+from inflate3d.training.checkpoints.store import STATE, checkpoints_folder, list_checkpoints
+from inflate3d.training.run.folder import CONFIG, check_same_config
 
 
 @dataclass(frozen=True)

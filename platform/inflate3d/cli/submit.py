@@ -124,10 +124,10 @@ def _site(args: argparse.Namespace) -> Site:
 
 
 def _submit(submission: Submission, site: Site, *, dry_run: bool) -> None:
+    from inflate3d.files import write_whole
     from inflate3d.slurm import queue
     from inflate3d.slurm.record import write_job
     from inflate3d.slurm.script import render_script
-    from inflate3d.training.run_folder import write_whole
 
     if site.cpus_per_task is None and submission.cpus_per_task:
         site = replace(site, cpus_per_task=submission.cpus_per_task)

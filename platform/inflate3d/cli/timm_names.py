@@ -7,7 +7,7 @@ from functools import cache
 
 from inflate3d.cli.signatures import module_file
 from inflate3d.errors import unknown_name
-from inflate3d.models.pretrained import list_pretrained
+from inflate3d.models.publication.index import list_pretrained
 
 _REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.DOTALL)
 

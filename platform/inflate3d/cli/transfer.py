@@ -96,7 +96,7 @@ def _yaml(text: str) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.data.shard_parts import Part
+    from inflate3d.data.shards.parts import Part
     from inflate3d.discover import find
     from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
 
@@ -107,9 +107,9 @@ def _run(args: argparse.Namespace) -> None:
     options = {"modes": MODES_OF[task.load().kind], **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})
 
-    from inflate3d.data.sample_options import sample_options
+    from inflate3d.data.samples.sample_options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
-    from inflate3d.evaluation.transfer.run import REPORT, TRANSFER, printed, run_transfer
+    from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, run_transfer
     from inflate3d.evaluation.transfer.target import Target
 
     target = Target(args.root, protocol)

@@ -6,30 +6,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inflate3d.data.manifest import Manifest as Manifest
-    from inflate3d.data.manifest import ShardEntry as ShardEntry
-    from inflate3d.data.readers import Volume as Volume
-    from inflate3d.data.readers import check_pair as check_pair
-    from inflate3d.data.readers import read_volume as read_volume
-    from inflate3d.data.readers import write_nifti as write_nifti
-    from inflate3d.data.shard_check import check_shards as check_shards
-    from inflate3d.data.shard_reader import BrokenSample as BrokenSample
-    from inflate3d.data.shard_reader import RawMembers as RawMembers
-    from inflate3d.data.shard_reader import ShardReader as ShardReader
-    from inflate3d.data.shard_writer import build_shards as build_shards
-    from inflate3d.data.splits import read_split_file as read_split_file
-    from inflate3d.data.video import VideoInfo as VideoInfo
-    from inflate3d.data.video import decode_frames as decode_frames
-    from inflate3d.data.video import probe_video as probe_video
+    from inflate3d.data.raw.readers import Volume as Volume
+    from inflate3d.data.raw.readers import check_pair as check_pair
+    from inflate3d.data.raw.readers import read_volume as read_volume
+    from inflate3d.data.raw.readers import write_nifti as write_nifti
+    from inflate3d.data.raw.splits import read_split_file as read_split_file
+    from inflate3d.data.samples.frames import VideoInfo as VideoInfo
+    from inflate3d.data.samples.frames import decode_frames as decode_frames
+    from inflate3d.data.samples.frames import probe_video as probe_video
+    from inflate3d.data.shards.check import check_shards as check_shards
+    from inflate3d.data.shards.manifest import Manifest as Manifest
+    from inflate3d.data.shards.manifest import ShardEntry as ShardEntry
+    from inflate3d.data.shards.reader import BrokenSample as BrokenSample
+    from inflate3d.data.shards.reader import RawMembers as RawMembers
+    from inflate3d.data.shards.reader import ShardReader as ShardReader
+    from inflate3d.data.shards.writer import build_shards as build_shards
 
 _NAMES = {
-    "manifest": ("Manifest", "ShardEntry"),
-    "readers": ("Volume", "check_pair", "read_volume", "write_nifti"),
-    "shard_check": ("check_shards",),
-    "shard_reader": ("BrokenSample", "RawMembers", "ShardReader"),
-    "shard_writer": ("build_shards",),
-    "splits": ("read_split_file",),
-    "video": ("VideoInfo", "decode_frames", "probe_video"),
+    "samples.frames": ("VideoInfo", "decode_frames", "probe_video"),
+    "raw.readers": ("Volume", "check_pair", "read_volume", "write_nifti"),
+    "raw.splits": ("read_split_file",),
+    "shards.check": ("check_shards",),
+    "shards.manifest": ("Manifest", "ShardEntry"),
+    "shards.reader": ("BrokenSample", "RawMembers", "ShardReader"),
+    "shards.writer": ("build_shards",),
 }
 _HOME = {name: f"inflate3d.data.{module}" for module, names in _NAMES.items() for name in names}
 

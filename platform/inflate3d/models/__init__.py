@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from inflate3d.models.create import build_net as build_net
     from inflate3d.models.create import create_model as create_model
     from inflate3d.models.names import list_models as list_models
-    from inflate3d.models.pretrained import list_pretrained as list_pretrained
+    from inflate3d.models.publication.index import list_pretrained as list_pretrained
     from inflate3d.models.segmenter import Segmenter as Segmenter
     from inflate3d.models.segmenter import create_segmenter as create_segmenter
     from inflate3d.models.transform import create_transform as create_transform
@@ -20,7 +20,7 @@ _NAMES = {
     "backbone": ("Backbone", "BackboneConfig"),
     "create": ("build_net", "create_model"),
     "names": ("list_models",),
-    "pretrained": ("list_pretrained",),
+    "publication.index": ("list_pretrained",),
     "segmenter": ("Segmenter", "create_segmenter"),
     "transform": ("create_transform",),
 }

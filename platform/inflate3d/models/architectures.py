@@ -1,6 +1,6 @@
 """What is known of each 2D architecture without building it: family, parameters, levels, how time is mixed.
 
-The table beside this file is written by `make architectures` (inflate3d.models.survey), which builds every net without
+The table beside this file is written by `make architectures` (inflate3d.reports.survey), which builds every net without
 data; that takes hours, reading it a millisecond. No torch here: lists answer at once.
 """
 

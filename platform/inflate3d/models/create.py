@@ -12,12 +12,12 @@ from torch import nn
 from inflate3d.errors import InputError
 from inflate3d.inflation import AttentionName, InflationPlan, StatisticsName, Taps, inflate_in_place, resolve_plan
 from inflate3d.inflation.plan import as_triple
-from inflate3d.models.fetch import published_folder
 from inflate3d.models.input_contract import contract_of_2d
-from inflate3d.models.published import load_published
+from inflate3d.models.publication.fetch import published_folder
+from inflate3d.models.publication.load import load_published
+from inflate3d.models.sources.timm_nets import build_timm, trace_sizes
+from inflate3d.models.sources.torchvision_nets import build_torchvision
 from inflate3d.models.spec import NetSpec
-from inflate3d.models.timm_source import build_timm, trace_sizes
-from inflate3d.models.torchvision_source import build_torchvision
 
 _log = logging.getLogger("inflate3d")
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from inflate3d.contracts import Features
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.plan import as_triple
-from inflate3d.models.config_schema import read_config
 from inflate3d.models.create import create_model
-from inflate3d.models.fetch import check_directory, published_folder
-from inflate3d.models.image_size import Fit, Size, fit_size, size_options
-from inflate3d.models.layout import PREFIX
-from inflate3d.models.published import head_tensors
+from inflate3d.models.publication.fetch import check_directory, published_folder
+from inflate3d.models.publication.layout import PREFIX
+from inflate3d.models.publication.load import head_tensors
+from inflate3d.models.publication.schema import read_config
+from inflate3d.models.sources.image_size import Fit, Size, fit_size, size_options
 from inflate3d.nn.decoder import UNetDecoder
 from inflate3d.nn.pyramid import Pyramid
 from inflate3d.sample import Triple

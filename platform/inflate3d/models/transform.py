@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from inflate3d.data.boxes import centre, cut, frame_indices, random_start, scaled_size
-from inflate3d.data.intensity import Normalise
+from inflate3d.data.samples.boxes import centre, cut, frame_indices, random_start, scaled_size
+from inflate3d.data.samples.intensity import Normalise
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
 
@@ -96,7 +96,7 @@ class InputTransform:
             if self.is_clip:
                 return self._decoded(Path(sample))
             if Path(sample).suffix == ".npy":
-                from inflate3d.data.readers import read_volume
+                from inflate3d.data.raw.readers import read_volume
 
                 return read_volume(sample, spacing_mm=self.spec.get("spacing_mm")).array
             sample = _needs("torchio").ScalarImage(sample)
@@ -107,7 +107,7 @@ class InputTransform:
     def _decoded(self, path: Path) -> np.ndarray:
         """Return the contract's frames of a video (C, D, H, W)."""
         _needs("av")
-        from inflate3d.data.video import decode_frames, probe_video
+        from inflate3d.data.samples.frames import decode_frames, probe_video
 
         if not path.is_file():
             raise InputError(f"no file {str(path)!r}; give a video, or frames (C, D, H, W) in 0..255")
@@ -153,7 +153,7 @@ class InputTransform:
 
 def _augmentation(modality: str, *, is_clip: bool) -> Any:
     _needs("torchio")
-    from inflate3d.data.augment import VideoAugment, VolumeAugment
+    from inflate3d.data.samples.augment import VideoAugment, VolumeAugment
 
     def seed() -> int:
         return int(torch.randint(2**31, ()).item())

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inflate3d.publishing.export import publish as publish
-    from inflate3d.publishing.run import publish_run as publish_run
+    from inflate3d.publishing.from_run import publish_run as publish_run
 
-_HOME = {"publish": "inflate3d.publishing.export", "publish_run": "inflate3d.publishing.run"}
+_HOME = {"publish": "inflate3d.publishing.export", "publish_run": "inflate3d.publishing.from_run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.models.layout import is_file_name
+from inflate3d.models.publication.layout import is_file_name
 
 _PAGE = re.compile(r"transfer-[\w.-]+\.html", re.ASCII)
 MOST_NOTES = 4096

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.models.config_schema import read_config
 from inflate3d.models.create import create_model
-from inflate3d.models.fetch import check_directory, published_folder
-from inflate3d.models.integrity import plain_file
-from inflate3d.models.layout import HEADS, PICTURE, REPLAY, SUMS, WEIGHTS
-from inflate3d.models.transfer import sha256_of
+from inflate3d.models.publication.fetch import check_directory, published_folder
+from inflate3d.models.publication.integrity import plain_file
+from inflate3d.models.publication.layout import HEADS, PICTURE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.publication.schema import read_config
 from inflate3d.publishing.additions import Additions, is_page
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, card_address, deliver_whole, finish, loader_of, refuse_private
 from inflate3d.publishing.licences import may_be_published
+from inflate3d.remote.download import sha256_of
 
 # What the format lets a publication leave out, and its card wants.
 _OPTIONAL = {

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.models.integrity import check_files
-from inflate3d.models.layout import SUMS
-from inflate3d.models.places import parse_hub
+from inflate3d.models.publication.integrity import check_files
+from inflate3d.models.publication.layout import SUMS
+from inflate3d.models.publication.places import parse_hub
 from inflate3d.publishing.destination import Destination, is_publication
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from inflate3d.errors import InputError
-from inflate3d.models.layout import CONFIG, FORMAT, PREFIX
-from inflate3d.models.places import HUB, parse_hub
+from inflate3d.models.publication.layout import CONFIG, FORMAT, PREFIX
+from inflate3d.models.publication.places import HUB, parse_hub
 
 S3 = "s3://"
 ALLOWED = f"{PREFIX}PATH, {HUB}ORG/NAME or {S3}BUCKET/DIR"

@@ -17,17 +17,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.models.config_schema import check_config
 from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
-from inflate3d.models.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
-from inflate3d.models.replay import replay_features
-from inflate3d.models.transfer import sha256_of
+from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.publication.replay import replay_features
+from inflate3d.models.publication.schema import check_config
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
 from inflate3d.publishing.licences import may_be_published
 from inflate3d.publishing.precision import Precision, rounded, stored
+from inflate3d.remote.download import sha256_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.models.replay import difference, replay_features
+from inflate3d.models.publication.replay import difference, replay_features
 from inflate3d.nn import LinearHead, UNetDecoder
 from inflate3d.training.module import MultiTaskModule
 

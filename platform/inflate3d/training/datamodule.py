@@ -20,23 +20,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from inflate3d.contracts import Split
-from inflate3d.data.manifest import MANIFEST_FILE, Manifest
-from inflate3d.data.manifest_change import describe_change, snapshot
-from inflate3d.data.mixture import Mixture, tempered
-from inflate3d.data.order import SampleOrder
-from inflate3d.data.remote import is_remote
-from inflate3d.data.sample_options import SegmentationSample, sample_options
-from inflate3d.data.seeds import mix
-from inflate3d.data.shard_cache import GB, ShardCache
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.stages import make_stage
-from inflate3d.data.stream import EvalStream, Source, TrainStream
+from inflate3d.data.samples.sample_options import SegmentationSample, sample_options
+from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.shards.cache import GB, ShardCache
+from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
+from inflate3d.data.shards.manifest_change import describe_change, snapshot
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
+from inflate3d.data.stream.mixture import Mixture, tempered
+from inflate3d.data.stream.order import SampleOrder
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.remote.folder import is_remote
 from inflate3d.sample import Batch, Triple
-from inflate3d.training.build_record import check_build_record, write_build_record
-from inflate3d.training.step_meter import TimedLoader
-from inflate3d.training.stop_signals import shield_worker
+from inflate3d.seeds import mix
+from inflate3d.training.run.build_record import check_build_record, write_build_record
+from inflate3d.training.run.step_meter import TimedLoader
+from inflate3d.training.steering.stop_signals import shield_worker
 
 _LEAST_BROKEN = 3
 
@@ -46,11 +46,11 @@ class DatasetConfig:
     """One dataset of a run; its shards are in <root>/<name>.
 
     batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is
-    (inflate3d.data.sample_options). augment: list of transforms, or the YAML file that holds one. build: {class_path,
-    init_args} of the dataset class that makes the shards where there are none; for videos also `video: {gop: 12,
-    short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md). eval_batch_size: default
-    batch_size, but 1 for segmentation, whose whole volumes differ in shape. max_eval_samples: evenly spaced ones of the
-    split.
+    (inflate3d.data.samples.sample_options). augment: list of transforms, or the YAML file that holds one. build:
+    {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
+    `video: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
+    eval_batch_size: default batch_size, but 1 for segmentation, whose whole volumes differ in shape. max_eval_samples:
+    evenly spaced ones of the split.
     """
 
     batch_size: int
@@ -130,8 +130,8 @@ class DataModule(pl.LightningDataModule):
             if (folder / MANIFEST_FILE).is_file():
                 check_build_record(folder, config.build)
             else:
-                from inflate3d.data.reencode import VideoEncoding
-                from inflate3d.data.shard_writer import build_shards
+                from inflate3d.data.samples.reencode import VideoEncoding
+                from inflate3d.data.shards.writer import build_shards
 
                 dataset = find("datasets", config.build["class_path"]).load()
                 video = config.build.get("video")

@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from inflate3d.training.checkpoint_writer import CheckpointWriter
-from inflate3d.training.first_batches import FirstBatches
-from inflate3d.training.progress import RunProgress
-from inflate3d.training.run_record import RunRecord
-from inflate3d.training.run_state import RunState
-from inflate3d.training.step_record import StepRecord
-from inflate3d.training.stop import StopOnSignal
+from inflate3d.training.checkpoints.writer import CheckpointWriter
+from inflate3d.training.run.progress import RunProgress
+from inflate3d.training.run.record import RunRecord
+from inflate3d.training.run.state import RunState
+from inflate3d.training.run.step_record import StepRecord
+from inflate3d.training.steering.first_batches import FirstBatches
+from inflate3d.training.steering.stop import StopOnSignal
 
 
 def trainer_defaults() -> dict[str, Any]:

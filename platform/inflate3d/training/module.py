@@ -16,12 +16,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
-from inflate3d.data.seeds import mix
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.nn import sliding_window
 from inflate3d.sample import Batch, Triple
-from inflate3d.training.loss_watch import LossWatch
+from inflate3d.seeds import mix
 from inflate3d.training.optim import (
     fuse_on_cpu,
     group_factor,
@@ -30,9 +29,10 @@ from inflate3d.training.optim import (
     parameter_groups,
     warmup_cosine,
 )
+from inflate3d.training.run.train_means import TrainMeans
 from inflate3d.training.scores import Scores
 from inflate3d.training.start_heads import take_published_heads
-from inflate3d.training.train_means import TrainMeans
+from inflate3d.training.steering.loss_watch import LossWatch
 from inflate3d.training.weighting import WEIGHTINGS, LossWeighting, TaskUncertainty, weight_of
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import BackboneConfig
-from inflate3d.models.config_schema import read_config
-from inflate3d.models.fetch import check_directory, published_folder
-from inflate3d.models.published import head_tensors
+from inflate3d.models.publication.fetch import check_directory, published_folder
+from inflate3d.models.publication.load import head_tensors
+from inflate3d.models.publication.schema import read_config
 from inflate3d.nn import LinearHead, UNetDecoder
 
 _log = logging.getLogger(__name__)

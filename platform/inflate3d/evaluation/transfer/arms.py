@@ -9,8 +9,8 @@ from typing import Any
 from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
-from inflate3d.models.config_schema import read_config
-from inflate3d.models.fetch import published_folder
+from inflate3d.models.publication.fetch import published_folder
+from inflate3d.models.publication.schema import read_config
 from inflate3d.models.spec import NetSpec
 
 SCRATCH, INFLATED = "scratch", "inflated"

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from inflate3d.data.manifest import write_whole
 from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer import probes
-from inflate3d.evaluation.transfer.answers import AnswerBook, score
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.features import READS, TARGET, FeatureCache, Part, Stored, origin_of
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
+from inflate3d.evaluation.transfer.held_out import AnswerBook, score
 from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.protocol import FROZEN, Mode, digest
 from inflate3d.evaluation.transfer.recalibrate import batch_norms, recalibrate
 from inflate3d.evaluation.transfer.target import Target
+from inflate3d.files import write_whole
 from inflate3d.models import Backbone
 
 CELLS, FEATURES = "cells", "features"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from inflate3d.contracts import Split
-from inflate3d.data.seeds import mix
-from inflate3d.evaluation.transfer.answers import AnswerBook, Answers
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.build import build_module
+from inflate3d.evaluation.transfer.held_out import AnswerBook, Answers
 from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.target import Target
+from inflate3d.seeds import mix
 from inflate3d.training.module import MultiTaskModule
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from inflate3d.contracts import Split
-from inflate3d.data.order import SampleOrder, Slots
-from inflate3d.data.seeds import mix, permutation
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.split_rule import SplitRule
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.stream.order import SampleOrder, Slots
+from inflate3d.seeds import mix, permutation
 
 Place = tuple[int, int]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from inflate3d.data.seeds import generator
+from inflate3d.seeds import generator
 
 RESAMPLES = 2000
 _LEVEL = 95.0

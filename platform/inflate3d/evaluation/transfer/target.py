@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractTask, Split
-from inflate3d.data.mixture import Mixture
-from inflate3d.data.seeds import mix
-from inflate3d.data.shard_reader import ShardReader
-from inflate3d.data.stages import make_stage
-from inflate3d.data.stream import EvalStream, Source, TrainStream
+from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
+from inflate3d.data.stream.mixture import Mixture
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.holdout import Listed, PickedOrder, carve, labelled_share, list_samples
 from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
 from inflate3d.sample import Batch, Triple
+from inflate3d.seeds import mix
 from inflate3d.training.datamodule import DataModule, DatasetConfig
 
 _EVAL_BATCH = 32

@@ -1,0 +1,1 @@
+"""Raw files as people have them: readers, geometry, keys and splits."""

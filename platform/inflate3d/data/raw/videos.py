@@ -1,0 +1,45 @@
+"""One video case as raw layouts hold it, a file kept as it is; and how to make one from frames."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from inflate3d.contracts import RawSample
+from inflate3d.errors import InputError
+
+
+def read_video_case(path: Path, *, label: int, where: str) -> RawSample:
+    """Return the file's bytes as they are, and its suffix; InputError names a file that is absent or no video.
+
+    The shard writer decodes the last frame of every clip, so that one cut short is refused there.
+    """
+    from inflate3d.data.samples.frames import probe_video
+
+    if not path.is_file():
+        raise InputError(f"{where}: no file {str(path)!r}; the clip is listed, its file is missing")
+    content = path.read_bytes()
+    try:
+        probe_video(content)
+    except InputError as error:
+        raise InputError(f"{where}: {path.name}: {error}") from error
+    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), label=label)
+
+
+def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:
+    """Return frames (T, H, W, 3) uint8 as an MPEG-4 file: the same bytes for the same frames. H and W must be even."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
+        # mpeg4 is FFmpeg's own, so every build has it; x264 is not in all of them.
+        stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "2", "flags": "+qscale+bitexact"})
+        stream.height, stream.width = frames_THWC.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return out.getvalue()

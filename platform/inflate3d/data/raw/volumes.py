@@ -1,0 +1,103 @@
+"""One case of volumes as raw layouts hold it: files of channels, perhaps a mask, in one geometry."""
+
+# C channel, D H W voxels along z y x
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from inflate3d.contracts import AbstractDataset, DatasetCard, RawSample
+from inflate3d.errors import InputError
+from inflate3d.sample import Spacing
+
+
+def read_volume_case(
+    images: Sequence[Path], mask: Path | None, card: DatasetCard, *, where: str, label: int | None = None
+) -> RawSample:
+    """Read one case in the card's orientation and spacing: its channel files stacked along C, and its mask.
+
+    InputError if a file is broken, the channels' number is not the card's, shapes or places differ, or a mask label has
+    no class; the message names the file.
+    """
+    from inflate3d.data.raw.readers import check_pair, read_volume
+
+    spec = card.input
+    for file in [*images, *([mask] if mask is not None else [])]:
+        if not file.exists():
+            raise InputError(f"{where}: no file {str(file)!r}; the case is listed, its file is missing")
+    volumes = [read_volume(f, orientation=spec.orientation, spacing_mm=spec.spacing_mm) for f in images]
+    for file, volume in zip(images[1:], volumes[1:], strict=True):
+        if volume.array.shape[1:] != volumes[0].array.shape[1:]:
+            got, first = volume.array.shape[1:], volumes[0].array.shape[1:]
+            raise InputError(
+                f"{where}: channels differ in shape: {images[0].name} {first}, {file.name} {got} (D, H, W)"
+            )
+        if not np.allclose(volume.affine, volumes[0].affine, atol=0.5 * min(volumes[0].spacing_mm)):
+            raise InputError(f"{where}: {file.name} lies elsewhere than {images[0].name}: their affines must agree")
+    image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])
+    if len(image) != len(spec.channels):
+        names = ", ".join(spec.channels)
+        raise InputError(
+            f"{where}: {images[0].name} gives {len(image)} channels; expected {len(spec.channels)} ({names})"
+        )
+    sample = RawSample(image=image, label=label, spacing_mm=volumes[0].spacing_mm, affine=volumes[0].affine)
+    if mask is not None:
+        found = read_volume(mask, orientation=spec.orientation, spacing_mm=spec.spacing_mm, is_mask=True)
+        check_pair(volumes[0], found, card.classes, where=where)
+        sample.mask = found.array[0]
+    return sample
+
+
+def measure_window(
+    dataset: AbstractDataset, *, most_cases: int = 20, most_voxels: int = 100_000
+) -> tuple[float, float]:
+    """Return the intensities that 0.5 % and 99.5 % of the foreground voxels lie below, as nnU-Net takes them for CT.
+
+    Reads up to `most_cases` training cases, evenly spaced; broken ones are passed over, for the build lists them.
+    Foreground is where the mask is not 0; a case without foreground or mask counts whole. Each gives at most
+    `most_voxels`, evenly spaced, so that a large volume does not outvote the others. InputError if no case can be read
+    or values don't differ.
+    """
+    train = [c for c in dataset.cases() if c.split == "train"]
+    taken: list[np.ndarray] = []
+    for case in train[:: max(1, -(-len(train) // most_cases))]:
+        try:
+            sample = dataset.read(case)
+        except InputError:
+            continue
+        assert sample.image is not None
+        inside = (
+            sample.mask > 0 if sample.mask is not None and sample.mask.any() else np.ones(sample.image.shape[1:], bool)
+        )
+        voxels = sample.image[:, inside].ravel()
+        taken.append(voxels[:: max(1, len(voxels) // most_voxels)].astype(np.float64))
+    low, high = np.percentile(np.concatenate(taken), [0.5, 99.5]).tolist() if taken else (0.0, 0.0)
+    if not high > low:
+        raise InputError(
+            f"{type(dataset).__name__}: {len(taken)} of {len(train)} training cases could be read and give no "
+            f"intensity window ({low:g} to {high:g}); mend the files or state window: [low, high]"
+        )
+    return low, high
+
+
+def as_spacing(value: Sequence[float] | None, *, where: str) -> Spacing | None:
+    """Return (z, y, x) in mm, checked; None keeps each volume's own spacing."""
+    if value is None:
+        return None
+    numbers = tuple(float(v) for v in value)
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise InputError(f"{where}: spacing_mm is {list(value)}; expected three numbers above 0: (z, y, x) in mm")
+    return numbers
+
+
+def as_window(value: Sequence[float] | None, *, where: str) -> tuple[float, float] | None:
+    """Return (low, high), checked; None if none is given."""
+    if value is None:
+        return None
+    numbers = [float(v) for v in value]
+    if len(numbers) != 2 or numbers[0] >= numbers[1]:
+        raise InputError(f"{where}: window is {list(value)}; expected two rising numbers (low, high)")
+    return numbers[0], numbers[1]

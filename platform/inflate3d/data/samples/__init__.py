@@ -1,0 +1,1 @@
+"""From stored members to what a net sees: decoding, cutting, normalising, augmenting."""

@@ -1,0 +1,179 @@
+"""What a folder of shards says of itself: its card, its shards and what was left out.
+
+`manifest.json` stays small at any number of samples: the keys are in the index file beside each shard, which is opened
+only when its shard is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
+from inflate3d.errors import InputError
+from inflate3d.files import write_whole
+from inflate3d.remote.folder import RemoteFolder, is_remote
+
+MANIFEST_FORMAT = "inflate3d-shards/1"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard: names of the tar and of its index in the manifest's folder, size in bytes, and the hashes of both."""
+
+    file: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset at rest. `rejects` lists {"key", "reason"}; `statistics` holds what the build measured.
+
+    tars: the folder or address of the tars where they do not lie beside the manifest, and mapping: which of their
+    members mean what (both of `platform shards index`).
+    """
+
+    card: DatasetCard
+    shards: tuple[ShardEntry, ...]
+    rejects: tuple[dict[str, str], ...] = ()
+    statistics: dict[str, Any] = field(default_factory=dict)
+    tars: str | None = None
+    mapping: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def kind(self) -> str:
+        return self.card.kind
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.card.classes
+
+    @property
+    def input(self) -> InputSpec:
+        return self.card.input
+
+    def entries(self, split: str | None = None) -> list[ShardEntry]:
+        """Return the shards of one split (None: of all) in order."""
+        assert split is None or split in SPLITS, split
+        return [s for s in self.shards if split in (None, s.split)]
+
+    def num_samples(self, split: str | None = None) -> int:
+        """Return how many samples a split holds (None: all splits together)."""
+        return sum(s.samples for s in self.entries(split))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that change when the card or any byte of any shard or index does."""
+        content = {"card": self.card.to_dict(), "shards": [asdict(s) for s in self.shards]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values. Name, kind, classes and input repeat the card."""
+        card = self.card.to_dict()
+        indexed = {} if self.mapping is None else {"tars": self.tars, "mapping": self.mapping}
+        return {
+            "format": MANIFEST_FORMAT,
+            **{name: card[name] for name in ("name", "kind", "classes", "input")},
+            **indexed,
+            "card": card,
+            "statistics": self.statistics,
+            "rejects": list(self.rejects),
+            "shards": [asdict(s) for s in self.shards],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: str) -> Manifest:
+        """Read a manifest back from JSON values; InputError names `where` and the key that is wrong."""
+        if data.get("format") != MANIFEST_FORMAT:
+            raise InputError(f"{where}: format is {data.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+        try:
+            shards = tuple(_entry(s) for s in data["shards"])
+            card = DatasetCard.from_dict(data["card"])
+            indexed = _told_tars(data.get("tars"), where), data.get("mapping")
+            manifest = cls(card, shards, tuple(data["rejects"]), dict(data["statistics"]), *indexed)
+        except (KeyError, TypeError, AttributeError) as fault:
+            raise InputError(f"{where}: key missing or of a wrong type: {fault}. Build the shards again") from fault
+        for name in ("name", "kind", "classes", "input"):
+            if json.dumps(data.get(name)) != json.dumps(manifest.card.to_dict()[name]):
+                raise InputError(f"{where}: {name!r} differs from the card's; it was edited. Build the shards again")
+        return manifest
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Manifest:
+        """Read folder/manifest.json; where there is none, the InputError names the command that makes it."""
+        if is_remote(folder):
+            return cls._load_remote(str(folder))
+        path = Path(folder) / MANIFEST_FILE
+        build = f"platform shards build DATASET --root RAW --output {folder} (see: platform datasets list)"
+        if not path.is_file():
+            state = "the build was not finished" if Path(folder).is_dir() else "no such folder"
+            raise InputError(f"no shards in {folder}: {state}, {MANIFEST_FILE} is missing. Build them:\n  {build}")
+        try:
+            data = json.loads(path.read_bytes())
+        except ValueError as fault:
+            raise InputError(f"{path}: not valid JSON ({fault}). Build the shards again:\n  {build}") from fault
+        if not isinstance(data, dict):
+            raise InputError(
+                f"{path}: holds a {type(data).__name__}, not a manifest. Build the shards again:\n  {build}"
+            )
+        return cls.from_dict(data, where=str(path))
+
+    @classmethod
+    def _load_remote(cls, url: str) -> Manifest:
+        where = f"{url}/{MANIFEST_FILE}"
+        try:
+            data = json.loads(RemoteFolder(url).read(MANIFEST_FILE))
+        except (ValueError, RecursionError) as fault:
+            if isinstance(fault, InputError):
+                raise
+            raise InputError(f"{where}: not valid JSON ({fault})") from fault
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: holds a {type(data).__name__}, not a manifest")
+        return cls.from_dict(data, where=where)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write folder/manifest.json whole, or not at all; return its path."""
+        path = Path(folder) / MANIFEST_FILE
+        write_whole(path, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
+        return path
+
+
+def _told_tars(tars: Any, where: str) -> str | None:
+    """Return where a manifest says that its tars lie; one that came over the net must not name a local folder."""
+    if tars is not None and not isinstance(tars, str):
+        raise InputError(f"{where}: tars is {tars!r}; expected a folder or an address")
+    if tars is not None and is_remote(where) and not is_remote(tars):
+        raise InputError(f"{where}: its tars lie in the local folder {tars!r}; index them by their own address")
+    return tars
+
+
+def _entry(data: Mapping[str, Any]) -> ShardEntry:
+    entry = ShardEntry(**{f.name: data[f.name] for f in fields(ShardEntry)})
+    for field_name in ("samples", "bytes"):
+        if type(value := getattr(entry, field_name)) is not int or value < 0:
+            raise InputError(f"manifest: {field_name} of a shard is {value!r}; expected a whole number")
+    for field_name in ("file", "index", "sha256", "index_sha256", "split"):
+        if not isinstance(value := getattr(entry, field_name), str):
+            raise InputError(f"manifest: {field_name} of a shard is {value!r}; expected a text")
+    for name in (entry.file, entry.index):
+        # A manifest may come from elsewhere; it must not name files outside its folder.
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise InputError(f"manifest: {name!r} is no plain file name")
+    if entry.split not in SPLITS:
+        raise InputError(f"manifest: shard {entry.file!r} has split {entry.split!r}; allowed: {', '.join(SPLITS)}")
+    return entry

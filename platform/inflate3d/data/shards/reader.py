@@ -1,0 +1,283 @@
+"""Random access into shards: one read a sample, by the index's offsets, with every member's hash checked."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from inflate3d.data.samples.chunked import SUFFIX as CHUNKED_SUFFIX
+from inflate3d.data.samples.chunked import Region
+from inflate3d.data.shards.cache import ShardCache
+from inflate3d.data.shards.index import PackedIndex, ShardIndex
+from inflate3d.data.shards.manifest import Manifest, ShardEntry
+from inflate3d.data.shards.members import as_stored
+from inflate3d.data.shards.members import decode_members as decode_members
+from inflate3d.errors import InputError
+from inflate3d.remote.folder import RemoteFolder, is_remote
+
+T = TypeVar("T")
+_OPEN_SHARDS = 80  # more than the default window of the order, else each sample would open its shard anew
+_MAP_FROM_BYTES = 2**16  # below that a copy costs less than a map
+
+
+class BrokenSample(InputError):
+    """A sample whose bytes are missing or differ from what was written."""
+
+
+@dataclass(slots=True)
+class RawMembers:
+    """One sample as it lies in the tar: members by suffix ("image.npy", "json", "mp4"), views of one buffer.
+
+    A large volume in chunks ("image.b2nd") is a Region: nothing of it is read before a part of it is asked for.
+    foreign: of a tar that others wrote, whose arrays may lack the channel axis or be of another type.
+    """
+
+    key: str
+    members: dict[str, memoryview | Region]
+    foreign: bool = False
+
+    def decode(self) -> dict[str, Any]:
+        """Return {"image", "mask", "video", "json"}, with what the sample has; BrokenSample if a member is damaged."""
+        try:
+            decoded = decode_members(self.members)
+            if self.foreign:
+                decoded |= {name: as_stored(decoded[name], name) for name in ("image", "mask") if name in decoded}
+            return decoded
+        except (ValueError, EOFError, RecursionError) as fault:
+            raise BrokenSample(f"sample {self.key!r}: {fault}") from fault
+
+
+class ShardReader:
+    """Samples of a manifest's shards, or of one split's, by (shard, index in the shard).
+
+    `shard` counts within manifest.entries(split). Files are opened when they are first needed and those used last stay
+    open. It pickles without them, so each DataLoader worker opens its own; reads by offset, so forks may share them.
+    """
+
+    def __init__(
+        self, folder: str | Path, manifest: Manifest, split: str | None = None, cache: ShardCache | None = None
+    ) -> None:
+        """Tars that are remote (http, s3) are read through a cache; indexes lie beside the manifest, in `folder`."""
+        self.folder, self.manifest, self.split, self.cache = str(folder), manifest, split, cache
+        self.tars = manifest.tars or self.folder
+        self.remote = RemoteFolder(self.tars) if is_remote(self.tars) else None
+        self.entries = manifest.entries(split)
+        self._forget()
+
+    def __len__(self) -> int:
+        return sum(e.samples for e in self.entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest, "split": self.split, "cache": self.cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file; the next read opens what it needs."""
+        self._files.clear()
+        self._maps.clear()
+        self._indexes.clear()
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Fetch remote shards in the background; nothing for local ones."""
+        if self.remote is not None and self.cache is not None:
+            self.cache.prefetch(self.remote, [self.entries[shard] for shard in shards])
+
+    def keys(self, shard: int) -> list[str]:
+        """Return the keys of one shard in order."""
+        return self._indexes[shard].keys
+
+    def sample(self, shard: int, i: int, *, borrow: bool = False) -> RawMembers:
+        """Return sample `i` of a shard. BrokenSample: file missing, cut short, or a member's hash differs.
+
+        The memory is the caller's own; if he borrows it, it is read-only and gone with the next call.
+        """
+        index = self._indexes[shard]
+        assert 0 <= i < len(index.keys), (self.entries[shard].file, i)
+        key = index.keys[i]
+        if index.has_chunks:
+            return RawMembers(key, self._read_chunked(shard, key, index.members(i), borrow))
+        suffixes, places = index.places(i)
+        views = self._read_members(shard, key, suffixes, places, borrow)
+        if index.records:
+            return RawMembers(key, {**views, "json": memoryview(index.records[i])}, foreign=True)
+        return RawMembers(key, views)
+
+    def record(self, shard: int, i: int) -> dict[str, Any]:
+        """Return only the JSON member of sample `i` of a shard: label, spacing, affine, shape, group, measurements."""
+        index = self._indexes[shard]
+        key = index.keys[i]
+        if index.records:
+            return RawMembers(key, {"json": memoryview(index.records[i])}).decode()["json"]
+        place = next((m[1:] for m in index.members(i) if m[0] == "json"), None)
+        if place is None:
+            raise BrokenSample(f"{self._where(shard)}: {key} has no json member")
+        return RawMembers(key, self._read_members(shard, key, ("json",), list(place), False)).decode()["json"]
+
+    def _region(self, shard: int, offset: int, size: int) -> Region:
+        """Return a member that is read in pieces, each checked by who reads it."""
+        return Region(size, lambda start, count: self._read(shard, offset + start, count, self._chunk_memory))
+
+    def _read_chunked(
+        self, shard: int, key: str, members: list[tuple[str, int, int, int]], borrow: bool
+    ) -> dict[str, memoryview | Region]:
+        """Read what is small, and leave large volumes where they are."""
+        large = [m for m in members if m[0].endswith(CHUNKED_SUFFIX)]
+        regions: dict[str, memoryview | Region] = {s: self._region(shard, offset, size) for s, offset, size, _ in large}
+        small = [m for m in members if m not in large]
+        places = [number for member in small for number in member[1:]]
+        return {**regions, **self._read_members(shard, key, tuple(m[0] for m in small), places, borrow)}
+
+    def _read_members(
+        self, shard: int, key: str, suffixes: tuple[str, ...], places: list[int], borrow: bool
+    ) -> dict[str, memoryview | Region]:
+        """Read members that lie side by side in one go; places: offset, size and hash of each."""
+        if not suffixes:
+            return {}
+        start = places[0]
+        content = self._read(shard, start, places[-3] + places[-2] - start, self._memory if borrow else None)
+        views: dict[str, memoryview | Region] = {}
+        at = iter(places)
+        for suffix, offset, size, expected in zip(suffixes, at, at, at):  # noqa: B905 - this is faster
+            views[suffix] = view = content[offset - start : offset - start + size]
+            if xxh3_64_intdigest(view) != expected:
+                raise BrokenSample(f"{self._where(shard)}: {key}.{suffix} differs from what was written")
+        return views
+
+    def _where(self, shard: int) -> str:
+        return f"{self.tars}/{self.entries[shard].file}"
+
+    def _forget(self) -> None:
+        self._indexes: _Recent[PackedIndex] = _Recent(_OPEN_SHARDS, self._open_index, lambda _: None)
+        self._files: _Recent[int] = _Recent(_OPEN_SHARDS, self._open_file, os.close)
+        if self.remote is not None:  # a file in use cannot be evicted from the cache: one at a time
+            self._files = _OneFile(self._open_file, os.close)
+        self._maps: _Recent[memoryview] = _Recent(_OPEN_SHARDS, self._open_map, lambda _: None)
+        self._memory, self._chunk_memory = _Memory(), _Memory()  # two, for a chunk is read while members are in use
+        self._failed: dict[int, str] = {}
+
+    def _read(self, shard: int, offset: int, size: int, memory: _Memory | None) -> memoryview:
+        """Return bytes of a tar: the caller's own, or read-only in `memory` or mapped, and gone with its next read."""
+        if memory is not None and size >= _MAP_FROM_BYTES and self.remote is None:
+            return self._map(shard, offset, size)
+        handle, done = self._files[shard], 0  # first: its size is checked before any memory is asked for
+        content = np.empty(size, np.uint8).data if memory is None else memory.first(size)
+        try:
+            while done < size:
+                count = os.preadv(handle, [content[done:] if done else content], offset + done)
+                if count == 0:
+                    raise BrokenSample(f"{self._where(shard)}: is cut short at byte {offset + done}")
+                done += count
+        except OSError as fault:
+            raise BrokenSample(f"{self._where(shard)}: {fault.strerror}") from fault
+        return content if memory is None else content.toreadonly()
+
+    def _map(self, shard: int, offset: int, size: int) -> memoryview:
+        """Return a view of the page cache: no copy. The file's size is asked first, for a read past its end kills."""
+        if (found := os.fstat(self._files[shard]).st_size) < offset + size:
+            raise BrokenSample(f"{self._where(shard)}: is cut short at byte {found}")
+        return self._maps[shard][offset : offset + size]
+
+    def _open_map(self, shard: int) -> memoryview:
+        return memoryview(mmap.mmap(self._files[shard], 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
+
+    def _open_file(self, shard: int) -> int:
+        entry = self.entries[shard]
+        if self.remote is not None:
+            assert self.cache is not None, "remote tars are read through a cache"
+            if shard in self._failed:  # else each of its samples would wait for the server anew
+                raise BrokenSample(self._failed[shard])
+            try:
+                return self.cache.open(self.remote, entry)
+            except InputError as fault:
+                self._failed[shard] = str(fault)
+                raise BrokenSample(str(fault)) from fault
+        path = self._where(shard)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as fault:
+            raise BrokenSample(f"{path}: {fault.strerror}. See: platform shards check {self.folder}") from fault
+        if (size := os.fstat(handle).st_size) != entry.bytes:
+            os.close(handle)
+            raise BrokenSample(f"{path}: {size} bytes; the manifest states {entry.bytes}. Build the shards again")
+        return handle
+
+    def _open_index(self, shard: int) -> PackedIndex:
+        entry = self.entries[shard]
+        where = f"{self.folder}/{entry.index}"
+        index = PackedIndex.decode(_read_index(self.folder, entry), where=where)
+        if index.size != entry.bytes:
+            raise BrokenSample(f"{where}: describes a tar of {index.size} bytes; the manifest states {entry.bytes}")
+        if len(index.keys) != entry.samples:
+            raise BrokenSample(f"{where}: {len(index.keys)} samples; the manifest states {entry.samples}")
+        return index
+
+
+def read_index(folder: str | Path, entry: ShardEntry) -> ShardIndex:
+    """Read and verify the index of one shard; BrokenSample if it is missing or differs from what was written."""
+    return ShardIndex.decode(_read_index(folder, entry), where=f"{folder}/{entry.index}")
+
+
+def _read_index(folder: str | Path, entry: ShardEntry) -> bytes:
+    path = f"{folder}/{entry.index}"
+    try:
+        content = RemoteFolder(str(folder)).read(entry.index) if is_remote(folder) else Path(path).read_bytes()
+    except OSError as fault:
+        raise BrokenSample(f"{path}: {fault.strerror}. See: platform shards check {folder}") from fault
+    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
+        raise BrokenSample(f"{path}: differs from what was written. See: platform shards check {folder}")
+    return content
+
+
+class _Memory:
+    """Memory that is used again and grows."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(_MAP_FROM_BYTES, np.uint8).data
+
+    def first(self, size: int) -> memoryview:
+        """Return its first bytes."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8).data
+        return self._bytes[:size]
+
+
+class _Recent(dict[int, T]):
+    """What was opened last, by shard; past `most`, what has been open for longest is closed."""
+
+    def __init__(self, most: int, open_: Callable[[int], T], close: Callable[[T], None]) -> None:
+        super().__init__()
+        self._most, self._open, self._close = most, open_, close
+
+    def __missing__(self, shard: int) -> T:
+        self[shard] = found = self._open(shard)
+        if len(self) > self._most:
+            self._close(self.pop(next(iter(self))))
+        return found
+
+    def clear(self) -> None:
+        while self:
+            self._close(self.popitem()[1])
+
+
+class _OneFile(_Recent[int]):
+    """One open file: the old one is closed before the next is asked for, so that nobody waits while he holds one."""
+
+    def __init__(self, open_: Callable[[int], int], close: Callable[[int], None]) -> None:
+        super().__init__(1, open_, close)
+
+    def __missing__(self, shard: int) -> int:
+        self.clear()
+        return super().__missing__(shard)

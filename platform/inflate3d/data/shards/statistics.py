@@ -1,0 +1,52 @@
+"""What a finished build measured: shapes, spacing, intensities and classes, from the samples' JSON members alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.reader import ShardReader
+
+_MOST_MEASURED = 10_000
+
+
+def measure_shards(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return statistics of the train split (of all samples if it is empty), from at most 10,000 evenly spaced ones.
+
+    {"samples_measured", "shape": {"min", "median", "max"} of (C, D, H, W), "spacing_mm": likewise (z, y, x),
+    "intensity": medians over volumes of p0.5, median, p99.5, mean and std, "class_samples": samples by class name}.
+    """
+    split = "train" if manifest.num_samples("train") else None
+    records = _records(ShardReader(folder, manifest, split))
+    statistics: dict[str, Any] = {"samples_measured": len(records)}
+    for name in ("shape", "spacing_mm"):
+        values = np.array([r[name] for r in records], float)
+        rows = {"min": values.min(0), "median": np.median(values, 0), "max": values.max(0)}
+        statistics[name] = {row: [float(f"{v:.6g}") for v in numbers] for row, numbers in rows.items()}
+    if "intensity" in records[0]:
+        names = records[0]["intensity"]
+        statistics["intensity"] = {n: float(np.median([r["intensity"][n] for r in records])) for n in names}
+    statistics["class_samples"] = _class_samples(records, manifest.classes)
+    return statistics
+
+
+def _records(reader: ShardReader) -> list[dict[str, Any]]:
+    starts = np.cumsum([0, *(e.samples for e in reader.entries)])
+    chosen = np.unique(np.linspace(0, len(reader) - 1, min(len(reader), _MOST_MEASURED)).astype(np.int64))
+    shards = np.searchsorted(starts, chosen, side="right") - 1
+    return [reader.record(int(s), int(g - starts[s])) for s, g in zip(shards, chosen, strict=True)]
+
+
+def _class_samples(records: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, int]:
+    """Return how many samples show each class: by label, or by the voxels of a mask."""
+    counts: Counter[int] = Counter()
+    for record in records:
+        if "label_voxels" in record:
+            counts.update(i for i, voxels in enumerate(record["label_voxels"]) if voxels)
+        else:
+            counts[record["label"]] += 1
+    return {name: counts[i] for i, name in enumerate(classes)}

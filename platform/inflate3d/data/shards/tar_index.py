@@ -1,0 +1,305 @@
+"""A manifest and indexes for WebDataset tars that exist already; the tars stay where and as they are.
+
+Each tar is read once from front to back: every sample passes the checks of a build, and what a build would write into
+the sample's JSON member stands in the index. An index follows from the tar's bytes and the mapping alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from inflate3d.contracts import SPLITS, RawSample
+from inflate3d.data.shards.build_progress import BuildProgress
+from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
+from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from inflate3d.data.shards.members import as_stored, decode_members, encode_sample
+from inflate3d.data.shards.statistics import measure_shards
+from inflate3d.data.shards.tar_mapping import TarMapping
+from inflate3d.data.shards.tar_walk import Found, TarWalk
+from inflate3d.data.shards.writer import locked_folder, reject_message, shard_entry
+from inflate3d.errors import InputError, close_names
+from inflate3d.remote.folder import RemoteFolder, is_remote
+
+
+def index_tars(
+    tars: Sequence[str],
+    mapping: TarMapping,
+    output: str | Path,
+    *,
+    num_workers: int = 0,
+    max_rejects: int = 0,
+    progress: bool = True,
+) -> Manifest:
+    """Write an index for each tar and the manifest under `output`; return the manifest.
+
+    tars: folders, files, patterns (set/train-*.tar) or addresses (https://host/set/train-{000..099}.tar), all in one
+    folder. Indexes that are there already and still fit are kept. InputError: a mapping that does not fit, tars that
+    are damaged, two samples of one key, and more than `max_rejects` samples that a build would reject.
+    """
+    folder, files = find_tars(tars)
+    splits = {file: mapping.split(file) for file in files}
+    output, keys = Path(output), _Keys()
+    entries: list[ShardEntry] = []
+    rejects: list[dict[str, str]] = []
+    with locked_folder(output), BuildProgress(len(files), progress, unit="tars") as bar:
+        _check_output(output, files)
+        for file, index in zip(files, _indexes(folder, files, mapping, output, num_workers), strict=True):
+            index.save(output / index_file(file))
+            keys.add(file, index)
+            rejects += index.rejects
+            if index.samples:
+                entries.append(shard_entry(file, splits[file], index))
+            bar.advance(1, index.bytes)
+        if len(rejects) > max_rejects or not entries:
+            raise InputError(reject_message(mapping.card.name, rejects, max_rejects))
+        entries.sort(key=lambda entry: SPLITS.index(entry.split))  # type: ignore[arg-type]
+        lies = None if not is_remote(folder) and Path(folder).resolve() == output.resolve() else folder
+        manifest = Manifest(mapping.card, tuple(entries), tuple(rejects), {}, lies, mapping.to_dict())
+        manifest = replace(manifest, statistics=measure_shards(output, manifest))
+        manifest.save(output)
+    return manifest
+
+
+def find_tars(tars: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the folder or address that holds them, and their file names, sorted. InputError if there is none."""
+    found = [place for text in tars for expanded in _braces(text) for place in _places(expanded)]
+    folders = sorted({place.rpartition("/")[0] for place in found})
+    files = sorted({place.rpartition("/")[2] for place in found})
+    if not found:
+        raise InputError(f"no tar in {', '.join(tars)}")
+    if len(folders) > 1:
+        raise InputError(f"the tars lie in several folders: {', '.join(folders[:4])}. Index each folder as a dataset")
+    if strange := [file for file in files if not file.endswith(".tar")]:
+        raise InputError(f"{folders[0]}/{strange[0]}: expected a file that ends in .tar; unpack compressed ones")
+    return folders[0], files
+
+
+def index_tar(folder: str, mapping: TarMapping, file: str) -> ShardIndex:
+    """Read one tar from front to back and return its index. InputError if the mapping fits no sample of it."""
+    walk = TarWalk(folder, file)
+    samples: list[tuple[str, list[Member]]] = []
+    records, rejects = [], []
+    seen = _Seen(walk.where, mapping)
+    for raw_key, members in _samples(walk):
+        key = mapping.key(file, raw_key)
+        seen.add(raw_key, key, members)
+        try:
+            places, record = _mapped(key, members, mapping)
+        except (ValueError, EOFError, RecursionError) as fault:
+            rejects.append({"key": key, "reason": f"{file}: {raw_key}: {fault}"})
+            continue
+        samples.append((key, places))
+        records.append(record)
+    seen.check()
+    whole = (walk.bytes, walk.sha256, mapping.digest, (0, len(samples) + len(rejects)))
+    return ShardIndex(samples, *whole, tuple(rejects), tuple(records))
+
+
+def _indexes(
+    folder: str, files: list[str], mapping: TarMapping, output: Path, num_workers: int
+) -> Iterator[ShardIndex]:
+    one = partial(_kept_or_new, folder, mapping.to_dict(), output)
+    if num_workers < 2 or len(files) < 2:
+        yield from map(one, files)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_workers, len(files)), context) as pool:
+        try:
+            yield from pool.map(one, files)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _kept_or_new(folder: str, mapping: dict[str, Any], output: Path, file: str) -> ShardIndex:
+    """Return the index that is there if it was made by this mapping from a tar of this size; else make it."""
+    checked = TarMapping.from_dict(mapping)
+    path = output / index_file(file)
+    try:
+        index = ShardIndex.decode(path.read_bytes(), where=str(path))
+        size = RemoteFolder(folder).size(file) if is_remote(folder) else Path(folder, file).stat().st_size
+        if (index.build, index.bytes) == (checked.digest, size):
+            return index
+    except (OSError, InputError):
+        pass
+    return index_tar(folder, checked, file)
+
+
+# -------------------------------------------------------------------------------------------------- one sample
+
+
+def _samples(walk: TarWalk) -> Iterator[tuple[str, dict[str, Found]]]:
+    """Yield (key, members by suffix) of members that follow each other, as WebDataset does."""
+    for key, group in itertools.groupby(walk, lambda found: _split_name(found.name)[0]):
+        members: dict[str, Found] = {}
+        for found in group:
+            suffix = _split_name(found.name)[1]
+            if suffix in members:
+                raise InputError(f"{walk.where}: member {found.name!r} stands twice; write the tar again")
+            members[suffix] = found
+        yield key, members
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return (key, suffix): a/b.seg.npy is a/b and seg.npy."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[list[Member], str]:
+    """Return the places of a sample's members, under the names that shards give them, and its JSON record."""
+    places: list[Member] = []
+    content: dict[str, Any] = {}
+    for meaning, text in mapping.members.items():
+        if meaning not in ("image", "mask", "video"):
+            continue
+        found = _member(members, text, meaning)
+        suffix = text.rpartition(".")[2] if meaning == "video" else f"{meaning}.npy"
+        content[suffix] = found.content
+        places.append(Member(suffix, found.offset, len(found.content), member_hash(found.content)))
+    decoded: dict[str, Any] = {n: as_stored(a, n) if n != "video" else a for n, a in decode_members(content).items()}
+    video_suffix = next((p.suffix for p in places if "npy" not in p.suffix), "none")
+    values = {n: _value(members, mapping.members[n], n) for n in ("spacing_mm", "affine") if n in mapping.members}
+    raw = RawSample(**decoded, video_suffix=video_suffix, **values)
+    if "label" in mapping.members:
+        raw.label = _label(_value(members, mapping.members["label"], "label"), mapping.card.classes)
+    record = encode_sample(raw, mapping.card, key=key)["json"]
+    return sorted(places, key=lambda p: p.offset), record.decode()
+
+
+def _member(members: dict[str, Found], suffix: str, meaning: str) -> Found:
+    if suffix not in members:
+        raise InputError(f"has no member .{suffix} for {meaning}; it has: {', '.join(sorted(members))}")
+    return members[suffix]
+
+
+def _value(members: dict[str, Found], text: str, meaning: str) -> Any:
+    """Return a text member, or a field of a JSON member."""
+    suffix, _, path = text.partition(":")
+    content = _member(members, suffix, meaning).content
+    if not path:
+        return content[:1000].decode().strip()
+    value = json.loads(content)
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            known = ", ".join(map(str, value)) if isinstance(value, dict) else repr(value)[:80]
+            raise InputError(f".{suffix} has no field {path!r}; it has: {known[:200]}")
+        value = value[name]
+    return value
+
+
+def _label(value: Any, classes: Sequence[str]) -> int:
+    """Return a class index from a number, its digits, or a class name."""
+    if isinstance(value, str) and value in classes:
+        return classes.index(value)
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(classes):
+        close = close_names(str(value), classes)
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise InputError(f"label is {value!r}; allowed: 0 to {len(classes) - 1}, or a class name{hint}")
+    return value
+
+
+# --------------------------------------------------------------------------------------------------- the whole
+
+
+@dataclass
+class _Seen:
+    """What a tar held, for the errors that concern it as a whole."""
+
+    where: str
+    mapping: TarMapping
+    suffixes: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def add(self, raw_key: str, key: str, members: dict[str, Found]) -> None:
+        self.suffixes.update(members.keys())
+        other = self.keys.get(key)
+        if other == raw_key:
+            told = f"the members of {raw_key!r} do not follow each other; sort the tar by name (tar --sort=name)"
+            raise InputError(f"{self.where}: {told}")
+        if other is not None:
+            raise InputError(f"{self.where}: {other!r} and {raw_key!r} both give the key {key!r}; rename one")
+        self.keys[key] = raw_key
+
+    def check(self) -> None:
+        """Refuse a mapping of which a member is in no sample: a wrong name, not a broken sample."""
+        if not self.keys:
+            raise InputError(f"{self.where}: holds no member")
+        for meaning, text in self.mapping.members.items():
+            suffix = text.partition(":")[0]
+            if suffix not in self.suffixes:
+                close = close_names(suffix, self.suffixes)
+                hint = f"; is {close[0]!r} meant?" if close else ""
+                held = ", ".join(f"{s} ({n})" for s, n in self.suffixes.most_common(8))
+                raise InputError(
+                    f"members.{meaning} is {text!r}: no sample of {self.where} has it. It holds {held}{hint}"
+                )
+
+
+def _check_output(output: Path, files: list[str]) -> None:
+    """Refuse a folder with files of another kind; the tars themselves may lie there."""
+    ours = {*files, *(index_file(file) for file in files), MANIFEST_FILE}
+    for path in sorted(output.iterdir()):
+        if path.name not in ours and not path.name.startswith(".tmp-"):
+            raise InputError(f"{output} holds something else ({path.name}); give an empty or new folder")
+    if (path := output / MANIFEST_FILE).exists() and Manifest.load(output).mapping is None:
+        raise InputError(f"{path}: these shards were built, and have an index already")
+    path.unlink(missing_ok=True)  # it describes indexes that may change now
+
+
+class _Keys:
+    """Every key so far, by its hash; InputError for one that is in two tars."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, str] = {}
+
+    def add(self, file: str, index: ShardIndex) -> None:
+        for key, _ in index.samples:
+            if (other := self._seen.setdefault(xxh3_64_intdigest(key.encode()), file)) != file:
+                raise InputError(f"key {key!r} is in {other} and in {file}; tell them apart: prefix_keys: true")
+
+
+def _braces(text: str) -> list[str]:
+    """Expand {000..099} and {a,b}, as WebDataset does."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", text)
+    if found is None:
+        return [text]
+    if found[3] is not None:
+        parts = found[3].split(",")
+    else:
+        parts = [f"{n:0{len(found[1])}d}" for n in range(int(found[1]), int(found[2]) + 1)]
+    return [place for part in parts for place in _braces(text[: found.start()] + part + text[found.end() :])]
+
+
+def _places(text: str) -> list[str]:
+    """Return the tars that a folder, a pattern, a path or an address names."""
+    if is_remote(text):
+        folder, _, name = text.rpartition("/")
+        if not any(c in name for c in "*?["):
+            return [text]
+        if folder.startswith("http"):
+            raise InputError(f"{text}: a web server lists no files; write the numbers: {folder}/train-{{000..099}}.tar")
+        return [f"{folder}/{file}" for file in RemoteFolder(folder).names(name)]
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        return [str(p) for p in sorted(path.glob("*.tar"))]
+    if any(c in path.name for c in "*?["):
+        return [str(p) for p in sorted(path.parent.glob(path.name))]
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return [str(path)]

@@ -1,0 +1,1 @@
+"""Pictures: curves, samples, filters, plans and raw cases."""

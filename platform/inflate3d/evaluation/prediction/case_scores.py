@@ -1,0 +1,94 @@
+"""How good written label maps are, case by case, on the grid of their files: a CSV of Dice."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inflate3d.contracts import DatasetCard
+from inflate3d.data.raw.files import stem
+from inflate3d.data.raw.readers import SUFFIXES, Volume, check_pair, read_volume
+from inflate3d.errors import InputError, close_names
+from inflate3d.files import write_whole
+from inflate3d.nn.metrics import class_name, volume_dice
+
+SCORES = "dice.csv"
+_FIRST_CHANNEL = "_0000"
+
+
+class CaseScores:
+    """Dice of each case against a label file of the same name, at the files' own spacing."""
+
+    def __init__(self, labels: Path, keys: Sequence[str], card: DatasetCard, table: Path) -> None:
+        """labels: a file, for one case, or a folder of files named as the cases are; a _0000 at the end may be missing.
+
+        InputError names the cases without a file.
+        """
+        self.classes, self.table = card.classes, table
+        self.files = _label_files(labels, keys)
+        self.rows: dict[str, list[float]] = {}
+
+    def add(self, key: str, labels_XYZ: np.ndarray, stored: Volume) -> None:
+        """Score one case, whose image lies as `stored`. InputError if its labels have another shape, place or class."""
+        truth = read_volume(self.files[key], orientation=None, is_mask=True)
+        check_pair(stored, truth, self.classes, where=f"--labels: {self.files[key]}")
+        guess, true = (
+            torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in (labels_XYZ.T, truth.array[0])
+        )
+        dice, spoke = volume_dice(guess, true, len(self.classes))
+        self.rows[key] = torch.where(spoke, dice, float("nan"))[1:].tolist()
+
+    def mean(self) -> list[float]:
+        """Return the Dice of each foreground class, averaged over the cases that speak of it, as validation does."""
+        with np.errstate(invalid="ignore"):
+            table = np.array(list(self.rows.values()))
+            return (np.nansum(table, axis=0) / np.isfinite(table).sum(axis=0)).tolist()
+
+    def close(self) -> None:
+        """Write the file whole: key, dice, and a column a class; empty where neither truth nor prediction holds it."""
+        if not self.rows:
+            return
+        table = [["key", "dice", *(f"dice_{class_name(name)}" for name in self.classes[1:])]]
+        for key, row in [*self.rows.items(), ("mean", self.mean())]:
+            spoken = [value for value in row if np.isfinite(value)]
+            cells = [float(np.mean(spoken)) if spoken else float("nan"), *row]
+            table.append([key, *(f"{value:.6f}" if np.isfinite(value) else "" for value in cells)])
+        write_csv(self.table, table)
+
+    def __str__(self) -> str:
+        """The averages, in a line."""
+        named = [f"{class_name(n)} {v:.4f}" for n, v in zip(self.classes[1:], self.mean(), strict=True)]
+        return (
+            f"Dice of {len(self.rows)} cases: {np.nanmean(self.mean()):.4f} ({', '.join(named)}), each in {self.table}"
+        )
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows as a CSV, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def _label_files(labels: Path, keys: Sequence[str]) -> Mapping[str, Path]:
+    if not labels.exists():
+        raise InputError(f"--labels: no file or folder {str(labels)!r}")
+    if labels.is_file():
+        if len(keys) > 1:
+            raise InputError(f"--labels: {labels} is one file, but --input holds {len(keys)} cases; give a folder")
+        return {keys[0]: labels}
+    suffixes = sorted(SUFFIXES, key=len, reverse=True)
+    held = {stem(f, suffixes): f for f in sorted(labels.iterdir()) if f.name.lower().endswith(tuple(suffixes))}
+    found = {key: held.get(key) or held.get(key.removesuffix(_FIRST_CHANNEL)) for key in keys}
+    if missing := [key for key, file in found.items() if file is None]:
+        close = close_names(missing[0], held)
+        hint = f"; close names there: {', '.join(map(repr, close))}" if close else ""
+        raise InputError(
+            f"--labels: {labels} has no file for {len(missing)} of {len(keys)} cases: {missing[0]!r}{hint}"
+        )
+    return {key: file for key, file in found.items() if file is not None}

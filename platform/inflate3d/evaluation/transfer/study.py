@@ -1,0 +1,100 @@
+"""run_transfer: models against their baselines on one target, from shards to transfer.json and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inflate3d.data.shards.parts import Part
+from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
+from inflate3d.evaluation.transfer.report import render_report
+from inflate3d.evaluation.transfer.summary import published_results, summarise
+from inflate3d.evaluation.transfer.target import Target
+from inflate3d.files import write_whole
+from inflate3d.training.run.folder import git_commit
+
+TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"  # the last two: publishing reads them
+FORMAT = "inflate3d-transfer/1"
+_PACKAGES = ("inflate3d", "torch", "timm", "torchmetrics", "numpy")
+
+Report = Callable[[Cell, dict[str, Any], int, int], None]
+
+
+def run_transfer(
+    arms: Sequence[Arm],
+    target: Target,
+    output: str | Path,
+    *,
+    part: Part | None = None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Run the cells that are not finished, write what the finished ones say, and return it.
+
+    part: this process's share of the cells, for many machines over one output folder; it writes finished cells alone,
+    and a run without `part` then makes the whole of them. report: called with each fresh cell, its record, and how many
+    of how many this process has done.
+    """
+    output = Path(output)
+    runner = CellRunner(arms, target, output, device=device)
+    groups = groups_of(arms, target)
+    mine = groups if part is None else groups[part.number - 1 :: part.count]
+    left = sum(runner.read(cell) is None for cell in flat(mine))
+    done = 0
+
+    def count(cell: Cell, record: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        if report is not None:
+            report(cell, record, done, left)
+
+    for group in mine:
+        runner.run(group, count)
+    found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
+    rows = summarise(found, target.metric)
+    result = {
+        "format": FORMAT,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dataset": {"card": target.card.to_dict(), "digest": target.manifest.digest},
+        "metric": target.metric,
+        "protocol": target.protocol.to_dict(),
+        "arms": [arm.to_dict() for arm in arms],
+        "splits": target.splits(),
+        "cells": {"finished": len(found), "of": sum(map(len, groups))},
+        "versions": {name: version(name) for name in _PACKAGES} | {"git": git_commit()},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "rows": rows,
+    }
+    if part is None:
+        write_result(result, output)
+    return result
+
+
+def printed(metric: str) -> Report:
+    """Return a report that prints a line for each fresh cell."""
+
+    def report(cell: Cell, record: dict[str, Any], done: int, of: int) -> None:
+        value = record["test"]["total"][metric]
+        shown = "no number" if value is None else f"{value:.3f}"
+        print(f"{done}/{of}  {cell}: {metric} {shown}, {record['seconds']:.0f} s", flush=True)
+
+    return report
+
+
+def write_result(result: dict[str, Any], output: str | Path) -> None:
+    """Write transfer.json, results.json, the plots and report.html, each whole or not at all."""
+    output = Path(output)
+    write_whole(output / TRANSFER, json.dumps(result, indent=1).encode())
+    results = published_results(result["rows"], result["protocol"]["dataset"])
+    write_whole(output / RESULTS, json.dumps(results, indent=1).encode())
+    page, plots = render_report(result)
+    for name, png in plots.items():
+        write_whole(output / name, png)
+    write_whole(output / REPORT, page.encode())

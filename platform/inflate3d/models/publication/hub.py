@@ -1,0 +1,60 @@
+"""Published directories on the Hugging Face Hub, fetched by its own client into its own cache.
+
+The client resumes, locks, shows progress and heeds HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and the user's token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inflate3d.errors import InputError
+from inflate3d.models.publication.integrity import parse_sums
+from inflate3d.models.publication.layout import SUMS
+from inflate3d.models.publication.places import HubPlace
+
+
+def hub_directory(place: HubPlace, *, cache_dir: str | Path | None = None) -> Path:
+    """Return the local snapshot of a repository; all its files come from one commit. InputError if it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def get(name: str, revision: str | None) -> Path:
+        return Path(
+            hf_hub_download(place.repository, name, revision=revision, cache_dir=cache_dir, library_name="inflate3d")
+        )
+
+    try:
+        sums = get(SUMS, place.revision)
+        names = parse_sums(sums.read_text(encoding="utf-8", errors="replace"), where=f"{place}: {SUMS}")
+        for name in names:
+            get(name, sums.parent.name)
+    except RevisionNotFoundError as fault:
+        raise InputError(f"{place}: the Hub has no revision {place.revision!r} of {place.repository}") from fault
+    except RepositoryNotFoundError as fault:
+        raise InputError(f"{place}: the Hub has no such model, or wants a login: hf auth login") from fault
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as fault:
+        raise InputError(f"{place}: no copy in the cache, and the Hub cannot be asked ({_first(fault)})") from fault
+    except EntryNotFoundError as fault:
+        raise InputError(
+            f"{place}: no {SUMS}, or a file that it names is missing; it is no publication of inflate3d. "
+            "Weights of timm are loaded by timm's own name: platform models list"
+        ) from fault
+    except (HfHubHTTPError, OSError) as fault:
+        raise InputError(f"{place}: cannot be fetched ({_first(fault)}); load again to go on from there") from fault
+    return sums.parent
+
+
+def is_hub_snapshot(folder: Path) -> bool:
+    """Whether a folder has the shape of a snapshot in the Hub's cache, whose files are links into ../../blobs."""
+    return folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+
+
+def _first(fault: BaseException) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:200]

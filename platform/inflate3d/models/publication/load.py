@@ -1,0 +1,264 @@
+"""Published weights become a net: a directory without pickle, with its hashes, contract and replay checked.
+
+config.json (format, net, input contract, heads, data, versions), model.safetensors (timm's keys; other domains'
+statistics and stems as extra tensors), heads.safetensors (decoders and classifiers), replay.safetensors (an input and
+its pooled features), README.md, SHA256SUMS.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import Taps, resolve_plan
+from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.publication.adaptation import describe_changes, fit_tensors, plan_for_depth
+from inflate3d.models.publication.allocation import build_within
+from inflate3d.models.publication.fetch import check_directory
+from inflate3d.models.publication.integrity import plain_file
+from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
+from inflate3d.models.publication.replay import check_replay
+from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.tensor_file import Stored, read_header, read_tensors
+from inflate3d.models.spec import NetSpec
+from inflate3d.nn.domain import Domain, convert_norms
+from inflate3d.nn.stems import first_conv_path
+
+_ROOM = 64 * 2**20  # numbers that a net may hold beyond a few times those of its file
+_TIMES = 8
+
+
+def load_published(
+    folder: Path,
+    *,
+    build: Callable[[NetSpec], nn.Module],
+    pretrained: bool,
+    norm_domain: str | None,
+    plan: Any,
+    head: str | None = None,
+    input_size: Sequence[int] | None = None,
+    inflated: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build the net of a published directory and load its weights.
+
+    plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
+    input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
+    adapts the stem as timm does; another num_classes brings a fresh classifier. head: the dataset whose published
+    classifier, stem and statistics to take. inflated: what is given of inflation, overshoot, attention, statistics and
+    spacing_mm. The log tells what was adapted. InputError where a file has changed, or `inflated` is not what the
+    weights carry.
+    """
+    plain_file(folder, CONFIG)
+    config = read_config(folder)
+    stated = check_directory(folder) if pretrained else {}
+    header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
+    if not pretrained:
+        warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
+    classifier = _classifier_of(config, head) if head is not None else None
+    if classifier is not None and options.get("num_classes") is None:
+        options["num_classes"] = len(classifier["classes"])
+    norm_domain = norm_domain or (head if head in config["norm_domains"] else None)
+    norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
+    stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
+    if norm_domain is not None and options.get("in_chans") is None:
+        options["in_chans"] = stems.get(norm_domain)
+    contract = _input_of(config, norm_domain)
+    own = _own_spec(folder, config, contract, inflated or {}, plan, input_size, pretrained=pretrained)
+    spec = _adapted(own, plan, input_size, options)
+    most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
+    net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
+    if config["norm"] == "group":
+        convert_norms(net, "group", Domain())
+    _give_contract(net, config, contract, head)
+    if not pretrained:
+        return net
+    _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
+    describe_changes(own, spec, str(folder))
+    if classifier is not None and spec.num_classes == len(classifier["classes"]) and not spec.features_only:
+        _load_classifier(net, folder, str(head), stated)
+    if spec == own and norm_domain is None:
+        check_replay(net, folder)
+    return net
+
+
+def head_tensors(folder: Path, dataset: str, stated: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of one published head, under its module's own keys."""
+    if HEADS not in stated:
+        raise InputError(f"{folder}: SHA256SUMS does not list {HEADS}; publish or download the directory again")
+    header = read_header(plain_file(folder, HEADS))
+    names = [name for name in header if name.startswith(f"{dataset}.")]
+    tensors = read_tensors(folder / HEADS, names)
+    return {name.removeprefix(f"{dataset}."): value for name, value in tensors.items()}
+
+
+def domain_keys(
+    names: Sequence[str], config: Mapping[str, Any], norm_domain: str | None, stem_path: str
+) -> dict[str, str]:
+    """Return, for each of timm's keys, the tensor of the file that holds it, with one domain's statistics and stem."""
+    keys = {k: k for k in names if not k.startswith((NORM_KEY, STEM_KEY))}
+    if norm_domain is None:
+        return keys
+    domains = config["norm_domains"]
+    if norm_domain not in domains:
+        raise unknown_name("norm_domain", norm_domain, domains)
+    for prefix, path in ((f"{NORM_KEY}{norm_domain}.", ""), (f"{STEM_KEY}{domains[norm_domain]}.", f"{stem_path}.")):
+        keys.update({path + k.removeprefix(prefix): k for k in names if k.startswith(prefix)})
+    return keys
+
+
+def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, Any]:
+    """Return the input contract of a domain; without intensity where the publication does not state that domain's."""
+    if norm_domain is None:
+        return config["input"]
+    head = config.get("heads", {}).get(norm_domain, {})
+    unknown = {"domain": norm_domain, "intensity": None}
+    return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
+
+
+def _own_spec(
+    folder: Path,
+    config: Mapping[str, Any],
+    contract: Mapping[str, Any],
+    inflated: Mapping[str, Any],
+    plan: Any,
+    input_size: Sequence[int] | None,
+    *,
+    pretrained: bool,
+) -> NetSpec:
+    """Return the published net, for random weights inflated as given. InputError where weights carry other values."""
+    own = NetSpec.from_dict(config["net"])
+    carried = {
+        "inflation": own.taps.name,
+        "overshoot": own.taps.overshoot,
+        "attention": own.attention,
+        "statistics": own.statistics,
+        "spacing_mm": contract.get("spacing_mm"),
+    }
+    for argument, value in inflated.items():
+        if pretrained and (list(value) if argument == "spacing_mm" else value) != carried[argument]:
+            raise InputError(
+                f"{folder}: {argument} is {value!r}, but the published weights carry their own: {carried[argument]!r}. "
+                f"Leave {argument} out, or start from random weights: pretrained=False"
+            )
+    if pretrained:
+        return own
+    if plan == "auto" and "spacing_mm" in inflated:
+        own = replace(own, plan=resolve_plan(plan, input_size=input_size, spacing_mm=inflated["spacing_mm"]))
+    taken = {**carried, **inflated}
+    taps = Taps(taken["inflation"], taken["overshoot"])
+    return replace(own, taps=taps, attention=taken["attention"], statistics=taken["statistics"])
+
+
+def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
+    changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
+    if plan != "auto":
+        changes["plan"] = resolve_plan(plan)
+    elif input_size is not None:
+        changes["plan"] = plan_for_depth(own.plan, input_size[0])
+    return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
+
+
+def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], head: str | None) -> None:
+    """Put what the weights of a domain expect, and what their classes are called, on the net."""
+    own = config.get("heads", {}).get(head, {})
+    net.input_spec = {  # type: ignore[assignment]
+        **contract_of_2d(net, net.net_spec.in_chans),  # type: ignore[union-attr, arg-type]
+        **{"intensity": None, **contract},
+        "plan": config["net"]["plan"],
+        "inflation": net.net_spec.to_dict()["inflation"],  # type: ignore[union-attr, operator]
+        "versions": config.get("versions", {}),
+    }
+    net.published = dict(config)  # type: ignore[assignment]
+    names = own.get("classes") or config.get("classes") or []
+    net.label_names = list(names) if len(names) == getattr(net, "num_classes", None) else []  # type: ignore[assignment]
+
+
+def _load(
+    net: nn.Module,
+    header: Mapping[str, Stored],
+    config: Mapping[str, Any],
+    norm_domain: str | None,
+    *,
+    fresh_classifier: bool,
+    folder: Path,
+) -> None:
+    """Load strictly; only a fresh classifier, and what features_only leaves out, may differ."""
+    stem = first_conv_path(net)
+    stored = domain_keys(list(header), config, norm_domain, stem)
+    own = net.state_dict()
+    found = {key: _lookup(stored, key) for key in own}
+    missing = [k for k, v in found.items() if v is None]
+    classifier = _classifier_prefix(net) if fresh_classifier else None
+    if classifier is not None:
+        missing = [k for k in missing if not k.startswith(classifier)]
+        found = {k: v for k, v in found.items() if not k.startswith(classifier)}
+    if missing:
+        raise InputError(f"{folder / WEIGHTS}: no tensor for {missing[:3]} ({len(missing)} in all); publish it again")
+    taken = {key: name for key, name in found.items() if name is not None}
+    for key, name in taken.items():
+        if header[name].numbers > 64 * own[key].numel() + 4096:
+            raise _misfit(folder, key, header[name].shape, own[key].shape)
+    tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
+    # A file may hold halves; what adapts them reckons in the net's own precision.
+    found_tensors = {key: tensors[name].to(own[key].dtype) for key, name in taken.items()}
+    state = fit_tensors(net, found_tensors, stem, str(folder))
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise _misfit(folder, key, value.shape, own[key].shape)
+    net.load_state_dict(state, strict=False)
+
+
+def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int]) -> InputError:
+    return InputError(
+        f"{folder / WEIGHTS}: {key} has shape {tuple(found)}, the net wants {tuple(wanted)}. "
+        "Leave the net's own options (img_size and the like) as published"
+    )
+
+
+def _lookup(stored: Mapping[str, str], key: str) -> str | None:
+    """Find a tensor under the full net's key; timm's feature nets put a prefix before it or flatten `a.0` to `a_0`."""
+    candidates = [key, key.partition(".")[2]]
+    head, _, tail = key.partition(".")
+    if "_" in head:
+        candidates.append(f"{head.replace('_', '.', 1)}.{tail}")
+        candidates.append(f"{'.'.join(head.rsplit('_', 1))}.{tail}")
+    return next((stored[c] for c in candidates if c in stored), None)
+
+
+def _classifier_prefix(net: nn.Module) -> str | None:
+    classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
+    return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)
+
+
+def _classifier_of(config: Mapping[str, Any], head: str) -> dict[str, Any]:
+    heads = config.get("heads", {})
+    if head not in heads:
+        raise unknown_name("head", head, heads, see="the directory's README.md")
+    if heads[head]["type"] != "linear":
+        raise InputError(f"head={head!r} segments; load it by create_segmenter(..., pretrained=True, head={head!r})")
+    return heads[head]
+
+
+def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str]) -> None:
+    classifier: Any = net.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        raise InputError(f"{folder}: this net's classifier is a {type(classifier).__name__}; take head=None")
+    tensors = head_tensors(folder, head, stated)
+    try:
+        classifier.load_state_dict({k.removeprefix("linear."): v for k, v in tensors.items()})
+    except RuntimeError as fault:
+        raise InputError(f"{folder / HEADS}: head {head!r} does not fit the net: {str(fault)[:200]}") from fault
+
+
+def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str) -> int | None:
+    """The input channels of a domain's own stem; None where it shares the net's."""
+    prefix = f"{STEM_KEY}{config['norm_domains'][domain]}."
+    shapes = [s.shape for name, s in header.items() if name == f"{prefix}weight" and len(s.shape) > 1]
+    return shapes[0][1] if shapes else None

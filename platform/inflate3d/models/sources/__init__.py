@@ -1,0 +1,1 @@
+"""Where 2D nets come from: timm and torchvision."""

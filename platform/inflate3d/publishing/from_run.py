@@ -1,0 +1,213 @@
+"""publish_run: the backbone of a run's checkpoint, under timm's own keys, and its heads on request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inflate3d.contracts import DatasetCard
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.models.create import build_net
+from inflate3d.models.input_contract import intensity_of
+from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
+from inflate3d.nn import LinearHead
+from inflate3d.nn.domain import Domain, convert_norms
+from inflate3d.nn.stems import first_conv_path
+from inflate3d.publishing.additions import Additions
+from inflate3d.publishing.destination import parse_destination
+from inflate3d.publishing.export import Outcome, export
+from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
+from inflate3d.publishing.precision import Precision
+from inflate3d.training.checkpoints.ema import best_weights
+from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
+from inflate3d.training.run.folder import ENVIRONMENT, read_config
+from inflate3d.training.run.saved import load_module, without_weights
+
+NOTHING = Additions()
+
+
+def publish_run(
+    run_or_ckpt: str | Path,
+    destination: str,
+    *,
+    which: str = "best",
+    domain: str | None = None,
+    with_heads: bool = False,
+    additions: Additions = NOTHING,
+    precision: Precision = "float32",
+    name: str | None = None,
+    dry_run: bool = False,
+) -> Outcome:
+    """Publish the backbone of a run folder's checkpoint (`best` by val/score, else `last`), or of a checkpoint folder.
+
+    domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
+    the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
+    the net's. additions: results, notes and transfers for the card.
+    precision: "float16" halves the files. name: the short name that an index will give them. dry_run: nothing is
+    written.
+    """
+    parse_destination(destination)
+    checkpoint = _find(Path(run_or_ckpt), which)
+    run_folder = checkpoint.path.parent.parent
+    state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
+    cards = {name: DatasetCard.from_dict(card) for name, card in state["cards"].items()}
+    domain = domain or next(iter(cards))
+    if domain not in cards:
+        raise unknown_name("domain", domain, cards, where="--domain")
+    config = BackboneConfig(**state["backbone"])
+    module = load_module(run_folder, str(checkpoint.path)) if with_heads else None
+    backbone = module.backbone if module is not None else _backbone_of(config, cards, state)
+    net, extra = split_domains(backbone, domain)
+    net.is_from_2d_weights = config.pretrained  # type: ignore[assignment]
+    if "ancestor" in state:
+        net.source_weights = state["ancestor"]["source"]
+    samples = _samples_of(run_folder)
+    inputs = {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    heads, classes = PublishedHeads(), None
+    if module is not None:
+        heads = collect_heads(module, inputs)
+        own = module.heads[module.task_of[domain]][domain]  # type: ignore[index]
+        if isinstance(own, LinearHead) and install_classifier(net, own):
+            classes = list(cards[domain].classes)
+    return export(
+        net,
+        destination,
+        input_spec=inputs[domain],
+        inputs={name: spec for name, spec in inputs.items() if name != domain},
+        norm=config.norm,
+        norm_domains={name: _stem_of(backbone, name) for name in cards},
+        extra_tensors=extra,
+        classes=classes,
+        heads=heads.described,
+        head_tensors=heads.tensors,
+        precision=precision,
+        name=name,
+        pages=additions.reports,
+        dry_run=dry_run,
+        training={
+            "data": _with_ancestors([card.to_dict() for card in cards.values()], state),
+            "domain": domain,
+            "steps": checkpoint.step,
+            "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
+            "cost": _cost(run_folder, checkpoint),
+            **additions.to_training(),
+        },
+    )
+
+
+def _backbone_of(config: BackboneConfig, cards: Mapping[str, DatasetCard], state: Mapping[str, Any]) -> Backbone:
+    backbone = Backbone(without_weights(config, state))
+    backbone.setup_domains(cards)
+    weights = {k.removeprefix("backbone."): v for k, v in best_weights(state).items() if k.startswith("backbone.")}
+    backbone.load_state_dict(weights)
+    return backbone
+
+
+def _with_ancestors(cards: list[dict[str, Any]], state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Add the data of the published weights that a run began with: their licences bind these weights too."""
+    names = {card["name"] for card in cards}
+    return cards + [card for card in state.get("ancestor", {}).get("data", []) if card["name"] not in names]
+
+
+def _samples_of(run_folder: Path) -> dict[str, Any]:
+    """What one sample of each dataset was; empty where the checkpoint stands alone."""
+    if not (run_folder / "config.yaml").is_file():
+        return {}
+    datasets = read_config(run_folder)["data"]["datasets"]
+    return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}
+
+
+def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Device and hours from the first start to the checkpoint, as far as the run noted them.
+
+    Files' dates change with a copy, and later starts are not these weights': the same checkpoint costs the same.
+    """
+    try:
+        starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
+        began = datetime.fromisoformat(starts[0]["time"])
+        ended = datetime.fromisoformat(checkpoint.time) if checkpoint.time else None
+        before = [s for s in starts if ended is None or datetime.fromisoformat(s["time"]) <= ended]
+        device = (before or starts)[-1]["device"]
+    except (OSError, ValueError, LookupError):
+        return None
+    hours = None if ended is None else round(max((ended - began).total_seconds(), 0) / 3600, 2)
+    return {"steps": checkpoint.step, "device": device, "hours": hours}
+
+
+def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a plain net with one domain's stem and statistics, and the other domains' as extra tensors."""
+    names = backbone.domain.names
+    own = names.index(domain)
+    path = first_conv_path(backbone.net) if backbone.stem_switch is None else backbone.stem_switch.path
+    plain: dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
+    for key, value in backbone.net.state_dict().items():
+        base, _, leaf = key.rpartition(".")
+        if leaf in ("domain_mean", "domain_var"):
+            statistic = f"{base}.running_{leaf.removeprefix('domain_')}"
+            plain[statistic] = value[own]
+            extra.update({f"{NORM_KEY}{n}.{statistic}": value[i] for i, n in enumerate(names) if i != own})
+        elif backbone.stem_switch is not None and base.startswith(f"{path}."):
+            stem = base.removeprefix(f"{path}.")
+            if stem == _stem_of(backbone, domain):
+                plain[f"{path}.{leaf}"] = value
+            else:
+                extra[f"{STEM_KEY}{stem}.{leaf}"] = value
+        else:
+            plain[key] = value
+    spec = backbone.net.net_spec
+    channels = plain[f"{path}.weight"].shape[1]
+    net = build_net(replace(spec, in_chans=channels, num_classes=0), pretrained=False)  # type: ignore[type-var, arg-type]
+    convert_norms(net, "group" if backbone.config.norm == "group" else "shared", Domain())
+    net.load_state_dict(plain)
+    return net, extra
+
+
+def _stem_of(backbone: Backbone, domain: str) -> str:
+    switch = backbone.stem_switch
+    return "" if switch is None else switch.stem_of_index[backbone.domain.names.index(domain)]
+
+
+def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -> dict[str, Any]:
+    spec = card.to_dict()["input"]
+    intensity = intensity_of({**spec, "sample": sample})
+    assert intensity is not None
+    repeated = backbone.stem_switch is None and len(spec["channels"]) == 1 and backbone.in_chans > 1
+    channels = spec["channels"] * backbone.in_chans if repeated else spec["channels"]
+    return {
+        "axes": "BCDHW",
+        **spec,
+        "channels": list(channels),
+        "intensity": asdict(intensity),
+        "kind": card.kind,
+        "modality": card.modality,
+        "domain": domain,
+        **({"sample": sample} if sample else {}),
+    }
+
+
+def _find(path: Path, which: str) -> Checkpoint:
+    if not path.is_dir():
+        raise InputError(
+            f"run {str(path)!r} does not exist; give a run folder (trainer.default_root_dir) or a checkpoint"
+        )
+    if not (path / "checkpoints").is_dir():
+        found = find_checkpoint(path.parent.parent, path)
+    else:
+        try:
+            found = find_checkpoint(path, which)
+        except InputError:
+            if which != "best":
+                raise
+            found = find_checkpoint(path, "last")  # a run without validation has no best
+    if found is None:
+        raise InputError(f"run {path} holds no checkpoint yet; fit first: platform fit --config {path / 'config.yaml'}")
+    return found

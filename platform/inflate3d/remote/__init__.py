@@ -1,0 +1,1 @@
+"""One client for what lies elsewhere: addresses, credentials, ranges, retries, hashes and whole writes."""

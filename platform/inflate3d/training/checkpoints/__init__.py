@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, verified before use, and the averages that go with them."""

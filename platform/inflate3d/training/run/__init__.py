@@ -1,0 +1,1 @@
+"""The run folder: config, metrics, state, and how far a run is."""

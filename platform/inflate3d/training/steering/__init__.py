@@ -1,0 +1,1 @@
+"""What watches a run and stops it: signals, the cluster, exploding losses."""

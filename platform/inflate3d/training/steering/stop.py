@@ -1,0 +1,189 @@
+"""Stops a run that is about to be killed: ranks agree, the next whole optimiser step is saved, the process exits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from inflate3d.sample import Batch
+from inflate3d.training.checkpoints.writer import CheckpointWriter, validation_follows
+from inflate3d.training.run.step_record import in_accumulation_window
+from inflate3d.training.steering import stop_signals
+from inflate3d.training.steering.stop_signals import EXIT_STOPPED, RunStopped
+from inflate3d.training.steering.wandb_service import mark_preempted, outlive_service, wandb_runs
+
+log = logging.getLogger(__name__)
+
+
+class StopOnSignal(Checkpoint):
+    """After SIGUSR1 or SIGTERM on any rank: save after the next optimiser step, then raise RunStopped on all ranks.
+
+    A validation that was due is not waited for, and one under way is broken off: the run that goes on begins with it,
+    so that metrics.csv and the best checkpoint are those of a run never stopped. The last step's validation is
+    finished: after it the run is over. Being a `Checkpoint` it comes after all callbacks that train (EMA, records), and
+    in the defaults just before the CheckpointWriter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._agreement = Agreement()
+        self._validation_is_due = False
+        self._common_batches = 0
+        self._val_progress: dict[str, Any] = {}
+        self._handlers: dict[Any, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the validation of this very step is still to be done."""
+        return {"validation_is_due": self._validation_is_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` said."""
+        self._validation_is_due = bool(state_dict["validation_is_due"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Keep Lightning's handlers out: on SIGTERM they broadcast inside the handler and stop within a window."""
+        if stage != TrainerFn.FITTING:
+            return
+        trainer._signal_connector.register_signal_handlers = self._listen
+        for run in wandb_runs(trainer):
+            outlive_service(run)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """From here on a signal waits for a step; make up for a validation that the stop before did not wait for."""
+        stop_signals.set_training(True)
+        if self._validation_is_due:
+            self._validation_is_due = False
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """Ask the other ranks while the step is computed."""
+        self._agreement.ask(stop_signals.received() is not None, pl_module.device)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After an optimiser step: stop if any rank wants to."""
+        stop = self._agreement.answer()
+        if stop and not in_accumulation_window(trainer) and trainer.global_step != trainer.max_steps:
+            self._stop(trainer, validation_is_due=validation_follows(trainer))
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note where the loop stands, and how many batches every rank has: ranks can agree on these only."""
+        if not self._watches_validation(trainer):
+            return
+        self._agreement.forget()
+        self._common_batches = self._agreement.lowest(sum(trainer.num_val_batches), pl_module.device)
+        self._val_progress = copy.deepcopy(trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict())
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int, *_: Any) -> None:
+        """Ask the other ranks."""
+        if self._watches_validation(trainer) and batch_idx < self._common_batches:
+            self._agreement.ask(stop_signals.received() is not None, pl_module.device)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        """Break the validation off if any rank wants to."""
+        if self._watches_validation(trainer) and batch_idx < self._common_batches and self._agreement.answer():
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.load_state_dict(self._val_progress)
+            self._stop(trainer, validation_is_due=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """What was asked last is not answered any more."""
+        self._agreement.forget()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """From here on a signal is what it was before: everything is saved."""
+        stop_signals.set_training(False)
+        stop_signals.restore(self._handlers)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """As at the end; a signal that comes after an error is not obeyed."""
+        if not isinstance(exception, RunStopped):
+            stop_signals.set_failed()
+        stop_signals.set_training(False)
+        stop_signals.restore(self._handlers)
+
+    def _listen(self) -> None:
+        self._handlers = stop_signals.listen()
+
+    @staticmethod
+    def _watches_validation(trainer: Any) -> bool:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        return fitting and trainer.global_step != trainer.max_steps and not in_accumulation_window(trainer)
+
+    def _stop(self, trainer: Any, *, validation_is_due: bool) -> None:
+        self._validation_is_due = validation_is_due
+        for writer in [c for c in trainer.callbacks if isinstance(c, CheckpointWriter)][:1]:
+            writer.save(trainer)
+        if trainer.is_global_zero:
+            received = stop_signals.received()
+            log.info(
+                "stopped by %s after step %d of %d, which is saved; the same command goes on from there (exit code %d)",
+                received.name if received else "a signal on another rank",
+                trainer.global_step,
+                trainer.max_steps,
+                EXIT_STOPPED,
+            )
+            for run in wandb_runs(trainer):
+                mark_preempted(run)
+        raise RunStopped(trainer.global_rank)
+
+
+class Agreement:
+    """A yes or no on which all ranks agree, without waiting for a GPU: asked early, answered a micro-batch later.
+
+    `ask` adds a one-number all-reduce to the stream and a copy to pinned memory behind it; `answer` waits for the one
+    before the latest only (on the CPU: for the latest). Every rank must make the same calls.
+    """
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[torch.Tensor, torch.cuda.Event | None]] = []
+
+    def ask(self, wanted: bool, device: torch.device) -> None:
+        """Tell the other ranks whether this one wants to."""
+        flag = torch.full((), float(wanted), device=device)
+        if _is_distributed():
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if device.type != "cuda":
+            self._asked = [(flag, None)]
+            return
+        copied = torch.empty((), pin_memory=True)
+        copied.copy_(flag, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._asked = [*self._asked[-1:], (copied, event)]
+
+    def answer(self) -> bool:
+        """Whether any rank wanted to."""
+        if not self._asked or (self._asked[-1][1] is not None and len(self._asked) < 2):
+            return False
+        flag, event = self._asked[0]
+        if event is not None:
+            event.synchronize()
+        return bool(flag > 0)
+
+    def forget(self) -> None:
+        """Start anew."""
+        self._asked = []
+
+    @staticmethod
+    def lowest(value: float, device: torch.device) -> int:
+        """Return the lowest of all ranks' numbers."""
+        number = torch.tensor(float(value), device=device)
+        if _is_distributed():
+            dist.all_reduce(number, op=dist.ReduceOp.MIN)
+        return int(number)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

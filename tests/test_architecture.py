@@ -23,16 +23,18 @@ HOMES = {
 ROWS: list[set[str]] = [
     {"errors", "durations", "seeds"},
     {"files", "sample"},
-    {"contracts", "remote"},
-    {"discover", "inflation"},
+    {"discover", "remote"},
+    {"contracts"},
+    {"targets", "inflation"},
     {"nn", "data"},
+    {"media", "heads"},
     {"models"},
     {"training"},
     {"evaluation", "publishing", "slurm", "timm"},
     {"adapters", "reports"},
     {"cli"},
 ]
-PLUG_INS_MAY_IMPORT = {"errors", "seeds", "sample", "contracts", "nn", "data"}
+PLUG_INS_MAY_IMPORT = {"errors", "seeds", "sample", "contracts", "targets", "heads", "nn", "data"}
 WITHOUT_TORCH = [
     "inflate3d",
     "inflate3d.errors",

@@ -1,4 +1,4 @@
-"""Lists datasets and tasks, built-in and from entry points, without importing them.
+"""Lists plug-ins (datasets, tasks, media, targets, heads), built-in and from entry points, without importing them.
 
 A plug-in is a module: its name is what users write, line 1 of its docstring says what it is, and the class that derives
 from the contract is what is built. Listing reads the source with `ast`; only `load` imports.
@@ -17,13 +17,22 @@ from typing import Any, Literal
 
 from inflate3d.errors import InputError, unknown_name
 
-Group = Literal["datasets", "tasks"]
-_BASES = {"datasets": "AbstractDataset", "tasks": "AbstractTask"}
+Group = Literal["datasets", "tasks", "media", "targets", "heads"]
+# The contract first; then what shares a part of it and is no plug-in itself.
+_BASES: dict[Group, tuple[str, ...]] = {
+    "datasets": ("AbstractDataset",),
+    "tasks": ("AbstractTask", "SupervisedTask", "ClassificationTask"),
+    "media": ("AbstractMedium",),
+    "targets": ("AbstractTarget",),
+    "heads": ("Head",),
+}
+_ONE = {"datasets": "dataset", "tasks": "task", "media": "medium", "targets": "target type", "heads": "head"}
+_SEE = {"datasets": "platform datasets list", "tasks": "platform tasks list"}
 
 
 @dataclass(frozen=True)
 class PlugIn:
-    """One dataset or task that can be built: `name` as users write it, and where its class is."""
+    """One plug-in that can be built: `name` as users write it, and where its class is."""
 
     name: str
     module: str
@@ -59,13 +68,13 @@ def plug_ins(group: Group) -> dict[str, PlugIn]:
     return found
 
 
-def find(group: Group, name: str) -> PlugIn:
+def find(group: Group, name: str, *, where: str = "") -> PlugIn:
     """Return one plug-in by its name, class name or class path; InputError with close names if there is none."""
     known = plug_ins(group)
     for plug_in in known.values():
         if name in (plug_in.name, plug_in.class_name, plug_in.class_path):
             return plug_in
-    raise unknown_name(group[:-1], name, known, see=f"platform {group} list")
+    raise unknown_name(_ONE[group], name, known, where=where, see=_SEE.get(group, ""))
 
 
 def _package_folder(package: str) -> str:
@@ -75,13 +84,13 @@ def _package_folder(package: str) -> str:
     return spec.submodule_search_locations[0]
 
 
-def _read(name: str, module: str, file: Path, base: str, class_name: str | None) -> PlugIn:
+def _read(name: str, module: str, file: Path, bases: tuple[str, ...], class_name: str | None) -> PlugIn:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
     if class_name is None:
-        classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(_base_name(b) == base for b in n.bases)]
+        classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(_base_name(b) in bases for b in n.bases)]
         if len(classes) != 1:
-            raise InputError(f"{file}: expected exactly one class that derives from {base}, found {len(classes)}")
+            raise InputError(f"{file}: expected exactly one class that derives from {bases[0]}, found {len(classes)}")
         class_name = classes[0].name
     return PlugIn(name, module, class_name, summary)
 

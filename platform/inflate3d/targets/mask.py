@@ -1,0 +1,96 @@
+"""One class a voxel: a label map on the image's grid, perhaps of some classes only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from inflate3d.contracts.target import AbstractTarget
+from inflate3d.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskTarget(AbstractTarget):
+    """names: the classes in index order, the background first. In a batch (B, D, H, W) int64.
+
+    annotated: the classes that were looked for; () means all. Where some were not, a voxel of label 0 is background or
+    one of those, and losses and metrics take it so: partial labels are a property of the data.
+    """
+
+    names: tuple[str, ...] = ()  # type: ignore[assignment]
+    annotated: tuple[str, ...] = ()
+    per_voxel: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in self.annotated:
+            if name not in self.names:
+                raise unknown_name("class", name, self.names, where="annotated")
+
+    @property
+    def unannotated(self) -> tuple[int, ...]:
+        """Indices of the classes that were not looked for; the background always counts as looked for."""
+        if not self.annotated:
+            return ()
+        return tuple(i for i, name in enumerate(self.names) if i and name not in self.annotated)
+
+    def encode(self, value: Any) -> np.ndarray:
+        """Take (D, H, W) uint8 whose labels all have a name."""
+        if getattr(value, "dtype", None) != "uint8" or value.ndim != 3:
+            got = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
+            raise InputError(f"is {got}; expected uint8 (D, H, W)")
+        highest = int(value.max(initial=0))
+        if highest >= len(self.names):
+            raise InputError(f"holds label {highest}; {len(self.names)} classes are named: {', '.join(self.names)}")
+        return value
+
+    def check(self, stored: Any) -> None:
+        """Refuse what is no uint8 volume; its voxels are not read."""
+        if stored is None or stored.dtype != "uint8" or len(stored.shape) != 3:
+            got = "none" if stored is None else f"{stored.dtype} {tuple(stored.shape)}"
+            raise InputError(f"is {got}; expected uint8 (D, H, W)")
+
+    def tensor(self, stored: Any) -> Tensor:
+        """(D, H, W) int64."""
+        import torch
+
+        return torch.as_tensor(stored).long()
+
+    def facts(self, array: np.ndarray) -> Any:
+        """Voxels of each class."""
+        import numpy as np
+
+        return np.bincount(array.ravel(), minlength=len(self.names)).tolist()
+
+    def summarise(self, stored: Sequence[Any]) -> dict[str, Any]:
+        """Samples that show each class."""
+        counts: Counter[int] = Counter()
+        for voxels in stored:
+            counts.update(i for i, count in enumerate(voxels or ()) if count)
+        return {"class_samples": {name: counts[i] for i, name in enumerate(self.names)}}
+
+    def describe(self) -> str:
+        """The names, and which of them were annotated."""
+        rest = f" (annotated: {', '.join(self.annotated)})" if self.annotated else ""
+        return f"a mask of {len(self.names)} classes: {', '.join(self.names)}{rest}"
+
+    def show(self, value: Tensor) -> str:
+        """The classes that occur."""
+        found = [self.names[i] for i in value.unique().tolist() if i and i < len(self.names)]
+        return ", ".join(found) or self.names[0]
+
+    def tally(self, value: Tensor) -> Tensor:
+        """Voxels of each class."""
+        import torch
+
+        return torch.bincount(value.flatten(), minlength=len(self.names)).double()
+
+    def constant_logits(self, tally: Tensor, like: Tensor) -> Tensor:
+        """The logarithms of the classes' frequencies, (B, K, D, H, W)."""
+        logits = ((tally + 1) / (tally + 1).sum()).log().float()
+        return logits.view(1, -1, *[1] * (like.ndim - 1)).expand(len(like), -1, *like.shape[1:])

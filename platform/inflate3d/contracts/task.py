@@ -80,31 +80,12 @@ class AbstractTask(ABC):
         Raises InputError where a dataset has another medium, no target of the type, or several and none is named.
         """
         self.cards = {name: cards[name] for name in self.datasets}
+        wanted = None if self.target is None else self.target.__name__
         for name, card in self.cards.items():
-            if self.media and card.media not in self.media:
-                raise InputError(
-                    f"dataset {name!r} holds {card.media}; {type(self).__name__} takes {' or '.join(self.media)}"
-                )
-            if self.target is not None:
-                self.target_names[name] = self._choose(name, card)
-
-    def _choose(self, dataset: str, card: DatasetCard) -> str:
-        assert self.target is not None
-        wanted = f"{type(self).__name__} needs a target of type {self.target.type_name()}"
-        told = "; ".join(f"{name}: {target.describe()}" for name, target in card.targets.items()) or "none"
-        if (name := self.target_names.get(dataset)) is not None:
-            if not isinstance(card.target(name), self.target):
-                raise InputError(f"{wanted}; target {name!r} of dataset {dataset!r} is {card.target(name).describe()}")
-            return name
-        fitting = [name for name, target in card.targets.items() if isinstance(target, self.target)]
-        if not fitting:
-            raise InputError(f"{wanted}; dataset {dataset!r} has {told}")
-        if len(fitting) > 1:
-            raise InputError(
-                f"{wanted}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
-                f"datasets: {{{dataset}: {fitting[0]}}}"
-            )
-        return fitting[0]
+            given = self.target_names.get(name)
+            found = fit_target(type(self).__name__, name, card, media=self.media, target=wanted, given=given)
+            if found is not None:
+                self.target_names[name] = found
 
     def target_of(self, dataset: str) -> AbstractTarget:
         """Return what the task's target on this dataset is; `bind` comes first."""
@@ -148,6 +129,35 @@ class AbstractTask(ABC):
     def metrics(self, dataset: str) -> MetricCollection | None:
         """Return fresh metrics for one dataset, updated with (prediction.tensor, target); None: there are none."""
         return None
+
+
+def fit_target(
+    task: str, dataset: str, card: DatasetCard, *, media: Sequence[str], target: str | None, given: str | None
+) -> str | None:
+    """Return the name of the target that a task takes of a dataset; None for a task that needs no labels.
+
+    target: the name of the class that the task needs; given: the target's name, where a config says it. Raises
+    InputError where the medium is another, no target is of the class, or several are and none is named.
+    """
+    if media and card.media not in media:
+        raise InputError(f"{task} takes {' or '.join(media)}; dataset {dataset!r} holds {card.media}")
+    if target is None:
+        return None
+    fitting = [n for n, t in card.targets.items() if target in (c.__name__ for c in type(t).__mro__)]
+    told = "; ".join(f"{n}: {t.describe()}" for n, t in card.targets.items()) or "none"
+    if given is not None:
+        card.target(given)
+        if given not in fitting:
+            raise InputError(f"{task} needs a {target}; {given!r} of dataset {dataset!r} is none. Its targets: {told}")
+        return given
+    if not fitting:
+        raise InputError(f"{task} needs a {target}; targets of dataset {dataset!r}: {told}")
+    if len(fitting) > 1:
+        raise InputError(
+            f"{task} needs a {target}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
+            f"datasets: {{{dataset}: {fitting[0]}}}"
+        )
+    return fitting[0]
 
 
 class SupervisedTask(AbstractTask):

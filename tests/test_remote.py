@@ -124,8 +124,9 @@ def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, t
 
 def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
     """Index the tars that lie at an address, as somebody's, and read them by that index."""
-    card = {"name": "shapes", "kind": KIND, "modality": "mask", "classes": list(Manifest.load(root / "shapes").classes)}
-    members = {"image": "image.npy", "label": "json:label", "affine": "json:affine"}
+    targets = Manifest.load(root / "shapes").card.to_dict()["targets"]
+    card = {"name": "shapes", "media": "volume", "modality": "mask", "targets": targets}
+    members = {"image": "image.npy", "label": "json:targets.label", "affine": "json:affine"}
     mapping = TarMapping.from_dict({"card": card, "splits": {"train": "train*", "val": "val*"}, "members": members})
     tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
     manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)

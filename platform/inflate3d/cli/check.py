@@ -12,7 +12,7 @@ from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard, medium_of
 from inflate3d.contracts.task import fit_target
-from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
@@ -218,15 +218,18 @@ def _card(config: Config, name: str) -> DatasetCard:
 
 
 def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
-    """Check the options of a dataset's samples, and that the plan leaves something of them along D."""
+    """Check the options of a dataset's samples and views, and that the plan leaves something of them along D."""
     path = ("data", "datasets", name, "sample")
-    options = sample_options(card, config.get(*path, default={}), where=config.where(*path))
+    given, views = config.get(*path, default={}), config.get(*path[:-1], "views")
+    whole = sample_options(card, given, where=config.where(*path))
+    options = [whole, *view_options(card, given, views, where=config.where(*path[:-1])).values()]
     plan = config.get("model", "backbone", "plan", default="auto")
-    if plan == "auto" or options.input_size is None:
+    depths = [o.input_size[0] for o in options if o.input_size is not None]
+    if plan == "auto" or not depths:
         return
     from inflate3d.inflation import resolve_plan
 
-    shortest, depth = resolve_plan(plan).min_depth, options.input_size[0]
+    shortest, depth = resolve_plan(plan).min_depth, min(depths)
     if depth < shortest:
         shown = plan if isinstance(plan, str) else "of this config"
         raise InputError(

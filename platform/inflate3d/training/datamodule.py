@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from inflate3d.contracts import Split
-from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import GB, ShardCache
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
@@ -149,9 +149,11 @@ class DataModule(pl.LightningDataModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Read the manifests and check every dataset's `sample` against them, before any weight is loaded."""
+        """Read the manifests and check every dataset's samples and views against them, before any weight is loaded."""
         for name, manifest in self.manifests.items():
-            sample_options(manifest.card, self.datasets[name].sample, where=f"data.datasets.{name}.sample")
+            config, where = self.datasets[name], f"data.datasets.{name}"
+            sample_options(manifest.card, config.sample, where=f"{where}.sample")
+            view_options(manifest.card, config.sample, config.views, where=where)
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:

@@ -23,6 +23,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from inflate3d.contracts import SPLITS, AbstractTarget, RawSample, medium_of
+from inflate3d.data.samples.record import check_place
 from inflate3d.data.shards.build_progress import BuildProgress
 from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
@@ -181,6 +182,7 @@ def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[l
     targets = {name: decoded.pop(name, None) for name in card.targets}
     targets |= {name: _target_value(card.targets[name], name, v) for name, v in values.items() if name in card.targets}
     fields = {name: value for name, value in values.items() if name in medium.fields}
+    check_place(fields)
     suffix = next((s for s in content if s in medium.byte_members), "none")
     raw = RawSample(**decoded, video_suffix=suffix, targets=targets, **fields)
     record = encode_sample(raw, card, key=key)["json"]

@@ -81,30 +81,8 @@ class AbstractTask(ABC):
         """
         self.cards = {name: cards[name] for name in self.datasets}
         for name, card in self.cards.items():
-            if self.media and card.media not in self.media:
-                raise InputError(
-                    f"dataset {name!r} holds {card.media}; {type(self).__name__} takes {' or '.join(self.media)}"
-                )
-            if self.target is not None:
-                self.target_names[name] = self._choose(name, card)
-
-    def _choose(self, dataset: str, card: DatasetCard) -> str:
-        assert self.target is not None
-        wanted = f"{type(self).__name__} needs a target of type {self.target.type_name()}"
-        told = "; ".join(f"{name}: {target.describe()}" for name, target in card.targets.items()) or "none"
-        if (name := self.target_names.get(dataset)) is not None:
-            if not isinstance(card.target(name), self.target):
-                raise InputError(f"{wanted}; target {name!r} of dataset {dataset!r} is {card.target(name).describe()}")
-            return name
-        fitting = [name for name, target in card.targets.items() if isinstance(target, self.target)]
-        if not fitting:
-            raise InputError(f"{wanted}; dataset {dataset!r} has {told}")
-        if len(fitting) > 1:
-            raise InputError(
-                f"{wanted}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
-                f"datasets: {{{dataset}: {fitting[0]}}}"
-            )
-        return fitting[0]
+            if (chosen := fitting_target(self, name, card, self.target_names.get(name))) is not None:
+                self.target_names[name] = chosen
 
     def target_of(self, dataset: str) -> AbstractTarget:
         """Return what the task's target on this dataset is; `bind` comes first."""
@@ -166,10 +144,6 @@ class SupervisedTask(AbstractTask):
         """Return {"loss": scalar, ...} of logits against a batch's values of `target`; missing values do not count."""
 
     @abstractmethod
-    def answer(self, logits: torch.Tensor) -> Prediction:
-        """Return what logits say, as people read it: float32 probabilities, masks or values."""
-
-    @abstractmethod
     def metrics(self, dataset: str) -> MetricCollection:
         """Return fresh metrics for one dataset."""
 
@@ -195,5 +169,35 @@ class SupervisedTask(AbstractTask):
         return self.loss(self.logits(encoder, batch), self.value(batch), self.target_of(batch.dataset))
 
     def predict(self, encoder: Encoder, batch: Batch) -> Prediction:
-        """Return the head's answer."""
-        return self.answer(self.logits(encoder, batch))
+        """Return the head's answer, as people read the target."""
+        return self.target_of(batch.dataset).answer(self.logits(encoder, batch))
+
+
+def fitting_target(
+    task: AbstractTask | type[AbstractTask], dataset: str, card: DatasetCard, named: str | None
+) -> str | None:
+    """Return which target of a dataset a task takes; None: it needs none. named: what `datasets` says.
+
+    task: an object or its class. InputError where the dataset has another medium, no target of the type, or several and
+    none is named.
+    """
+    title = task.__name__ if isinstance(task, type) else type(task).__name__
+    if task.media and card.media not in task.media:
+        raise InputError(f"dataset {dataset!r} holds {card.media}; {title} takes {' or '.join(task.media)}")
+    if task.target is None:
+        return None
+    wanted = f"{title} needs a target of type {task.target.type_name()}"
+    if named is not None:
+        if not isinstance(card.target(named), task.target):
+            raise InputError(f"{wanted}; target {named!r} of dataset {dataset!r} is {card.target(named).describe()}")
+        return named
+    fitting = [name for name, target in card.targets.items() if isinstance(target, task.target)]
+    if not fitting:
+        told = "; ".join(f"{name}: {target.describe()}" for name, target in card.targets.items()) or "none"
+        raise InputError(f"{wanted}; dataset {dataset!r} has {told}")
+    if len(fitting) > 1:
+        raise InputError(
+            f"{wanted}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
+            f"datasets: {{{dataset}: {fitting[0]}}}"
+        )
+    return fitting[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,10 @@ class Backbone(nn.Module):
         like = next(self.parameters())
         maps = [like.new_zeros(batch_size, c, 2, 2, 2) for c in self.feature_info.channels()]
         return Features(maps, like.new_zeros(batch_size, self.feature_info.num_pooled), (2, 2, 2))
+
+    def frozen_copy(self) -> Backbone:
+        """Return a copy, called as this one, in evaluation mode and without gradients; its statistics stay its own."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; `norm: frozen` keeps every BatchNorm in evaluation."""

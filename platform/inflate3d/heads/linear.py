@@ -14,6 +14,7 @@ class LinearHead(Head):
     """Dropout and one linear layer on the pooled features: (B, num_pooled) -> logits (B, num_classes)."""
 
     last_layer: ClassVar[str] = "linear."
+    classifier: ClassVar[str] = "linear."
 
     def __init__(self, feature_info: FeatureInfo, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,7 +30,3 @@ class LinearHead(Head):
     def describe(self) -> dict[str, Any]:
         """Return the number of outputs and the dropout."""
         return {"num_classes": self.linear.out_features, "dropout": self.dropout.p}
-
-    def classifier(self) -> nn.Linear:
-        """The layer."""
-        return self.linear

@@ -21,6 +21,11 @@ class Head(nn.Module):
 
     last_layer: ClassVar[str]
     """The prefix, in a state_dict, of the layer that knows the outputs."""
+    classifier: ClassVar[str] = ""
+    """The prefix of the one linear layer on pooled features that the head is in evaluation; "": it is more than that.
+
+    Such a layer takes the place of the net's own classifier where published weights are loaded.
+    """
 
     def forward(self, features: Features) -> Tensor:
         """Return the logits."""
@@ -39,13 +44,6 @@ class Head(nn.Module):
     def type_name(cls) -> str:
         """The name that publications state. InputError for a class that is no plug-in."""
         return name_of("heads", cls)
-
-    def classifier(self) -> nn.Linear | None:
-        """Return the one linear layer on pooled features that it is in evaluation; None: it is more than that.
-
-        Such a layer takes the place of the net's own classifier where published weights are loaded.
-        """
-        return None
 
 
 def head_type(name: str, *, where: str) -> type[Head]:

@@ -18,9 +18,7 @@ from inflate3d.training.assignment import PlacedHead
 _log = logging.getLogger(__name__)
 
 
-def take_published_heads(
-    heads: Mapping[str, PlacedHead], wanted: Mapping[str, str], backbone: BackboneConfig
-) -> None:
+def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, str], backbone: BackboneConfig) -> None:
     """Load published heads into those of these names. wanted: a head's own name to one of the publication.
 
     The last layer is taken where the classes have the same names in the same order, and stays fresh otherwise; the log

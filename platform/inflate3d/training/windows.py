@@ -17,7 +17,7 @@ Predict = Callable[[Batch], Prediction | Features]
 
 @dataclass
 class Windows:
-    """How windows slide: their size (D, H, W), that in training; the share of it that they overlap; how many at once."""
+    """How windows slide: their size (D, H, W) in training, the share of it that they overlap, and how many at once."""
 
     size: Triple
     overlap: float = 0.5

@@ -11,6 +11,7 @@ from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, Inpu
 from inflate3d.data.raw.files import require_file
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing
+from inflate3d.targets import ClassTarget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,10 +72,9 @@ class MedMNIST3D(AbstractDataset):
 
     base_card = DatasetCard(
         name="medmnist3d",
-        kind="volume_classification",
+        media="volume",
         title="MedMNIST3D",
         modality="ct, mask or em",
-        classes=(),
         url="https://medmnist.com",
         licence="CC-BY-4.0",
         commercial_use=None,
@@ -107,7 +107,7 @@ class MedMNIST3D(AbstractDataset):
             name=self.subset,
             title=f"{self.subset}: {facts.source}",
             modality=facts.modality,
-            classes=facts.classes,
+            targets={"label": ClassTarget(facts.classes)},
             commercial_use=facts.commercial_use,
             input=InputSpec((facts.modality,), self._spacing_mm, None, Intensity("window", (0.0, 255.0))),
         )
@@ -123,9 +123,11 @@ class MedMNIST3D(AbstractDataset):
         if image.shape != (self.size,) * 3:
             raise InputError(f"{self.file.name} {case.key}: shape {image.shape}; expected {(self.size,) * 3}")
         label = int(self._array(f"{case.split}_labels")[case.source].item())
-        if not 0 <= label < len(self.card.classes):
-            raise InputError(f"{self.file.name} {case.key}: label {label}; expected 0 to {len(self.card.classes) - 1}")
-        return RawSample(image=image[None], label=label, spacing_mm=self._spacing_mm)
+        if not 0 <= label < len(_SUBSETS[self.subset].classes):
+            raise InputError(
+                f"{self.file.name} {case.key}: label {label}; expected 0 to {len(_SUBSETS[self.subset].classes) - 1}"
+            )
+        return RawSample(image=image[None], targets={"label": label}, spacing_mm=self._spacing_mm)
 
     def __getstate__(self) -> dict[str, Any]:
         # Arrays are read again in each worker: sending them would cost more.

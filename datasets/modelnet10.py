@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
 from inflate3d.data.raw.files import require_file
 from inflate3d.errors import InputError
+from inflate3d.targets import ClassTarget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,14 +26,14 @@ class ModelNet10(AbstractDataset):
 
     base_card = DatasetCard(
         name="modelnet10",
-        kind="volume_classification",
+        media="volume",
         title="ModelNet10, voxelised to 20^3",
         modality="mask",
-        classes=_CLASSES,
         url="https://modelnet.cs.princeton.edu",
         licence="Provided for the convenience of academic research only; the CAD models' authors hold the copyright",
         commercial_use=False,
         weights_may_be_published=False,
+        targets={"label": ClassTarget(_CLASSES)},
         citation="Wu et al., 3D ShapeNets: A Deep Representation for Volumetric Shapes, CVPR 2015, arXiv:1406.5670",
         input=InputSpec(("occupancy",), None, None, Intensity("window", (0.0, 1.0))),
     )
@@ -64,7 +65,7 @@ class ModelNet10(AbstractDataset):
             raise InputError(
                 f"{self.file.name} {case.key}: label {label} (255 is masked); expected 0 to {len(_CLASSES) - 1}"
             )
-        return RawSample(image=grid[None, ..., 0], label=label)
+        return RawSample(image=grid[None, ..., 0], targets={"label": label})
 
     def __getstate__(self) -> dict[str, Any]:
         # Arrays are read again in each worker: sending them would cost more.

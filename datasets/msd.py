@@ -12,6 +12,7 @@ from inflate3d.data.raw.files import case_keys, label_names, read_json, require_
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, read_volume_case
 from inflate3d.errors import InputError
+from inflate3d.targets import MaskTarget
 
 # Customary display windows in Hounsfield units: air to bone where lungs are the subject, else soft tissue.
 _LUNG_HU = (-1000.0, 400.0)
@@ -29,10 +30,9 @@ class MSD(AbstractDataset):
 
     base_card = DatasetCard(
         name="msd",
-        kind="volume_segmentation",
+        media="volume",
         title="Medical Segmentation Decathlon",
         modality="ct or mri",
-        classes=(),
         url="http://medicaldecathlon.com",
         licence="CC-BY-SA-4.0",
         commercial_use=True,
@@ -82,7 +82,7 @@ class MSD(AbstractDataset):
             name=f"msd_{self._task}",
             title=f"Medical Segmentation Decathlon: {self._json.get('name', self.root.name)}",
             modality="ct" if is_ct else "mri",
-            classes=label_names(self._json["labels"], where=str(self.root / "dataset.json")),
+            targets={"mask": MaskTarget(label_names(self._json["labels"], where=str(self.root / "dataset.json")))},
             input=InputSpec(channels, self._spacing_mm, "RAS", intensity),
         )
 
@@ -96,7 +96,7 @@ class MSD(AbstractDataset):
     def read(self, case: Case) -> RawSample:
         """Read image and mask, both brought to RAS and, if stated, to the spacing."""
         image, mask = (self.root / p for p in case.source)
-        return read_volume_case([image], mask, self.card, where=case.key)
+        return read_volume_case([image], self.card, where=case.key, masks={"mask": mask})
 
     @property
     def _task(self) -> str:

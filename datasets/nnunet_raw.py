@@ -15,6 +15,7 @@ from inflate3d.data.raw.files import case_keys, label_names, read_json, require_
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
+from inflate3d.targets import MaskTarget
 
 _MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
 
@@ -30,10 +31,9 @@ class NnunetRaw(AbstractDataset):
 
     base_card = DatasetCard(
         name="nnunet_raw",
-        kind="volume_segmentation",
+        media="volume",
         title="nnU-Net raw dataset",
         modality="ct or mri",
-        classes=(),
         url="https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md",
         licence="unknown",
         commercial_use=None,
@@ -117,15 +117,16 @@ class NnunetRaw(AbstractDataset):
         images = [
             self.root / f"images{part}" / f"{name}_{i:04d}{self._ending}" for i in range(len(card.input.channels))
         ]
-        return read_volume_case(images, self.root / f"labels{part}" / f"{name}{self._ending}", card, where=case.key)
+        mask = self.root / f"labels{part}" / f"{name}{self._ending}"
+        return read_volume_case(images, card, where=case.key, masks={"mask": mask})
 
     @cached_property
     def _card_without_window(self) -> DatasetCard:
         spec = InputSpec(self._channels, self._spacing_mm, "RAS", Intensity("zscore"))
-        classes = label_names(self._json["labels"], where=str(self.root / "dataset.json"))
+        targets = {"mask": MaskTarget(label_names(self._json["labels"], where=str(self.root / "dataset.json")))}
         modality = self._modality or ("ct" if self._is_ct else "mri")
         title = f"nnU-Net raw dataset {self.root.name}"
-        return replace(self.base_card, title=title, modality=modality, classes=classes, input=spec, **self._said)
+        return replace(self.base_card, title=title, modality=modality, targets=targets, input=spec, **self._said)
 
     @cached_property
     def _channels(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Toy data of all three kinds, made on the fly and learnable in a minute: blobs, shapes, a moving square."""
+"""Toy data made on the fly and learnable in a minute: blobs with masks, shapes, a moving square, several targets."""
 
 # T time, C channel, D H W voxels along z y x
 
@@ -9,8 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inflate3d.contracts import KINDS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, Kind, RawSample, Split
+from inflate3d.contracts import (
+    AbstractDataset,
+    AbstractTarget,
+    Case,
+    DatasetCard,
+    InputSpec,
+    Intensity,
+    RawSample,
+    Split,
+)
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,17 +35,18 @@ class Toy(AbstractDataset):
     """Cases drawn from (seed, split, index), so that case 7 is the same whatever else is made. Nothing is read from
     disk.
 
+    kind: what is made.
     volume_segmentation: a bright ball and a dimmer cube in noise, (1, size, size, size) with a mask.
     volume_classification: one of a ball, a cube and a cross, of random size and place.
     video_classification: a square moving left, right, up or down over `num_frames` frames; no single frame tells which.
+    volume_targets: one shape in noise with three targets: its class, its mask, and its volume in millilitres.
     """
 
     base_card = DatasetCard(
         name="toy",
-        kind="volume_segmentation",
-        title="Toy data made on the fly (any of the three kinds)",
+        media="volume",
+        title="Toy data made on the fly",
         modality="ct, mask or rgb",
-        classes=(),
         url="",
         licence="Apache-2.0",
         commercial_use=True,
@@ -53,8 +64,8 @@ class Toy(AbstractDataset):
         num_frames: int = 16,
         seed: int = 0,
     ) -> None:
-        if kind not in KINDS:
-            raise unknown_name("kind", kind, KINDS, where="toy")
+        if kind not in _MAKERS:
+            raise unknown_name("kind", kind, _MAKERS, where="toy")
         if min(num_train, num_val) < 1:
             raise InputError(f"toy: num_train is {num_train}, num_val {num_val}; both must be at least 1")
         if size < 16 or size % 2 or num_frames < 4:
@@ -72,8 +83,8 @@ class Toy(AbstractDataset):
         """The card of the chosen kind."""
         made = _MAKERS[self.kind]
         name = f"toy_{self.kind.removeprefix('volume_').partition('_')[0]}"
-        facts: dict[str, Any] = {"modality": made.modality, "classes": made.classes, "input": made.input}
-        return replace(self.base_card, name=name, kind=made.kind, title=f"Toy: {made.title}", **facts)
+        facts: dict[str, Any] = {"media": made.media, "modality": made.modality, "targets": made.targets}
+        return replace(self.base_card, name=name, title=f"Toy: {made.title}", input=made.input, **facts)
 
     def cases(self) -> list[Case]:
         """num_train and num_val cases: train_0000, ..., val_0000, ..."""
@@ -86,7 +97,7 @@ class Toy(AbstractDataset):
         generator = np.random.default_rng([self.seed, list(self.counts).index(case.split), case.source])
         made = _MAKERS[self.kind]
         # Classes in turn: every split holds them in equal shares.
-        return made.draw(self, case.source % len(made.classes), generator)
+        return made.draw(self, case.source % made.turns, generator)
 
     def _draw_blobs(self, label: int, generator: np.random.Generator) -> RawSample:
         import numpy as np
@@ -97,11 +108,21 @@ class Toy(AbstractDataset):
         mask = (ball + 2 * cube).astype(np.uint8)
         image = generator.normal(0, 60, mask.shape) + np.array([0.0, 400.0, 200.0])[mask]
         affine = np.eye(4).tolist()
-        return RawSample(image=image.astype(np.int16)[None], mask=mask, spacing_mm=(1.0, 1.0, 1.0), affine=affine)
+        return RawSample(
+            image=image.astype(np.int16)[None], targets={"mask": mask}, spacing_mm=(1.0, 1.0, 1.0), affine=affine
+        )
 
     def _draw_shape(self, label: int, generator: np.random.Generator) -> RawSample:
-        shape = self._shape(_MAKERS[self.kind].classes[label], 1 / 4, 1 / 3, generator)
-        return RawSample(image=shape[None].astype("uint8"), label=label)
+        shape = self._shape(_SHAPES[label], 1 / 4, 1 / 3, generator)
+        return RawSample(image=shape[None].astype("uint8"), targets={"label": label})
+
+    def _draw_all(self, label: int, generator: np.random.Generator) -> RawSample:
+        import numpy as np
+
+        shape = self._shape(_SHAPES[label], 1 / 6, 1 / 3, generator)
+        image = generator.normal(0, 60, shape.shape) + 300 * shape
+        targets = {"shape": label, "mask": shape.astype(np.uint8), "volume": float(shape.sum()) / 1000}
+        return RawSample(image=image.astype(np.int16)[None], targets=targets, spacing_mm=(1.0, 1.0, 1.0))
 
     def _draw_motion(self, label: int, generator: np.random.Generator) -> RawSample:
         import numpy as np
@@ -117,7 +138,7 @@ class Toy(AbstractDataset):
             frame[:] = background
             y, x = (start + 2 * t * step) % path
             frame[y : y + side, x : x + side] = colour
-        return RawSample(video=encode_video(frames, fps=8), label=label)
+        return RawSample(video=encode_video(frames, fps=8), targets={"label": label})
 
     def _shape(self, name: str, least: float, most: float, generator: np.random.Generator) -> np.ndarray:
         """Return where one shape stands, (size, size, size) bool, wholly inside; radius `least` to `most` of size."""
@@ -141,33 +162,52 @@ class Toy(AbstractDataset):
 
 @dataclass(frozen=True)
 class _Made:
-    kind: Kind
+    """turns: cases take so many classes in turn."""
+
+    media: str
     title: str
     modality: str
-    classes: tuple[str, ...]
+    targets: Mapping[str, AbstractTarget]
+    turns: int
     input: InputSpec
     draw: Callable[[Toy, int, np.random.Generator], RawSample]
 
 
+_SHAPES = ("ball", "cube", "cross")
+_CT = InputSpec(("ct",), (1.0, 1.0, 1.0), "RAS", Intensity("window", (-200.0, 600.0)))
 _MAKERS: Mapping[str, _Made] = {
-    made.kind: made
-    for made in (
-        _Made(
-            "volume_segmentation",
-            "a bright ball and a dimmer cube",
-            "ct",
-            ("background", "ball", "cube"),
-            InputSpec(("ct",), (1.0, 1.0, 1.0), "RAS", Intensity("window", (-200.0, 600.0))),
-            Toy._draw_blobs,
-        ),
-        _Made(
-            "volume_classification",
-            "ball, cube or cross",
-            "mask",
-            ("ball", "cube", "cross"),
-            InputSpec(("occupancy",), None, None, Intensity("window", (0.0, 1.0))),
-            Toy._draw_shape,
-        ),
-        _Made("video_classification", "a square that moves", "rgb", tuple(_STEPS), _RGB, Toy._draw_motion),
-    )
+    "volume_segmentation": _Made(
+        "volume",
+        "a bright ball and a dimmer cube",
+        "ct",
+        {"mask": MaskTarget(("background", "ball", "cube"))},
+        3,
+        _CT,
+        Toy._draw_blobs,
+    ),
+    "volume_classification": _Made(
+        "volume",
+        "ball, cube or cross",
+        "mask",
+        {"label": ClassTarget(_SHAPES)},
+        3,
+        InputSpec(("occupancy",), None, None, Intensity("window", (0.0, 1.0))),
+        Toy._draw_shape,
+    ),
+    "video_classification": _Made(
+        "video", "a square that moves", "rgb", {"label": ClassTarget(tuple(_STEPS))}, 4, _RGB, Toy._draw_motion
+    ),
+    "volume_targets": _Made(
+        "volume",
+        "a shape with its class, mask and size",
+        "ct",
+        {
+            "shape": ClassTarget(_SHAPES),
+            "mask": MaskTarget(("background", "shape")),
+            "volume": ValueTarget("ml", low=0.0),
+        },
+        3,
+        _CT,
+        Toy._draw_all,
+    ),
 }

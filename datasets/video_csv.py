@@ -15,6 +15,7 @@ from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, read_table, requ
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
+from inflate3d.targets import ClassTarget
 
 _LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("train.csv", "train.txt", "train_list.txt"),
@@ -47,10 +48,9 @@ class VideoCSV(AbstractDataset):
 
     base_card = DatasetCard(
         name="video_csv",
-        kind="video_classification",
+        media="video",
         title="Videos listed in CSV files",
         modality="rgb",
-        classes=(),
         url="",
         licence="unknown",
         commercial_use=None,
@@ -104,7 +104,8 @@ class VideoCSV(AbstractDataset):
     @property
     def card(self) -> DatasetCard:
         """The card with the classes of the lists."""
-        return replace(self.base_card, title=f"Videos listed in {self.root.name}", classes=self._classes, **self._said)
+        targets = {"label": ClassTarget(self._classes)}
+        return replace(self.base_card, title=f"Videos listed in {self.root.name}", targets=targets, **self._said)
 
     def cases(self) -> list[Case]:
         """Every listed clip, in the lists' order: train, val, test."""
@@ -125,7 +126,7 @@ class VideoCSV(AbstractDataset):
     def read(self, case: Case) -> RawSample:
         """Read the file as it is; InputError if it is absent or no video."""
         path, label = case.source
-        return read_video_case(self.videos / path, label=label, where=case.key)
+        return read_video_case(self.videos / path, where=case.key, targets={"label": label})
 
     @cached_property
     def _clips(self) -> list[_Clip]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, require_folder, 
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
+from inflate3d.targets import ClassTarget
 
 
 class VideoFolder(AbstractDataset):
@@ -27,10 +29,9 @@ class VideoFolder(AbstractDataset):
 
     base_card = DatasetCard(
         name="video_folder",
-        kind="video_classification",
+        media="video",
         title="Videos in a folder a class",
         modality="rgb",
-        classes=(),
         url="",
         licence="unknown",
         commercial_use=None,
@@ -79,8 +80,16 @@ class VideoFolder(AbstractDataset):
     @property
     def card(self) -> DatasetCard:
         """The card; classes are the folders' names, sorted."""
-        classes = tuple(sorted({file.parent.name for file in self._files}))
-        return replace(self.base_card, title=f"Videos of {self.root.name}", classes=classes, **self._said)
+        return replace(
+            self.base_card,
+            title=f"Videos of {self.root.name}",
+            targets={"label": ClassTarget(self._classes)},
+            **self._said,
+        )
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(sorted({file.parent.name for file in self._files}))
 
     def cases(self) -> list[Case]:
         """Every video, sorted by class and name. A key is the file's stem, or CLASS-stem if stems repeat."""
@@ -91,7 +100,7 @@ class VideoFolder(AbstractDataset):
             names = [f"{f.parent.parent.name}-{n}" for f, n in zip(self._files, names, strict=True)]
         keys = case_keys(names, where="video_folder")
         groups = [self._group(s) for s in stems]
-        labels = [self.card.classes.index(f.parent.name) for f in self._files]
+        labels = [self._classes.index(f.parent.name) for f in self._files]
         splits = self._splits(keys, groups, labels)
         rows = zip(keys, self._files, labels, groups, strict=True)
         return [Case(k, splits[k], (str(f.relative_to(self.root)), label), g) for k, f, label, g in rows]
@@ -99,7 +108,7 @@ class VideoFolder(AbstractDataset):
     def read(self, case: Case) -> RawSample:
         """Read the file as it is; InputError if it is no video."""
         path, label = case.source
-        return read_video_case(self.root / path, label=label, where=case.key)
+        return read_video_case(self.root / path, where=case.key, targets={"label": label})
 
     def _list(self, parts: list[str]) -> list[Path]:
         folders = [

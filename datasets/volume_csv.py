@@ -1,4 +1,4 @@
-"""Your own volumes, listed in a CSV: a label a volume (classification) or a mask a volume (segmentation)."""
+"""Your own volumes, listed in a CSV: a label, a mask, numbers, or nothing at all for each."""
 
 from __future__ import annotations
 
@@ -8,31 +8,43 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
+from inflate3d.contracts import (
+    SPLITS,
+    AbstractDataset,
+    AbstractTarget,
+    Case,
+    DatasetCard,
+    InputSpec,
+    Intensity,
+    RawSample,
+)
 from inflate3d.data.raw.files import as_names, case_keys, read_table, require_file, require_folder, stem
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
 
 _COLUMNS = ("image", "label", "mask", "split", "group", "key")
 
 
 class VolumeCSV(AbstractDataset):
-    """A CSV with a header: `image`, then `label` or `mask`, and perhaps `split` (train, val, test), `group`, `key`.
+    """A CSV with a header: `image`, perhaps `label`, `mask` and columns of numbers, and `split` (train, val, test),
+    `group`, `key`.
 
     image: a path relative to root (.nii.gz, .nrrd, .mha, .npy, or a folder with a DICOM series); several channels are
-    separated by ';'. label: a class name. mask: a path to a label map; then `classes` names its labels, background
-    first. A column of groups (patients) keeps each in one split. modality chooses the stem: ct, mri, mask, ...
+    separated by ';'. label: a class name; `classes` gives their order. mask: a path to a label map in every row; then
+    `classes` names its labels, background first. values: columns of numbers with their units, "age:years,score".
+    A label or number whose cell is empty is not known; a table with none of them is unlabelled. A column of groups
+    (patients) keeps each in one split. modality chooses the stem: ct, mri, mask, ...
     Intensities: `window` where given; else ct takes 0.5 to 99.5 % of the values of up to 20 training volumes, mask 0 to
     1, all others a z-score.
     """
 
     base_card = DatasetCard(
         name="volume_csv",
-        kind="volume_classification",
+        media="volume",
         title="Volumes listed in a CSV",
         modality="as you state",
-        classes=(),
         url="",
         licence="unknown",
         commercial_use=None,
@@ -48,6 +60,7 @@ class VolumeCSV(AbstractDataset):
         modality: str,
         csv: str = "cases.csv",
         classes: str | Sequence[str] | None = None,
+        values: str | Sequence[str] | None = None,
         channels: str | Sequence[str] | None = None,
         orientation: str | None = "RAS",
         spacing_mm: Sequence[float] | None = None,
@@ -64,12 +77,12 @@ class VolumeCSV(AbstractDataset):
         weights_may_be_published: bool = False,
     ) -> None:
         self.root = require_folder(root, where="volume_csv", holds=csv)
-        self.file = require_file(
-            self.root / csv, where="volume_csv", holds="a CSV with the columns image and label or mask"
-        )
-        self._rows = read_table(self.file, required=("image",), allowed=_COLUMNS)
-        self._target = self._one_target()
-        self._classes = as_names(classes) or self._classes_of_labels()
+        self.file = require_file(self.root / csv, where="volume_csv", holds="a CSV with the column image")
+        self._units = {n: unit for n, _, unit in (entry.partition(":") for entry in as_names(values))}
+        self._rows = read_table(self.file, required=("image", *self._units), allowed=(*_COLUMNS, *self._units))
+        self._has = {column for column in ("label", "mask") if any(row.get(column) for row in self._rows)}
+        self._classes = as_names(classes)
+        self._check_masks()
         self._channels = as_names(channels)
         self._modality = modality
         self._orientation = orientation
@@ -105,20 +118,31 @@ class VolumeCSV(AbstractDataset):
         names = [r.get("key") or stem(r["image"].split(";")[0]) for r in self._rows]
         keys = case_keys(names, where=self.file.name)
         groups = [r.get("group") or None for r in self._rows]
-        labels = [self._label(r) or 0 for r in self._rows]
+        labels = [self._label_names.index(r["label"]) if r.get("label") else -1 for r in self._rows]
         if any(r.get("split") for r in self._rows):
             splits = {key: self._stated_split(row) for key, row in zip(keys, self._rows, strict=True)}
         else:
             splits = self._rule.assign(keys, groups=[g or k for g, k in zip(groups, keys, strict=True)], labels=labels)
         rows = zip(keys, self._rows, groups, strict=True)
-        return [Case(k, splits[k], (r["image"], r.get("mask"), self._label(r)), g) for k, r, g in rows]
+        return [Case(k, splits[k], (r["image"], r.get("mask"), self._targets(r)), g) for k, r, g in rows]
 
     def read(self, case: Case) -> RawSample:
-        """Read the channels, and the mask or the label."""
-        image, mask, label = case.source
+        """Read the channels, and the mask if there is one."""
+        image, mask, targets = case.source
         images = [self.root / p.strip() for p in image.split(";")]
-        mask_path = self.root / mask if self._target == "mask" else None
-        return read_volume_case(images, mask_path, self._card_without_window, where=case.key, label=label)
+        masks = {"mask": self.root / mask} if mask else {}
+        return read_volume_case(images, self._card_without_window, where=case.key, masks=masks, targets=targets)
+
+    def _targets(self, row: dict[str, str]) -> dict[str, Any]:
+        """Return what a row says beside its mask; None where a cell is empty."""
+        label = {"label": row["label"] or None} if "label" in self._has else {}
+        return {**label, **{name: self._number(row, name) for name in self._units}}
+
+    def _number(self, row: dict[str, str], name: str) -> float | None:
+        try:
+            return float(row[name]) if row[name] else None
+        except ValueError:
+            raise InputError(f"{self.file} {row['image']}: {name} is {row[name]!r}; expected a number") from None
 
     @cached_property
     def _card_without_window(self) -> DatasetCard:
@@ -130,34 +154,39 @@ class VolumeCSV(AbstractDataset):
         orientation = None if all(r["image"].endswith(".npy") for r in self._rows) else self._orientation
         return replace(
             self.base_card,
-            kind="volume_segmentation" if self._target == "mask" else "volume_classification",
             title=f"Volumes of {self.file.name}",
             modality=self._modality,
-            classes=self._classes,
+            targets=self._card_targets(),
             input=InputSpec(channels, self._spacing_mm, orientation, Intensity("zscore")),
             **self._said,
         )
 
-    def _one_target(self) -> str:
-        found = [c for c in ("label", "mask") if all(r.get(c) for r in self._rows)]
-        if len(found) != 1:
-            raise InputError(
-                f"{self.file}: found {found or 'neither'}; fill one column in every row: 'label' or 'mask'"
-            )
-        return found[0]
+    def _card_targets(self) -> dict[str, AbstractTarget]:
+        targets: dict[str, AbstractTarget] = {}
+        if "label" in self._has:
+            targets["label"] = ClassTarget(self._label_names)
+        if "mask" in self._has:
+            targets["mask"] = MaskTarget(self._classes)
+        return targets | {name: ValueTarget(unit) for name, unit in self._units.items()}
 
-    def _classes_of_labels(self) -> tuple[str, ...]:
-        if self._target == "mask":
+    @cached_property
+    def _label_names(self) -> tuple[str, ...]:
+        """The classes of the column `label`: as given, unless they are a mask's; else those found, sorted."""
+        found = {row["label"] for row in self._rows if row.get("label")}
+        if not self._classes or "mask" in self._has:
+            return tuple(sorted(found, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n)))
+        if strange := sorted(found - set(self._classes)):
+            row = next(row for row in self._rows if row.get("label") == strange[0])
+            raise unknown_name("class", strange[0], self._classes, where=f"{self.file.name} {row['image']}")
+        return self._classes
+
+    def _check_masks(self) -> None:
+        if "mask" not in self._has:
+            return
+        if empty := [row["image"] for row in self._rows if not row.get("mask")]:
+            raise InputError(f"{self.file}: no mask for {empty[0]}; fill the column in every row, or leave it out")
+        if not self._classes:
             raise InputError(f"{self.file}: masks need names for their labels; give classes: background,liver,...")
-        names = {r["label"] for r in self._rows}
-        return tuple(sorted(names, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n)))
-
-    def _label(self, row: dict[str, str]) -> int | None:
-        if self._target == "mask":
-            return None
-        if row["label"] not in self._classes:
-            raise unknown_name("class", row["label"], self._classes, where=f"{self.file.name} {row['image']}")
-        return self._classes.index(row["label"])
 
     def _stated_split(self, row: dict[str, str]) -> Any:
         if (split := row.get("split", "")) not in SPLITS:

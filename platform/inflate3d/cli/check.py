@@ -10,8 +10,9 @@ from typing import Any
 from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
-from inflate3d.contracts import DatasetCard
-from inflate3d.data.samples.sample_options import sample_options
+from inflate3d.contracts import DatasetCard, medium_of
+from inflate3d.contracts.task import fit_target
+from inflate3d.data.samples.options import sample_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
@@ -52,7 +53,7 @@ def check_config(config: Config) -> None:
         _check_dataset(config, name)
     cards = {name: _card(config, name) for name in datasets}
     for task, plug_in in plug_ins.items():
-        _check_kinds(config, task, plug_in, cards)
+        _check_targets(config, task, plug_in, cards)
     for name, card in cards.items():
         _check_sample(config, name, card)
         _check_stem(config, name, card)
@@ -156,24 +157,20 @@ def _check_plug_in(config: Config, group: Group, path: tuple[str, ...], *others:
 
 
 def _check_cross_references(config: Config, datasets: dict[str, Any], tasks: dict[str, Any]) -> None:
-    owner: dict[str, str] = {}
+    used: set[str] = set()
     for task in tasks:
         path = ("model", "tasks", task, "init_args", "datasets")
         wanted = config.get(*path)
-        if not isinstance(wanted, list) or not wanted:
+        if not isinstance(wanted, list | dict) or not wanted:
             raise InputError(f"{config.where(*path)} is {wanted!r}; expected a list of names: [{', '.join(datasets)}]")
         for name in wanted:
             if name not in datasets:
                 raise unknown_name(
                     "dataset", str(name), datasets, where=config.where(*path), see="the keys of data.datasets"
                 )
-            if name in owner:
-                raise InputError(
-                    f"{config.where(*path)}: {name!r} belongs to task {owner[name]!r} already; give it to one"
-                )
-            owner[name] = task
+            used.add(name)
     for name in datasets:
-        if name not in owner:
+        if name not in used:
             raise InputError(
                 f"{config.where('data', 'datasets', name)}: no task uses this dataset; "
                 f"name it in a task's datasets, or drop it: --data.datasets.{name} null"
@@ -205,18 +202,17 @@ def _card(config: Config, name: str) -> DatasetCard:
     path = ("data", "datasets", name)
     folder = shard_folder(config, name)
     build = config.get(*path, "build")
-    plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"), "video")
-    if build and "video" in build:
-        from inflate3d.data.samples.reencode import VideoEncoding
-
-        VideoEncoding.from_dict(build["video"], where=config.where(*path, "build", "video"))
+    plug_in = None if build is None else _check_plug_in(config, "datasets", (*path, "build"), "encode")
     try:
         if plug_in is None or isinstance(folder, str) or (folder / "manifest.json").is_file():
             card = Manifest.load(folder).card
             if plug_in is not None and isinstance(folder, Path):
                 check_build_record(folder, build)
             return card
-        return plug_in.load()(**build.get("init_args", {})).card
+        card = plug_in.load()(**build.get("init_args", {})).card
+        if build.get("encode") is not None:
+            medium_of(card).encoding(build["encode"], where="build.encode")
+        return card
     except InputError as error:
         raise InputError(f"{config.where(*path)}: {error}") from None
 
@@ -224,7 +220,7 @@ def _card(config: Config, name: str) -> DatasetCard:
 def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
     """Check the options of a dataset's samples, and that the plan leaves something of them along D."""
     path = ("data", "datasets", name, "sample")
-    options = sample_options(card.kind, config.get(*path, default={}), where=config.where(*path))
+    options = sample_options(card, config.get(*path, default={}), where=config.where(*path))
     plan = config.get("model", "backbone", "plan", default="auto")
     if plan == "auto" or options.input_size is None:
         return
@@ -300,11 +296,22 @@ def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
             raise unknown_name("head", str(head), heads, where=where)
 
 
-def _check_kinds(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:
-    kind = constant(plug_in.class_path, "kind")
-    for name in config.get("model", "tasks", task, "init_args", "datasets"):
-        if kind and cards[name].kind != kind:
-            raise InputError(
-                f"{config.where('model', 'tasks', task)}: {plug_in.class_name} takes datasets of kind {kind!r}; "
-                f"{name!r} is {cards[name].kind!r}. All tasks: platform tasks list"
+def _check_targets(config: Config, task: str, plug_in: PlugIn, cards: dict[str, DatasetCard]) -> None:
+    """Check that each dataset of a task has the medium and the target that it needs."""
+    media: Any = constant(plug_in.class_path, "media") or ()
+    target = constant(plug_in.class_path, "target")
+    path = ("model", "tasks", task, "init_args", "datasets")
+    wanted = config.get(*path)
+    named: dict[str, Any] = wanted if isinstance(wanted, dict) else dict.fromkeys(wanted)
+    for name, given in named.items():
+        try:
+            fit_target(
+                plug_in.class_name,
+                name,
+                cards[name],
+                media=media,
+                target=None if target is None else str(target),
+                given=given,
             )
+        except InputError as error:
+            raise InputError(f"{config.where(*path)}: {error}. All tasks: platform tasks list") from None

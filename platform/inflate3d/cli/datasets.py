@@ -64,9 +64,9 @@ def _print_card(card: DatasetCard) -> None:
     commercial = {True: "yes", False: "no", None: "not stated"}[card.commercial_use]
     rows = {
         "title": card.title,
-        "kind": card.kind,
+        "media": card.media,
         "modality": card.modality,
-        "classes": ", ".join(card.classes) or "read from the files",
+        "targets": "; ".join(f"{name}: {t.describe()}" for name, t in card.targets.items()) or "read from the files",
         "channels": ", ".join(card.input.channels),
         "url": card.url,
         "licence": card.licence,

@@ -14,14 +14,14 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from inflate3d.contracts import Intensity
     from inflate3d.data import Manifest
-    from inflate3d.data.samples.reencode import VideoEncoding
 
 EXAMPLE = """\
 card:
   name: clips
-  kind: video_classification        # or volume_segmentation, volume_classification
+  media: video                      # or volume
   modality: rgb                     # chooses the stem: rgb, ct, mri, mask, ...
-  classes: [jump, run, wave]        # in index order; for segmentation the first is the background
+  targets:                          # what is known of each sample; none: unlabelled
+    label: {type: class_label, names: [jump, run, wave]}      # or multi_label, mask (background first), value
   licence: CC-BY-4.0                # with title, url, citation, commercial_use, weights_may_be_published: optional
   input:                            # optional: channels, spacing_mm, orientation, intensity
     channels: [red, green, blue]
@@ -30,8 +30,8 @@ splits:                             # patterns of the tars' file names; left out
   train: train-*.tar
   val: [val-*.tar, extra-000.tar]
 members:                            # what follows the first dot of a member's name
-  video: mp4                        # image: npy and mask: seg.npy for volumes
-  label: cls                        # a text: class number or class name; or a field of a JSON member, json:label
+  video: mp4                        # of volumes: image: npy; a mask: seg.npy
+  label: cls                        # a text: class number or name, or a number; or a field of a JSON member, json:label
 prefix_keys: false                  # true where the same key stands in several tars: TAR_KEY
 """
 
@@ -129,7 +129,6 @@ def _build(args: argparse.Namespace) -> None:
     from inflate3d.data.shards.parts import Part
 
     part = None if args.part is None else Part.parse(args.part)
-    video = _video_encoding(args)
     dataset = dataset_from_arguments(args.name, args.overrides, command="shards build", own=_OWN)
     workers = min(8, len(os.sched_getaffinity(0))) if args.num_workers is None else args.num_workers
     manifest = build_shards(
@@ -140,7 +139,7 @@ def _build(args: argparse.Namespace) -> None:
         max_samples_per_shard=args.max_samples_per_shard,
         max_bytes_per_shard=args.max_bytes_per_shard,
         part=part,
-        video=video,
+        encode=_encoding(args),
     )
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
@@ -151,11 +150,9 @@ def _build(args: argparse.Namespace) -> None:
     print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
 
 
-def _video_encoding(args: argparse.Namespace) -> VideoEncoding | None:
-    from inflate3d.data.samples.reencode import VideoEncoding
-
+def _encoding(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.video_gop is not None:
-        return VideoEncoding(args.video_gop, args.video_short_side)
+        return {"gop": args.video_gop, "short_side": args.video_short_side}
     if args.video_short_side is not None:
         raise InputError("--video_short_side scales while videos are encoded anew: add --video_gop 12")
     return None
@@ -189,14 +186,14 @@ def _info(args: argparse.Namespace) -> None:
     manifest = Manifest.load(args.folder)
     card = manifest.card
     commercial = {True: "yes", False: "no", None: "unknown"}[card.commercial_use]
-    print(f"{manifest.name}: {card.title}  ({manifest.kind}, digest {manifest.digest})\n")
+    print(f"{manifest.name}: {card.title}  ({card.media}, digest {manifest.digest})\n")
     _print_splits(manifest)
     rows = {
         **_measured(manifest),
         "channels": f"{', '.join(card.input.channels)} ({card.modality})",
         "orientation": card.input.orientation or "none (no anatomy)",
         "intensity": _intensity(card.input.intensity),
-        "classes": ", ".join(f"{name} ({n})" for name, n in manifest.statistics["class_samples"].items()),
+        **{f"target {name}": f"{target.describe()}{_told(manifest, name)}" for name, target in card.targets.items()},
         "licence": f"{card.licence}; commercial use: {commercial}; "
         f"weights may be published: {'yes' if card.weights_may_be_published else 'no'}",
         "url": card.url or "none",
@@ -226,6 +223,13 @@ def _measured(manifest: Manifest) -> dict[str, str]:
         same = texts[0] == texts[2]
         rows[name] = f"{title} {texts[0] if same else f'{texts[0]} to {texts[2]}, median {texts[1]}'}"
     return rows
+
+
+def _told(manifest: Manifest, name: str) -> str:
+    """Return what was measured of a target, as text."""
+    facts = manifest.statistics.get("targets", {}).get(name, {})
+    tables = {k: ", ".join(f"{n} {c}" for n, c in v.items()) if isinstance(v, dict) else v for k, v in facts.items()}
+    return "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in tables.items())
 
 
 def _intensity(intensity: Intensity) -> str:

@@ -44,13 +44,19 @@ def signature(class_path: str) -> Signature | None:
 
 @cache
 def constant(class_path: str, name: str) -> object | None:
-    """Return the value of a class attribute that is written as a plain constant, or None."""
+    """Return the value of a class attribute, its own or a base's: a literal, or the name of a class; else None."""
     found = _find_class(*class_path.rpartition(".")[::2])
-    for statement in found[1].body if found else []:
+    if found is None:
+        return None
+    module, node = found
+    for statement in node.body:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         value = getattr(statement, "value", None)
-        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Constant):
-            return value.value
+        if isinstance(target, ast.Name) and target.id == name and value is not None:
+            return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+    for base in _bases(module, node):
+        if (above := constant(base, name)) is not None:
+            return above
     return None
 
 
@@ -59,7 +65,7 @@ def module_file(module: str) -> Path | None:
     top, *below = module.split(".")
     if (spec := importlib.util.find_spec(top)) is None:
         return None
-    if top == "inflate3d" and below and below[0] in ("datasets", "tasks", "configs"):
+    if top == "inflate3d" and below and below[0] in ("datasets", "tasks", "configs", "media", "targets", "heads"):
         # Sub-packages whose folder lies elsewhere in an editable install.
         spec = importlib.util.find_spec(f"{top}.{below.pop(0)}")
     if spec is None:
@@ -124,9 +130,11 @@ def _of_function(init: ast.FunctionDef) -> Signature:
 
 
 def _of_base(module: str, node: ast.ClassDef) -> Signature | None:
-    for base in node.bases:
-        name = ast.unparse(base)
-        found = _find_class(module, name) if "." not in name else None
-        if found is not None:
-            return signature(f"{found[0]}.{found[1].name}")
-    return None
+    return next((signature(base) for base in _bases(module, node)), None)
+
+
+def _bases(module: str, node: ast.ClassDef) -> list[str]:
+    """Return the full paths of the bases that can be found."""
+    names = [ast.unparse(base) for base in node.bases]
+    found = [_find_class(module, name) for name in names if "." not in name]
+    return [f"{home}.{base.name}" for home, base in (f for f in found if f is not None)]

@@ -19,7 +19,7 @@ class RunSummary(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print datasets, then the net and how long the run is."""
         rows = trainer.datamodule.rows()  # type: ignore[attr-defined]
-        header = ("dataset", "task", "share", "batch", "sample", "train", "val", "test", "kind")
+        header = ("dataset", "task", "share", "batch", "sample", "train", "val", "test", "media")
         print_table(header, [_row(row) for row in rows])
         print(_net(pl_module))
         for warning in one_voxel_warnings(pl_module, rows):
@@ -55,7 +55,7 @@ def one_voxel_warnings(module: Any, rows: list[dict[str, Any]]) -> list[str]:
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
     first = (row["dataset"], row["task"], f"{row['share']:.0%}", row["batch_size"], row["sample"])
-    return (*first, row["train"], row["val"], row["test"], row["kind"])
+    return (*first, row["train"], row["val"], row["test"], row["media"])
 
 
 def _net(module: Any) -> str:

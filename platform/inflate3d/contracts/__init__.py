@@ -16,6 +16,7 @@ from inflate3d.contracts.dataset import Case as Case
 from inflate3d.contracts.dataset import RawSample as RawSample
 from inflate3d.contracts.dataset import Split as Split
 from inflate3d.contracts.medium import AbstractMedium as AbstractMedium
+from inflate3d.contracts.medium import Plane as Plane
 from inflate3d.contracts.medium import SampleOptions as SampleOptions
 from inflate3d.contracts.medium import Stage as Stage
 from inflate3d.contracts.medium import medium_of as medium_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,14 +16,40 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from inflate3d.contracts.card import DatasetCard, InputSpec
 from inflate3d.contracts.dataset import RawSample
 from inflate3d.discover import find
+from inflate3d.errors import InputError
 from inflate3d.sample import Sample, Spacing, Triple
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-Planes = list[tuple[str, "np.ndarray", float]]
-"""What a person sees of a sample: caption, (H, W) grey or (C, H, W) colour, and height over width of a pixel."""
+
+@dataclass(frozen=True)
+class Plane:
+    """One picture that a person is shown of an image (C, D, H, W): the slice at `index` along an axis of D, H, W.
+
+    index None: the brightest voxels along the axis. aspect: height over width of a pixel. is_colour: channels are red,
+    green and blue, and rows grow downwards, as in a frame; else the first channel, rows growing upwards.
+    """
+
+    caption: str
+    axis: int
+    index: int | None
+    aspect: float = 1.0
+    is_colour: bool = False
+
+    def of(self, image_CDHW: np.ndarray) -> np.ndarray:
+        """Return (H, W), or (3, H, W) in colour."""
+        array = image_CDHW[:3] if self.is_colour else image_CDHW[:1]
+        array = array.max(self.axis + 1) if self.index is None else array.take(self.index, axis=self.axis + 1)
+        if not self.is_colour:
+            return array[0]
+        return array if len(array) == 3 else array[:1].repeat(3, axis=0)
+
+    def of_mask(self, mask_DHW: np.ndarray) -> np.ndarray:
+        """Return the same slice of a label map, (H, W)."""
+        assert self.index is not None, "a maximum has no slice"
+        return mask_DHW.take(self.index, axis=self.axis)
 
 
 class SampleOptions(Protocol):
@@ -93,18 +120,25 @@ class AbstractMedium(ABC):
         """Read one case from its files, without targets. InputError names the file and the fault."""
 
     @abstractmethod
-    def planes(self, image_CDHW: np.ndarray, count: int, spacing_mm: Spacing, mask_DHW: Any = None) -> Planes:
-        """Return at most `count` pictures of an image; those that show most of the mask, where there is one."""
+    def planes(
+        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+    ) -> list[Plane]:
+        """Return at most `count` pictures of an image; slices that show most of the mask, where there is one."""
 
     @abstractmethod
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:
         """Return what a raw sample looks like, (C, D, H, W), for a preview; of a video `count` frames."""
 
-    def reencode(self, raw: RawSample, encoding: Mapping[str, Any]) -> RawSample:
-        """Return the sample encoded anew, as `build: {encode: ...}` says. InputError where there is no such thing."""
-        from inflate3d.errors import InputError
+    def encoding(self, values: Any, *, where: str) -> dict[str, Any]:
+        """Return how samples are encoded anew (a config's `build: {encode: ...}`), checked and with its defaults.
 
-        raise InputError(f"{type(self).__name__}: samples are stored as they are; there is nothing to encode anew")
+        Raises InputError where the medium has no such thing.
+        """
+        raise InputError(f"{where}: samples are stored as they are; there is nothing to encode anew. Leave it out")
+
+    def reencode(self, raw: RawSample, encoding: Mapping[str, Any]) -> RawSample:
+        """Return the sample encoded anew, by what `encoding` gave."""
+        raise AssertionError(f"{type(self).__name__} has no encodings")
 
     def suffix_of(self, name: str) -> str | None:
         """Return the longest of `suffixes` that a file's name ends in; None if there is none."""

@@ -80,9 +80,12 @@ class AbstractTask(ABC):
         Raises InputError where a dataset has another medium, no target of the type, or several and none is named.
         """
         self.cards = {name: cards[name] for name in self.datasets}
+        wanted = None if self.target is None else self.target.__name__
         for name, card in self.cards.items():
-            if (chosen := fitting_target(self, name, card, self.target_names.get(name))) is not None:
-                self.target_names[name] = chosen
+            given = self.target_names.get(name)
+            found = fit_target(type(self).__name__, name, card, media=self.media, target=wanted, given=given)
+            if found is not None:
+                self.target_names[name] = found
 
     def target_of(self, dataset: str) -> AbstractTarget:
         """Return what the task's target on this dataset is; `bind` comes first."""
@@ -128,6 +131,35 @@ class AbstractTask(ABC):
         return None
 
 
+def fit_target(
+    task: str, dataset: str, card: DatasetCard, *, media: Sequence[str], target: str | None, given: str | None
+) -> str | None:
+    """Return the name of the target that a task takes of a dataset; None for a task that needs no labels.
+
+    target: the name of the class that the task needs; given: the target's name, where a config says it. Raises
+    InputError where the medium is another, no target is of the class, or several are and none is named.
+    """
+    if media and card.media not in media:
+        raise InputError(f"{task} takes {' or '.join(media)}; dataset {dataset!r} holds {card.media}")
+    if target is None:
+        return None
+    fitting = [n for n, t in card.targets.items() if target in (c.__name__ for c in type(t).__mro__)]
+    told = "; ".join(f"{n}: {t.describe()}" for n, t in card.targets.items()) or "none"
+    if given is not None:
+        card.target(given)
+        if given not in fitting:
+            raise InputError(f"{task} needs a {target}; {given!r} of dataset {dataset!r} is none. Its targets: {told}")
+        return given
+    if not fitting:
+        raise InputError(f"{task} needs a {target}; targets of dataset {dataset!r}: {told}")
+    if len(fitting) > 1:
+        raise InputError(
+            f"{task} needs a {target}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
+            f"datasets: {{{dataset}: {fitting[0]}}}"
+        )
+    return fitting[0]
+
+
 class SupervisedTask(AbstractTask):
     """Encode, head, loss: a task whose head on each dataset answers for one target."""
 
@@ -171,33 +203,3 @@ class SupervisedTask(AbstractTask):
     def predict(self, encoder: Encoder, batch: Batch) -> Prediction:
         """Return the head's answer, as people read the target."""
         return self.target_of(batch.dataset).answer(self.logits(encoder, batch))
-
-
-def fitting_target(
-    task: AbstractTask | type[AbstractTask], dataset: str, card: DatasetCard, named: str | None
-) -> str | None:
-    """Return which target of a dataset a task takes; None: it needs none. named: what `datasets` says.
-
-    task: an object or its class. InputError where the dataset has another medium, no target of the type, or several and
-    none is named.
-    """
-    title = task.__name__ if isinstance(task, type) else type(task).__name__
-    if task.media and card.media not in task.media:
-        raise InputError(f"dataset {dataset!r} holds {card.media}; {title} takes {' or '.join(task.media)}")
-    if task.target is None:
-        return None
-    wanted = f"{title} needs a target of type {task.target.type_name()}"
-    if named is not None:
-        if not isinstance(card.target(named), task.target):
-            raise InputError(f"{wanted}; target {named!r} of dataset {dataset!r} is {card.target(named).describe()}")
-        return named
-    fitting = [name for name, target in card.targets.items() if isinstance(target, task.target)]
-    if not fitting:
-        told = "; ".join(f"{name}: {target.describe()}" for name, target in card.targets.items()) or "none"
-        raise InputError(f"{wanted}; dataset {dataset!r} has {told}")
-    if len(fitting) > 1:
-        raise InputError(
-            f"{wanted}; dataset {dataset!r} has {len(fitting)}: {', '.join(fitting)}. Name one: "
-            f"datasets: {{{dataset}: {fitting[0]}}}"
-        )
-    return fitting[0]

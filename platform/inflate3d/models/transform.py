@@ -50,8 +50,8 @@ class InputTransform:
         self.spec, self.num_channels, self.intensity = dict(spec), len(spec["channels"]), intensity
         self._normalise = Normalise(intensity, self.num_channels, where="input contract")
         modality = spec.get("modality", "rgb")
-        # A 2D net's contract states no kind: its RGB images become frames.
-        self.is_clip = spec["kind"] == "video_classification" if "kind" in spec else modality == "rgb"
+        # A 2D net's contract states no medium: its RGB images become frames.
+        self.is_clip = spec["media"] == "video" if "media" in spec else modality == "rgb"
         self.sample: Mapping[str, Any] = spec.get("sample") or {}
         self._is_training = is_training
         self._augment = _augmentation(modality, is_clip=self.is_clip) if is_training else None
@@ -162,7 +162,7 @@ def _augmentation(modality: str, *, is_clip: bool) -> Any:
         video = VideoAugment("augment/video.yaml")
         return lambda x: video(torch.from_numpy(x.copy()).transpose(0, 1), seed=seed()).transpose(0, 1).numpy()
     volume = VolumeAugment(_AUGMENT.get(modality, "augment/small_volume.yaml"))
-    return lambda image: volume(image, None, affine=np.eye(4), seed=seed())[0]
+    return lambda image: volume(image, {}, affine=np.eye(4), seed=seed())[0]
 
 
 def _needs(module: str) -> Any:

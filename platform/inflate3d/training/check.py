@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inflate3d.contracts import AbstractTask, DatasetCard, SupervisedTask
-from inflate3d.contracts.task import fitting_target
+from inflate3d.contracts.task import fit_target
 from inflate3d.errors import InputError, unknown_name
 
 
@@ -42,12 +42,15 @@ def task_problems(
 ) -> list[Problem]:
     """Return what is wrong between one task (an object, or its class) and what it says under `datasets`."""
     named: Mapping[str, str] = datasets if isinstance(datasets, Mapping) else {}
+    title = task.__name__ if isinstance(task, type) else type(task).__name__
+    wanted = None if task.target is None else task.target.__name__
     found = []
     for dataset in datasets:
         try:
             if dataset not in cards:
                 raise unknown_name("dataset", dataset, cards, see="the keys of data.datasets")
-            fitting_target(task, dataset, cards[dataset], named.get(dataset))
+            given = named.get(dataset)
+            fit_target(title, dataset, cards[dataset], media=task.media, target=wanted, given=given)
         except InputError as fault:
             found.append(Problem(("model", "tasks", name, "init_args", "datasets"), str(fault)))
     return found

@@ -20,8 +20,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from inflate3d.contracts import Split
-from inflate3d.data.samples.sample_options import SegmentationSample, sample_options
-from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import GB, ShardCache
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.shards.manifest_change import describe_change, snapshot
@@ -46,17 +46,19 @@ class DatasetConfig:
     """One dataset of a run; its shards are in <root>/<name>.
 
     batch_size: the global micro-batch, all ranks together. weight: share of the mixture. sample: what one sample is
-    (inflate3d.data.samples.sample_options). augment: list of transforms, or the YAML file that holds one. build:
-    {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
-    `video: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
-    eval_batch_size: default batch_size, but 1 for segmentation, whose whole volumes differ in shape. max_eval_samples:
-    evenly spaced ones of the split.
+    (inflate3d.data.samples.options). augment: list of transforms, or the YAML file that holds one. views: in training,
+    several views of each sample by name ({global: {}, local: {sample: {...}, augment: ...}}), each with what differs.
+    build: {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
+    `encode: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
+    eval_batch_size: default batch_size, but 1 where evaluation sees whole volumes, which differ in shape.
+    max_eval_samples: evenly spaced ones of the split.
     """
 
     batch_size: int
     weight: float = 1.0
     sample: dict[str, Any] = field(default_factory=dict)
     augment: str | list[dict[str, Any]] | None = None
+    views: dict[str, dict[str, Any]] | None = None
     build: dict[str, Any] | None = None
     eval_batch_size: int | None = None
     max_eval_samples: int | None = None
@@ -116,7 +118,7 @@ class DataModule(pl.LightningDataModule):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.window_shards = window_shards
         self.max_broken = max_broken
-        self.task_of: dict[str, str] = {}
+        self.tasks_of: dict[str, list[str]] = {}
         self.consumed = 0
 
     # ------------------------------------------------------------------------------------------------- before loading
@@ -130,13 +132,10 @@ class DataModule(pl.LightningDataModule):
             if (folder / MANIFEST_FILE).is_file():
                 check_build_record(folder, config.build)
             else:
-                from inflate3d.data.samples.reencode import VideoEncoding
                 from inflate3d.data.shards.writer import build_shards
 
                 dataset = find("datasets", config.build["class_path"]).load()
-                video = config.build.get("video")
-                encoding = video and VideoEncoding.from_dict(video, where=f"data.datasets.{name}.build.video")
-                build_shards(dataset(**config.build.get("init_args", {})), folder, video=encoding)
+                build_shards(dataset(**config.build.get("init_args", {})), folder, encode=config.build.get("encode"))
                 write_build_record(folder, config.build)
 
     def shards_of(self, name: str) -> Path | str:
@@ -152,7 +151,7 @@ class DataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the manifests and check every dataset's `sample` against them, before any weight is loaded."""
         for name, manifest in self.manifests.items():
-            sample_options(manifest.card.kind, self.datasets[name].sample, where=f"data.datasets.{name}.sample")
+            sample_options(manifest.card, self.datasets[name].sample, where=f"data.datasets.{name}.sample")
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
@@ -170,21 +169,21 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
-        """The training patch (D, H, W) of each segmentation dataset: the window that slides over whole volumes."""
-        options = {n: sample_options(m.card.kind, self.datasets[n].sample) for n, m in self.manifests.items()}
-        return {name: o.patch_size for name, o in options.items() if isinstance(o, SegmentationSample)}
+        """The window (D, H, W) that slides over whole samples in evaluation, of each dataset that has one."""
+        options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
+        return {name: o.window for name, o in options.items() if o.window is not None}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row a dataset, for the table before the first step: kind, task, share, samples, shapes."""
+        """Return one row a dataset, for the table before the first step: media, tasks, share, samples, shapes."""
         rows = []
         for name, manifest in self.manifests.items():
             config = self.datasets[name]
-            size = sample_options(manifest.card.kind, config.sample).input_size
+            size = sample_options(manifest.card, config.sample).input_size
             rows.append(
                 {
                     "dataset": name,
-                    "task": self.task_of.get(name, ""),
-                    "kind": manifest.kind,
+                    "task": "+".join(self.tasks_of.get(name, [])),
+                    "media": manifest.card.media,
                     "share": self.mixture.shares[name],
                     "batch_size": config.batch_size,
                     "sample": "as stored" if size is None else "x".join(map(str, size)),
@@ -278,17 +277,23 @@ class DataModule(pl.LightningDataModule):
             raise InputError(
                 f"{where}: no sample in split {split!r} of {self.shards_of(name)}; drop it: --{where} null"
             )
-        one = manifest.kind == "volume_segmentation"
+        one = name in self.windows  # whole volumes
         return Source(
             name=name,
-            task=self.task_of.get(name, ""),
             reader=ShardReader(self.shards_of(name), manifest, split, self.cache),
             order=SampleOrder(
                 [entry.samples for entry in manifest.entries(split)],
                 mix(self.seed, "order", name),
                 window_shards=self.window_shards,
             ),
-            stage=make_stage(manifest.card, config.sample, training=training, augment=config.augment, where=where),
+            stage=make_stage(
+                manifest.card,
+                config.sample,
+                training=training,
+                augment=config.augment,
+                views=config.views,
+                where=where,
+            ),
             batch_size=config.batch_size if training else config.eval_batch_size or (1 if one else config.batch_size),
             max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from inflate3d.contracts import RawSample
 from inflate3d.errors import InputError
 
 
-def read_video_case(path: Path, *, label: int, where: str) -> RawSample:
+def read_video_case(path: Path, *, where: str, targets: Mapping[str, Any] | None = None) -> RawSample:
     """Return the file's bytes as they are, and its suffix; InputError names a file that is absent or no video.
 
     The shard writer decodes the last frame of every clip, so that one cut short is refused there.
@@ -25,7 +27,7 @@ def read_video_case(path: Path, *, label: int, where: str) -> RawSample:
         probe_video(content)
     except InputError as error:
         raise InputError(f"{where}: {path.name}: {error}") from error
-    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), label=label)
+    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), targets=dict(targets or {}))
 
 
 def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +16,22 @@ from inflate3d.sample import Spacing
 
 
 def read_volume_case(
-    images: Sequence[Path], mask: Path | None, card: DatasetCard, *, where: str, label: int | None = None
+    images: Sequence[Path],
+    card: DatasetCard,
+    *,
+    where: str,
+    masks: Mapping[str, Path] | None = None,
+    targets: Mapping[str, Any] | None = None,
 ) -> RawSample:
-    """Read one case in the card's orientation and spacing: its channel files stacked along C, and its mask.
+    """Read one case in the card's orientation and spacing: its channel files stacked along C, and its masks.
 
-    InputError if a file is broken, the channels' number is not the card's, shapes or places differ, or a mask label has
-    no class; the message names the file.
+    masks: files of per_voxel targets, by name. targets: values of the others. InputError if a file is broken, the
+    channels' number is not the card's, shapes or places differ, or a mask label has no class; it names the file.
     """
     from inflate3d.data.raw.readers import check_pair, read_volume
 
     spec = card.input
-    for file in [*images, *([mask] if mask is not None else [])]:
+    for file in [*images, *(masks or {}).values()]:
         if not file.exists():
             raise InputError(f"{where}: no file {str(file)!r}; the case is listed, its file is missing")
     volumes = [read_volume(f, orientation=spec.orientation, spacing_mm=spec.spacing_mm) for f in images]
@@ -43,12 +49,12 @@ def read_volume_case(
         raise InputError(
             f"{where}: {images[0].name} gives {len(image)} channels; expected {len(spec.channels)} ({names})"
         )
-    sample = RawSample(image=image, label=label, spacing_mm=volumes[0].spacing_mm, affine=volumes[0].affine)
-    if mask is not None:
-        found = read_volume(mask, orientation=spec.orientation, spacing_mm=spec.spacing_mm, is_mask=True)
-        check_pair(volumes[0], found, card.classes, where=where)
-        sample.mask = found.array[0]
-    return sample
+    values = dict(targets or {})
+    for name, file in (masks or {}).items():
+        found = read_volume(file, orientation=spec.orientation, spacing_mm=spec.spacing_mm, is_mask=True)
+        check_pair(volumes[0], found, card.targets[name].names, where=where)
+        values[name] = found.array[0]
+    return RawSample(image=image, targets=values, spacing_mm=volumes[0].spacing_mm, affine=volumes[0].affine)
 
 
 def measure_window(
@@ -69,9 +75,7 @@ def measure_window(
         except InputError:
             continue
         assert sample.image is not None
-        inside = (
-            sample.mask > 0 if sample.mask is not None and sample.mask.any() else np.ones(sample.image.shape[1:], bool)
-        )
+        inside = _foreground(sample, dataset.card)
         voxels = sample.image[:, inside].ravel()
         taken.append(voxels[:: max(1, len(voxels) // most_voxels)].astype(np.float64))
     low, high = np.percentile(np.concatenate(taken), [0.5, 99.5]).tolist() if taken else (0.0, 0.0)
@@ -81,6 +85,13 @@ def measure_window(
             f"intensity window ({low:g} to {high:g}); mend the files or state window: [low, high]"
         )
     return low, high
+
+
+def _foreground(sample: RawSample, card: DatasetCard) -> np.ndarray:
+    """Return where the first per_voxel target is not 0, (D, H, W) bool; everywhere if there is none, or it is all 0."""
+    assert sample.image is not None
+    mask = next((sample.targets.get(name) for name, target in card.targets.items() if target.per_voxel), None)
+    return mask > 0 if mask is not None and mask.any() else np.ones(sample.image.shape[1:], bool)
 
 
 def as_spacing(value: Sequence[float] | None, *, where: str) -> Spacing | None:

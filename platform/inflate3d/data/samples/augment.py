@@ -24,14 +24,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from inflate3d.contracts import Kind
 from inflate3d.errors import InputError, unknown_name
 
 AugmentSpec = str | Sequence[Mapping[str, Any]]
 
 
 class VolumeAugment:
-    """TorchIO transforms on an image and, moved along with it, a mask."""
+    """TorchIO transforms on an image and, moved along with it, its masks."""
 
     def __init__(self, spec: AugmentSpec, *, where: str = "augment") -> None:
         """Build the transforms. Raises InputError for an unknown file, transform or argument."""
@@ -42,22 +41,23 @@ class VolumeAugment:
         self.transforms = [_build(item, known, where, {"copy": False}) for item in read_spec(spec, where=where)]
 
     def __call__(
-        self, image_CDHW: Tensor, mask_DHW: Tensor | None, *, affine: np.ndarray, seed: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the augmented image and mask. affine: 4x4, (W, H, D) voxel indices to RAS+ millimetres."""
+        self, image_CDHW: Tensor, masks: Mapping[str, Tensor], *, affine: np.ndarray, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the augmented image and masks (D, H, W), by name.
+
+        affine: 4x4, (W, H, D) voxel indices to RAS+ millimetres.
+        """
         import torchio
 
         images: dict[str, Any] = {"image": torchio.ScalarImage(tensor=swap_axes(image_CDHW), affine=affine)}
-        if mask_DHW is not None:
-            images["mask"] = torchio.LabelMap(tensor=swap_axes(mask_DHW[None]), affine=affine)
+        images |= {n: torchio.LabelMap(tensor=swap_axes(mask[None]), affine=affine) for n, mask in masks.items()}
         subject: Any = torchio.Subject(**images)
         with seeded(seed):
             for transform in self.transforms:
                 subject = transform(subject)
         image = swap_axes(subject["image"].data).float()
-        if mask_DHW is None:
-            return image, None
-        return image, swap_axes(subject["mask"].data)[0].to(mask_DHW.dtype)  # resampled labels come back as float
+        # Resampled labels come back as float.
+        return image, {name: swap_axes(subject[name].data)[0].to(mask.dtype) for name, mask in masks.items()}
 
 
 class VideoAugment:
@@ -82,15 +82,6 @@ class VideoAugment:
                 f"the card's intensity is applied after the augmentation"
             )
         return clip_TCHW
-
-
-def build_augment(
-    kind: Kind, spec: AugmentSpec | None, *, where: str = "augment"
-) -> VolumeAugment | VideoAugment | None:
-    """Return the augmentation for a kind of dataset, or None where the spec is empty."""
-    if not spec:
-        return None
-    return VideoAugment(spec, where=where) if kind == "video_classification" else VolumeAugment(spec, where=where)
 
 
 def swap_axes(array_CDHW: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import numpy as np
 
 from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data.samples.chunked import ChunkError
+from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.index import ShardIndex
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
-from inflate3d.data.shards.members import VIDEO_SUFFIXES, encode_sample
+from inflate3d.data.shards.members import byte_members, check_members, encode_sample
 from inflate3d.data.shards.reader import RawMembers, ShardReader, read_index
 from inflate3d.data.shards.tar_index import index_tar
 from inflate3d.data.shards.tar_mapping import TarMapping
@@ -119,12 +120,17 @@ def _check_sample(raw: RawMembers, card: DatasetCard) -> None:
     """Put the decoded sample through the checks that it passed when it was built."""
     sample = raw.decode()
     record = sample.get("json", {})
+    check_members(raw.key, sample, card)
+    targets = {
+        name: _whole(sample[name]) if target.per_voxel else stored_value(record, name)
+        for name, target in card.targets.items()
+    }
     built_from = RawSample(
         image=_whole(sample.get("image")),
-        mask=_whole(sample.get("mask")),
         video=sample.get("video"),
-        video_suffix=next((s for s in raw.members if s in VIDEO_SUFFIXES), "none"),
-        **{name: record.get(name) for name in ("label", "spacing_mm", "affine")},
+        video_suffix=next((s for s in raw.members if s in byte_members()), "none"),
+        targets=targets,
+        **{name: record.get(name) for name in ("spacing_mm", "affine")},
     )
     encode_sample(built_from, card, key=raw.key)
 

@@ -19,8 +19,10 @@ from inflate3d.errors import InputError
 from inflate3d.files import write_whole
 from inflate3d.remote.folder import RemoteFolder, is_remote
 
-MANIFEST_FORMAT = "inflate3d-shards/1"
+MANIFEST_FORMAT, FIRST_FORMAT = "inflate3d-shards/2", "inflate3d-shards/1"
 MANIFEST_FILE = "manifest.json"
+_REPEATED = ("name", "media", "targets", "input")
+_REPEATED_FIRST = ("name", "kind", "classes", "input")
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,6 @@ class Manifest:
         return self.card.name
 
     @property
-    def kind(self) -> str:
-        return self.card.kind
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.card.classes
-
-    @property
     def input(self) -> InputSpec:
         return self.card.input
 
@@ -83,12 +77,12 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as plain JSON values. Name, kind, classes and input repeat the card."""
+        """Return the manifest as plain JSON values. Name, media, targets and input repeat the card."""
         card = self.card.to_dict()
         indexed = {} if self.mapping is None else {"tars": self.tars, "mapping": self.mapping}
         return {
             "format": MANIFEST_FORMAT,
-            **{name: card[name] for name in ("name", "kind", "classes", "input")},
+            **{name: card[name] for name in _REPEATED},
             **indexed,
             "card": card,
             "statistics": self.statistics,
@@ -99,17 +93,22 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: str) -> Manifest:
         """Read a manifest back from JSON values; InputError names `where` and the key that is wrong."""
-        if data.get("format") != MANIFEST_FORMAT:
-            raise InputError(f"{where}: format is {data.get('format')!r}; this version reads {MANIFEST_FORMAT!r}")
+        if data.get("format") not in (MANIFEST_FORMAT, FIRST_FORMAT):
+            known = f"{MANIFEST_FORMAT!r} and {FIRST_FORMAT!r}"
+            raise InputError(f"{where}: format is {data.get('format')!r}; this version reads {known}")
         try:
             shards = tuple(_entry(s) for s in data["shards"])
             card = DatasetCard.from_dict(data["card"])
+            statistics = dict(data["statistics"])
+            if data["format"] == FIRST_FORMAT and "class_samples" in statistics:
+                samples = {"class_samples": statistics.pop("class_samples")}
+                statistics["targets"] = {name: samples for name in card.targets}
             indexed = _told_tars(data.get("tars"), where), data.get("mapping")
-            manifest = cls(card, shards, tuple(data["rejects"]), dict(data["statistics"]), *indexed)
+            manifest = cls(card, shards, tuple(data["rejects"]), statistics, *indexed)
         except (KeyError, TypeError, AttributeError) as fault:
             raise InputError(f"{where}: key missing or of a wrong type: {fault}. Build the shards again") from fault
-        for name in ("name", "kind", "classes", "input"):
-            if json.dumps(data.get(name)) != json.dumps(manifest.card.to_dict()[name]):
+        for name in _REPEATED if data["format"] == MANIFEST_FORMAT else _REPEATED_FIRST:
+            if json.dumps(data.get(name)) != json.dumps(data["card"].get(name)):
                 raise InputError(f"{where}: {name!r} differs from the card's; it was edited. Build the shards again")
         return manifest
 

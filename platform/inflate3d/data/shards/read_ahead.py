@@ -12,9 +12,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from inflate3d.contracts import AbstractDataset, Case, DatasetCard
-from inflate3d.data.samples.reencode import SUFFIX, VideoEncoding, reencode
+from inflate3d.contracts import AbstractDataset, Case, DatasetCard, medium_of
 from inflate3d.data.shards.members import CHUNK_FROM_BYTES, encode_sample
 from inflate3d.errors import InputError
 
@@ -47,10 +47,10 @@ class ReadAhead:
     """Encodes cases in order, up to two a worker ahead of who takes them; 0 workers: in this process, none ahead."""
 
     def __init__(
-        self, dataset: AbstractDataset, card: DatasetCard, num_workers: int, video: VideoEncoding | None = None
+        self, dataset: AbstractDataset, card: DatasetCard, num_workers: int, encoding: dict[str, Any] | None = None
     ) -> None:
-        """video: how every video is encoded anew; None keeps the files as they are."""
-        self._what, self._window = (dataset, card, video), 2 * num_workers
+        """encoding: how every sample is encoded anew (AbstractMedium.encoding); None keeps them as they are."""
+        self._what, self._window = (dataset, card, encoding), 2 * num_workers
         self._cases: Sequence[Case] = ()
         self._position = 0
         self._ahead: deque[Future[Outcome]] = deque()
@@ -96,11 +96,11 @@ class ReadAhead:
             raise
 
 
-def _encode(dataset: AbstractDataset, card: DatasetCard, video: VideoEncoding | None, case: Case) -> Outcome:
+def _encode(dataset: AbstractDataset, card: DatasetCard, encoding: dict[str, Any] | None, case: Case) -> Outcome:
     try:
         raw = dataset.read(case)
-        if video is not None and raw.video is not None:
-            raw.video, raw.video_suffix = reencode(raw.video, video), SUFFIX
+        if encoding is not None:
+            raw = medium_of(card).reencode(raw, encoding)
         members = encode_sample(raw, card, key=case.key, group=case.group, chunk_from=CHUNK_FROM_BYTES)
     except InputError as fault:
         return Rejected(case.key, _from_raw_folder(str(fault), dataset))
@@ -119,12 +119,12 @@ def _from_raw_folder(reason: str, dataset: AbstractDataset) -> str:
     return reason
 
 
-_in_worker: tuple[AbstractDataset, DatasetCard, VideoEncoding | None]
+_in_worker: tuple[AbstractDataset, DatasetCard, dict[str, Any] | None]
 
 
-def _start_worker(dataset: AbstractDataset, card: DatasetCard, video: VideoEncoding | None) -> None:
+def _start_worker(dataset: AbstractDataset, card: DatasetCard, encoding: dict[str, Any] | None) -> None:
     global _in_worker
-    _in_worker = (dataset, card, video)
+    _in_worker = (dataset, card, encoding)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

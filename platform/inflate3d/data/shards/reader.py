@@ -22,6 +22,7 @@ from inflate3d.data.shards.members import as_stored
 from inflate3d.data.shards.members import decode_members as decode_members
 from inflate3d.errors import InputError
 from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.sample import IMAGE
 
 T = TypeVar("T")
 _OPEN_SHARDS = 80  # more than the default window of the order, else each sample would open its shard anew
@@ -45,11 +46,12 @@ class RawMembers:
     foreign: bool = False
 
     def decode(self) -> dict[str, Any]:
-        """Return {"image", "mask", "video", "json"}, with what the sample has; BrokenSample if a member is damaged."""
+        """Return {"image", "video", "json", TARGET...}, what the sample has; BrokenSample if a member is damaged."""
         try:
             decoded = decode_members(self.members)
             if self.foreign:
-                decoded |= {name: as_stored(decoded[name], name) for name in ("image", "mask") if name in decoded}
+                arrays = {n: a for n, a in decoded.items() if isinstance(a, np.ndarray)}
+                decoded |= {name: as_stored(array, is_image=name == IMAGE) for name, array in arrays.items()}
             return decoded
         except (ValueError, EOFError, RecursionError) as fault:
             raise BrokenSample(f"sample {self.key!r}: {fault}") from fault

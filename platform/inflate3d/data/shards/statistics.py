@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 
@@ -18,7 +18,7 @@ def measure_shards(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Return statistics of the train split (of all samples if it is empty), from at most 10,000 evenly spaced ones.
 
     {"samples_measured", "shape": {"min", "median", "max"} of (C, D, H, W), "spacing_mm": likewise (z, y, x),
-    "intensity": medians over volumes of p0.5, median, p99.5, mean and std, "class_samples": samples by class name}.
+    "intensity": medians over volumes of p0.5, median, p99.5, mean and std, "targets": of each, what its type tells}.
     """
     split = "train" if manifest.num_samples("train") else None
     records = _records(ShardReader(folder, manifest, split))
@@ -30,7 +30,10 @@ def measure_shards(folder: Path, manifest: Manifest) -> dict[str, Any]:
     if "intensity" in records[0]:
         names = records[0]["intensity"]
         statistics["intensity"] = {n: float(np.median([r["intensity"][n] for r in records])) for n in names}
-    statistics["class_samples"] = _class_samples(records, manifest.classes)
+    statistics["targets"] = {
+        name: target.summarise([_told(record, name, per_voxel=target.per_voxel) for record in records])
+        for name, target in manifest.card.targets.items()
+    }
     return statistics
 
 
@@ -41,12 +44,5 @@ def _records(reader: ShardReader) -> list[dict[str, Any]]:
     return [reader.record(int(s), int(g - starts[s])) for s, g in zip(shards, chosen, strict=True)]
 
 
-def _class_samples(records: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, int]:
-    """Return how many samples show each class: by label, or by the voxels of a mask."""
-    counts: Counter[int] = Counter()
-    for record in records:
-        if "label_voxels" in record:
-            counts.update(i for i, voxels in enumerate(record["label_voxels"]) if voxels)
-        else:
-            counts[record["label"]] += 1
-    return {name: counts[i] for i, name in enumerate(classes)}
+def _told(record: dict[str, Any], name: str, *, per_voxel: bool) -> Any:
+    return record.get("measured", {}).get(name) if per_voxel else stored_value(record, name)

@@ -13,24 +13,27 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from inflate3d.contracts import SPLITS, RawSample
+from inflate3d.contracts import SPLITS, AbstractTarget, RawSample, medium_of
 from inflate3d.data.shards.build_progress import BuildProgress
 from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored, decode_members, encode_sample
 from inflate3d.data.shards.statistics import measure_shards
-from inflate3d.data.shards.tar_mapping import TarMapping
+from inflate3d.data.shards.tar_mapping import TarMapping, is_array
 from inflate3d.data.shards.tar_walk import Found, TarWalk
 from inflate3d.data.shards.writer import locked_folder, reject_message, shard_entry
-from inflate3d.errors import InputError, close_names
+from inflate3d.errors import InputError, close_names, unknown_name
 from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.sample import IMAGE
 
 
 def index_tars(
@@ -161,22 +164,26 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[list[Member], str]:
     """Return the places of a sample's members, under the names that shards give them, and its JSON record."""
+    card, medium = mapping.card, medium_of(mapping.card)
     places: list[Member] = []
     content: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for meaning, text in mapping.members.items():
-        if meaning not in ("image", "mask", "video"):
-            continue
-        found = _member(members, text, meaning)
-        suffix = text.rpartition(".")[2] if meaning == "video" else f"{meaning}.npy"
-        content[suffix] = found.content
-        places.append(Member(suffix, found.offset, len(found.content), member_hash(found.content)))
-    decoded: dict[str, Any] = {n: as_stored(a, n) if n != "video" else a for n, a in decode_members(content).items()}
-    video_suffix = next((p.suffix for p in places if "npy" not in p.suffix), "none")
-    values = {n: _value(members, mapping.members[n], n) for n in ("spacing_mm", "affine") if n in mapping.members}
-    raw = RawSample(**decoded, video_suffix=video_suffix, **values)
-    if "label" in mapping.members:
-        raw.label = _label(_value(members, mapping.members["label"], "label"), mapping.card.classes)
-    record = encode_sample(raw, mapping.card, key=key)["json"]
+        if is_array(meaning, card) or meaning in medium.byte_members.values():
+            found = _member(members, text, meaning)
+            suffix = f"{meaning}.npy" if is_array(meaning, card) else text.rpartition(".")[2]
+            content[suffix] = found.content
+            places.append(Member(suffix, found.offset, len(found.content), member_hash(found.content)))
+        else:
+            values[meaning] = _value(members, text, meaning)
+    decoded: dict[str, Any] = decode_members(content)
+    decoded |= {n: as_stored(a, is_image=n == IMAGE) for n, a in decoded.items() if isinstance(a, np.ndarray)}
+    targets = {name: decoded.pop(name, None) for name in card.targets}
+    targets |= {name: _target_value(card.targets[name], name, v) for name, v in values.items() if name in card.targets}
+    fields = {name: value for name, value in values.items() if name in medium.fields}
+    suffix = next((s for s in content if s in medium.byte_members), "none")
+    raw = RawSample(**decoded, video_suffix=suffix, targets=targets, **fields)
+    record = encode_sample(raw, card, key=key)["json"]
     return sorted(places, key=lambda p: p.offset), record.decode()
 
 
@@ -201,16 +208,14 @@ def _value(members: dict[str, Found], text: str, meaning: str) -> Any:
     return value
 
 
-def _label(value: Any, classes: Sequence[str]) -> int:
-    """Return a class index from a number, its digits, or a class name."""
-    if isinstance(value, str) and value in classes:
-        return classes.index(value)
-    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(classes):
-        close = close_names(str(value), classes)
-        hint = f"; close names: {', '.join(close)}" if close else ""
-        raise InputError(f"label is {value!r}; allowed: 0 to {len(classes) - 1}, or a class name{hint}")
+def _target_value(target: AbstractTarget, name: str, value: Any) -> Any:
+    """Return what a text or a JSON field says of a target: a number's digits are the number."""
+    if isinstance(value, str) and value not in target.names:
+        for number in (int, float):
+            with suppress(ValueError):
+                return number(value)
+        if target.names:
+            raise unknown_name("class", value, target.names, where=name)
     return value
 
 

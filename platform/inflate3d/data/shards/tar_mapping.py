@@ -11,26 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from inflate3d.contracts import KINDS, SPLITS, DatasetCard, InputSpec, Intensity
-from inflate3d.data.shards.members import KEY_PATTERN, VIDEO_SUFFIXES
+from inflate3d.contracts import SPLITS, DatasetCard, InputSpec, Intensity, medium_of
+from inflate3d.contracts.card import from_first_format
+from inflate3d.data.shards.members import KEY_PATTERN, byte_members
+from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
-# Of each kind: what must be mapped, and what may be. Fields are read from a JSON member, files are members themselves.
-_NEEDED = {
-    "video_classification": (("video", "label"), ()),
-    "volume_segmentation": (("image", "mask"), ("spacing_mm", "affine")),
-    "volume_classification": (("image", "label"), ("spacing_mm", "affine")),
-}
 _CARD_DEFAULTS: dict[str, Any] = {
     "url": "",
     "licence": "unknown",
     "commercial_use": None,
     "weights_may_be_published": False,
     "citation": "",
-}
-_RGB = {
-    "channels": ["red", "green", "blue"],
-    "intensity": {"mode": "window", "window": [0, 255], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
 }
 
 
@@ -51,7 +43,7 @@ class TarMapping:
         """
         _check_keys(data, [f.name for f in fields(cls)], where)
         card = _card(_section(data, "card", where), f"{where}: card")
-        members = _members(_section(data, "members", where), card.kind, f"{where}: members")
+        members = _members(_section(data, "members", where), card, f"{where}: members")
         splits = _splits(data.get("splits") or {}, f"{where}: splits")
         if not isinstance(prefix := data.get("prefix_keys", False), bool):
             raise InputError(f"{where}: prefix_keys is {prefix!r}; allowed: true, false")
@@ -59,7 +51,8 @@ class TarMapping:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping as plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        plain = {"card": self.card.to_dict(), **{f.name: getattr(self, f.name) for f in fields(self)[1:]}}
+        return json.loads(json.dumps(plain))
 
     @property
     def digest(self) -> str:
@@ -100,28 +93,49 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 
 def _card(data: Mapping[str, Any], where: str) -> DatasetCard:
+    if "kind" in data:  # as mappings said it before media and targets: kind and classes
+        _check_names(data.get("classes"), f"{where}.classes")
+        data = from_first_format(data)
     _check_keys(data, [f.name for f in fields(DatasetCard)], where)
-    for name in ("name", "kind", "modality"):
+    for name in ("name", "media", "modality"):
         if not isinstance(data.get(name), str):
             raise InputError(f"{where}.{name} is {data.get(name)!r}; expected a text")
     if not KEY_PATTERN.fullmatch(data["name"]):
         raise InputError(f"{where}.name is {data['name']!r}; allowed: letters, digits, '_' and '-'")
-    if data["kind"] not in KINDS:
-        raise unknown_name("kind", data["kind"], KINDS, where=f"{where}.kind")
-    classes = data.get("classes")
-    is_names = isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes)
-    if not is_names or len(set(classes)) != len(classes) or len(classes) < 2:  # type: ignore[arg-type]
-        raise InputError(f"{where}.classes is {classes!r}; expected at least two different names")
+    if data["media"] not in (media := plug_ins("media")):
+        raise unknown_name("medium", data["media"], media, where=f"{where}.media")
     for name in ("commercial_use", "weights_may_be_published"):
         if data.get(name) not in (True, False, None):
             raise InputError(f"{where}.{name} is {data[name]!r}; allowed: true, false")
-    spec = dict(_RGB if data["kind"] == "video_classification" else {})
     given = data.get("input") or {}
     if not isinstance(given, Mapping):
         raise InputError(f"{where}.input is {given!r}; expected keys: {', '.join(f.name for f in fields(InputSpec))}")
-    spec |= given
+    spec = {**asdict(media[data["media"]].load().input), **given}
     _check_input(spec, f"{where}.input")
-    return DatasetCard.from_dict({**_CARD_DEFAULTS, "title": data["name"], **data, "input": spec})
+    targets = _targets(data.get("targets") or {}, f"{where}.targets")
+    try:
+        said = {**_CARD_DEFAULTS, "title": data["name"], **data}
+        return DatasetCard.from_dict({**said, "targets": targets, "input": spec})
+    except InputError as fault:
+        raise InputError(f"{where}: {str(fault).removeprefix('dataset card: ')}") from None
+
+
+def _targets(data: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where} is {data!r}; expected NAME: {{type: ..., ...}} for each")
+    for name, target in data.items():
+        if not isinstance(target, Mapping) or not isinstance(target.get("type"), str):
+            types = ", ".join(plug_ins("targets"))
+            raise InputError(f"{where}.{name} is {target!r}; expected {{type: ..., ...}} with a type of {types}")
+        if "names" in target:
+            _check_names(target["names"], f"{where}.{name}.names")
+    return data
+
+
+def _check_names(names: Any, where: str) -> None:
+    is_names = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not is_names or len(set(names)) != len(names) or len(names) < 2:
+        raise InputError(f"{where} is {names!r}; expected at least two different names")
 
 
 def _check_input(spec: Mapping[str, Any], where: str) -> None:
@@ -158,30 +172,38 @@ def _is_numbers(value: Any, lengths: Sequence[int]) -> bool:
     return numbers and len(value) in lengths
 
 
-def _members(data: Mapping[str, Any], kind: str, where: str) -> dict[str, str]:
-    needed, optional = _NEEDED[kind]
-    _check_keys(data, [*needed, *optional], f"{where} (of a {kind})")
+def _members(data: Mapping[str, Any], card: DatasetCard, where: str) -> dict[str, str]:
+    medium = medium_of(card)
+    own = [*medium.array_members, *dict.fromkeys(medium.byte_members.values())]
+    needed = [*own, *card.targets]
+    _check_keys(data, [*needed, *medium.fields], f"{where} (of {card.media} with {', '.join(card.targets) or 'none'})")
     if missing := [name for name in needed if name not in data]:
-        raise InputError(f"{where}: {', '.join(missing)} missing; a {kind} needs {', '.join(needed)}")
+        raise InputError(f"{where}: {', '.join(missing)} missing; needed: {', '.join(needed)}")
     members = {}
     for name, value in data.items():
         if not isinstance(value, str) or not value.strip(". "):
             raise InputError(f"{where}.{name} is {value!r}; expected what follows the first dot of a member's name")
-        members[name] = _checked_member(name, value.strip(". "), f"{where}.{name} is {value!r}")
+        members[name] = _checked_member(name, value.strip(". "), card, f"{where}.{name} is {value!r}")
     return members
 
 
-def _checked_member(name: str, value: str, told: str) -> str:
+def is_array(name: str, card: DatasetCard) -> bool:
+    """Whether what a member means is an array: the medium's own, or a target that is per voxel."""
+    return name in medium_of(card).array_members or (name in card.targets and card.targets[name].per_voxel)
+
+
+def _checked_member(name: str, value: str, card: DatasetCard, told: str) -> str:
     suffix, colon, at = value.partition(":")
     suffix, last = suffix.lower(), suffix.lower().rpartition(".")[2]
-    if name in ("image", "mask") and (colon or last != "npy"):
+    medium = medium_of(card)
+    if is_array(name, card) and (colon or last != "npy"):
         raise InputError(
             f"{told}; allowed: a member that ends in npy. Other formats have no fast access to a part of them: unpack "
             "the tars and build shards (platform datasets list)"
         )
-    if name == "video" and (colon or last not in VIDEO_SUFFIXES):
-        raise InputError(f"{told}; allowed: a member that ends in {', '.join(VIDEO_SUFFIXES)}")
-    if name in ("spacing_mm", "affine") and not (colon and at):
+    if name in medium.byte_members.values() and (colon or byte_members().get(last) != name):
+        raise InputError(f"{told}; allowed: a member that ends in {', '.join(medium.byte_members)}")
+    if name in medium.fields and not (colon and at):
         raise InputError(f"{told}; expected a field of a JSON member, such as json:{name}")
     if colon and (not at or last != "json"):
         raise InputError(f"{told}; a field is written json:FIELD or json:FIELD.SUBFIELD, in a member that ends in json")

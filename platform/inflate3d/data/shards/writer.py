@@ -22,8 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard
-from inflate3d.data.samples.reencode import VideoEncoding
+from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, medium_of
 from inflate3d.data.shards.build_progress import BuildProgress
 from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry
@@ -58,12 +57,12 @@ def build_shards(
     progress: bool = True,
     cases: Sequence[Case] | None = None,
     part: Part | None = None,
-    video: VideoEncoding | None = None,
+    encode: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write a dataset (or only `cases` of it) as shards under `output` and return the manifest.
 
-    part: only that part of the cases, into a folder of its own under `output`; merge_parts joins them. video: encode
-    every video anew, so that clips are reached fast; None keeps the files.
+    part: only that part of the cases, into a folder of its own under `output`; merge_parts joins them. encode: how the
+    medium encodes every sample anew, such as {"gop": 12} of videos; None keeps the files.
 
     Cases that raise InputError are left out and listed in the manifest with the reason; with more than `max_rejects`
     of them the build ends in an InputError that lists them, and writes no manifest. InputError as well: a folder that
@@ -72,17 +71,16 @@ def build_shards(
     if min(max_samples_per_shard, max_bytes_per_shard) < 1 or min(num_workers, max_rejects) < 0:
         raise InputError("max_samples_per_shard and max_bytes_per_shard begin at 1, num_workers and max_rejects at 0")
     card = dataset.card
-    if video is not None and card.kind != "video_classification":
-        raise InputError(f"{card.name}: is a {card.kind}; there is no video to encode anew")
+    encoding = None if encode is None else medium_of(card).encoding(encode, where=f"{card.name}: encode")
     cases = _checked_cases(list(dataset.cases() if cases is None else cases), card.name)
     limits = ShardLimits(max_samples_per_shard, max_bytes_per_shard)
     output = Path(output)
-    digest = _build_digest(dataset, card, cases, limits, video)
+    digest = _build_digest(dataset, card, cases, limits, encoding)
     if part is not None:
         output, cases = part.folder(output), part.take(cases)
     with (
         locked_folder(output),
-        ReadAhead(dataset, card, min(num_workers, len(cases) // 8), video) as ahead,
+        ReadAhead(dataset, card, min(num_workers, len(cases) // 8), encoding) as ahead,
         BuildProgress(len(cases), progress) as bar,
     ):
         builder = _Builder(output, digest, limits, ahead, bar)
@@ -252,7 +250,11 @@ def _checked_cases(cases: list[Case], name: str) -> list[Case]:
 
 
 def _build_digest(
-    dataset: AbstractDataset, card: DatasetCard, cases: list[Case], limits: ShardLimits, video: VideoEncoding | None
+    dataset: AbstractDataset,
+    card: DatasetCard,
+    cases: list[Case],
+    limits: ShardLimits,
+    encoding: dict[str, Any] | None,
 ) -> str:
     """Return what tells one build from another: card, the dataset's plain settings, cases with what they say, limits.
 
@@ -261,7 +263,7 @@ def _build_digest(
     plain = (str, int, float, bool, tuple, list, type(None))
     settings = {k: _said(v) for k, v in sorted(vars(dataset).items()) if not k.startswith("_") and isinstance(v, plain)}
     what = [MANIFEST_FORMAT, type(dataset).__qualname__, card.to_dict(), settings, limits.samples, limits.bytes]
-    what += [] if video is None else [asdict(video)]
+    what += [] if encoding is None else [encoding]
     digest = hashlib.sha256(json.dumps(what, default=str).encode())
     for case in cases:
         source = None if _is_its_number(case) else _said(case.source)

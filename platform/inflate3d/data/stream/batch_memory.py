@@ -12,18 +12,18 @@ import itertools
 import math
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from inflate3d.sample import Batch
+from inflate3d.sample import Batch, Sample
 
 _ALIGN = 64
-_NO_TENSORS: dict[str, Any] = {"image": None, "target": None, "spacing_mm": None}
-Shape = tuple[int, ...]
+_SPACING = "spacing_mm"
 
 
 class BatchMemory:
@@ -39,11 +39,12 @@ class BatchMemory:
     def __setstate__(self, _: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def take(self, image: Shape, target: Shape) -> BatchPlace:
-        """Return the place for a batch of these shapes (B, ...), free to be written."""
+    def take(self, batch_size: int, like: Sample) -> BatchPlace:
+        """Return the place for so many samples of one's shapes and types, free to be written."""
         if self._process != os.getpid():  # a fork's blocks are its parent's
             self.__init__()  # type: ignore[misc]
-        size = _layout(image, target)[-1]
+        fields = _fields(batch_size, like)
+        size = _layout(fields)[-1]
         free = [block for block in self._blocks if not block[0]]
         block = min((b for b in free if len(b) >= size), key=len, default=None)
         if block is None:  # what is too small is given up
@@ -51,26 +52,39 @@ class BatchMemory:
             block = _new_block(size)
             self._blocks.append(block)
         block[0] = 1
-        return BatchPlace(block, image, target)
+        return BatchPlace(block, fields)
+
+
+class Field(NamedTuple):
+    """One tensor of a batch: of its `views` or `targets`, by name, or its spacing_mm."""
+
+    part: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class BatchPlace:
-    """A block and where in it lie image float32, target int64 and spacing_mm float32 of a batch."""
+    """A block and where in it the tensors of a batch lie."""
 
-    def __init__(self, block: Tensor, image: Shape, target: Shape) -> None:
-        self.block, self.image, self.target = block, image, target
+    def __init__(self, block: Tensor, fields: list[Field]) -> None:
+        self.block, self.fields = block, fields
 
-    def tensors(self, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image, target and spacing_mm (B, 3), views of the block (or of `memory`, the same bytes)."""
+    def tensors(self, memory: Tensor | None = None) -> dict[str, Any]:
+        """Return {"views", "targets": tensors by name, "spacing_mm": (B, 3)}, views of the block (or of `memory`)."""
         memory = self.block if memory is None else memory
-        starts = _layout(self.image, self.target)
-        shapes = (self.image, self.target, (self.image[0], 3))
-        types = (torch.float32, torch.int64, torch.float32)
-        image, target, spacing_mm = (
-            memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-            for start, shape, dtype in zip(starts, shapes, types, strict=False)
-        )
-        return image, target, spacing_mm
+        found: dict[str, Any] = {"views": {}, "targets": {}}
+        for start, field in zip(_layout(self.fields), self.fields, strict=False):
+            tensor = memory[start : start + field.nbytes].view(field.dtype).view(field.shape)
+            if field.part == _SPACING:
+                found[_SPACING] = tensor
+            else:
+                found[field.part][field.name] = tensor
+        return found
 
     def lend(self, batch: Batch) -> Any:
         """Return the batch for its reader; in a worker, something that is unpickled as the batch."""
@@ -79,15 +93,15 @@ class BatchPlace:
     def _lent(self, batch: Batch) -> Batch:
         owner = self.block.numpy()  # an object that every tensor over it keeps alive
         weakref.finalize(owner, _give_back, self.block, os.getpid()).atexit = False
-        image, target, spacing_mm = self.tensors(torch.from_numpy(owner))
-        return replace(batch, image=image, target=target, spacing_mm=spacing_mm)
+        return replace(batch, **self.tensors(torch.from_numpy(owner)))
 
 
 class _OnItsWay:
     """A batch in a worker; it unpickles as a Batch whose tensors are views of the one block."""
 
     def __init__(self, place: BatchPlace, batch: Batch) -> None:
-        self.place, self.batch = place, replace(batch, **_NO_TENSORS)
+        nothing: dict[str, Any] = {"views": {}, "targets": {}, _SPACING: None}
+        self.place, self.batch = place, replace(batch, **nothing)
 
     def __reduce__(self) -> Any:
         return BatchPlace._lent, (self.place, self.batch)
@@ -98,9 +112,16 @@ def _give_back(block: Tensor, process: int) -> None:
         block[0] = 0
 
 
-def _layout(image: Shape, target: Shape) -> list[int]:
-    """Return where image, target and spacing_mm begin, and where they end."""
-    sizes = (_ALIGN, 4 * math.prod(image), 8 * math.prod(target), 12 * image[0])
+def _fields(batch_size: int, like: Sample) -> list[Field]:
+    parts = [("views", name, tensor) for name, tensor in like.views.items()]
+    parts += [("targets", name, tensor) for name, tensor in like.targets.items()]
+    fields = [Field(part, name, (batch_size, *tensor.shape), tensor.dtype) for part, name, tensor in parts]
+    return [*fields, Field(_SPACING, _SPACING, (batch_size, 3), torch.float32)]
+
+
+def _layout(fields: Sequence[Field]) -> list[int]:
+    """Return where each tensor begins, and where the last one ends."""
+    sizes = (_ALIGN, *(field.nbytes for field in fields))
     return list(itertools.accumulate(-(-size // _ALIGN) * _ALIGN for size in sizes))
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from inflate3d.contracts import Stage
 from inflate3d.data.samples.chunked import ChunkError
-from inflate3d.data.samples.stages import Stage
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batch_memory import BatchMemory
 from inflate3d.data.stream.mixture import Mixture
@@ -48,7 +48,6 @@ class Source:
     """
 
     name: str
-    task: str
     reader: ShardReader
     order: SampleOrder
     stage: Stage
@@ -183,25 +182,30 @@ def collate(makers: Sequence[Callable[..., Sample]], source: Source, memory: Bat
     All but the first sample, which tells the shape, are made there (`out`). Raises StreamError if shapes differ.
     """
     first = makers[0]()
-    shape, target_shape = ((len(makers), *getattr(part, "shape", ())) for part in (first.image, first.target))
-    place = memory.take(shape, target_shape)
-    image, target, spacing_mm = place.tensors()
-    spacings, keys = [], []
+    place = memory.take(len(makers), first)
+    tensors = place.tensors()
+    views, spacings, keys = tensors["views"], [], []
+    main = next(iter(views))
     for i, make in enumerate(makers):
-        sample = make(out=image[i]) if i else first
-        if sample.image.shape != image.shape[1:]:
-            raise StreamError(
-                f"dataset {source.name!r}: sample {sample.key!r} is {tuple(sample.image.shape)} along (C, D, H, W), "
-                f"others of its batch {tuple(image.shape[1:])}. "
-                f"Set data.datasets.{source.name}.sample.size, or batch_size 1"
-            )
-        if sample.image.data_ptr() != image[i].data_ptr():
-            image[i] = sample.image
-        target[i] = sample.target
+        sample = make(out=views[main][i]) if i else first
+        for name, view in sample.views.items():
+            if view.shape != views[name].shape[1:]:
+                raise StreamError(_unlike(source, sample, name, tuple(view.shape), tuple(views[name].shape[1:])))
+            if view.data_ptr() != views[name][i].data_ptr():
+                views[name][i] = view
+        for name, value in sample.targets.items():
+            tensors["targets"][name][i] = value
         spacings.append(sample.spacing_mm)
         keys.append(sample.key)
-    spacing_mm[:] = torch.tensor(spacings)
-    return place.lend(Batch(image, target, keys, source.name, source.task, spacing_mm, micro_batch))
+    tensors["spacing_mm"][:] = torch.tensor(spacings)
+    return place.lend(Batch(keys=keys, dataset=source.name, micro_batch=micro_batch, **tensors))
+
+
+def _unlike(source: Source, sample: Sample, view: str, shape: tuple[int, ...], others: tuple[int, ...]) -> str:
+    return (
+        f"dataset {source.name!r}: {view} of sample {sample.key!r} is {shape} along (C, D, H, W), others of its batch "
+        f"{others}. Set data.datasets.{source.name}.sample.size, or batch_size 1"
+    )
 
 
 def _parts(numbers: np.ndarray, size: int) -> list[np.ndarray]:

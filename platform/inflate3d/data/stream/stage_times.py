@@ -108,7 +108,7 @@ def _make(source: Source, epoch: int, shard: int, index: int, clock: _Clock) -> 
 
 def _wrap(stage: Any, clock: _Clock) -> None:
     """Time the parts of a stage that are objects of their own."""
-    inner = getattr(stage, "stage", stage)
-    for name in ("decode", "normalise", "augment"):
-        if (part := getattr(inner, name, None)) is not None:
-            setattr(inner, name, clock.timed(name, part))
+    for inner in getattr(stage, "stages", {"": stage}).values():
+        for name in ("decode", "normalise", "augment"):
+            if (part := getattr(inner, name, None)) is not None:
+                setattr(inner, name, clock.timed(name, part))

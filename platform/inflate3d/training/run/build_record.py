@@ -48,7 +48,7 @@ def _settings(build: Mapping[str, Any]) -> dict[str, Any]:
     flat = {
         "class_path": find("datasets", build["class_path"]).class_path,
         **build.get("init_args", {}),
-        **({"video": build["video"]} if build.get("video") else {}),
+        **({"encode": build["encode"]} if build.get("encode") else {}),
     }
     return json.loads(json.dumps(flat, default=str))  # type: ignore[no-any-return]
 

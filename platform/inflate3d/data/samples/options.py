@@ -1,4 +1,4 @@
-"""What a config may say of one sample of each kind: sizes, how it is cut, how a clip is taken.
+"""What a config may say of one sample of each medium: sizes, how it is cut, how a clip is taken.
 
 These are the keys of `data.datasets.<name>.sample`. No torch here: the command checks them before it imports any.
 """
@@ -9,52 +9,44 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from inflate3d.contracts import Kind
+from inflate3d.contracts import DatasetCard, medium_of
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Triple
 
 
 @dataclass(frozen=True)
-class SegmentationSample:
-    """Training cuts patches; evaluation gives whole volumes, padded to at least one patch.
-
-    patch_size: (D, H, W) in voxels. foreground: share of the patches that hold a voxel of a class drawn among the
-    foreground classes; the others lie anywhere.
-    """
-
-    patch_size: Triple
-    foreground: float = 0.33
-
-    def __post_init__(self) -> None:
-        _set(self, "patch_size", _triple("patch_size", self.patch_size))
-        _number("foreground", self.foreground, low=0, high=1)
-
-    @property
-    def input_size(self) -> Triple | None:
-        """(D, H, W) that the net sees in training."""
-        return self.patch_size
-
-
-@dataclass(frozen=True)
 class VolumeSample:
-    """A whole volume with one label.
+    """One of two ways to make samples of volumes, and of what is known of their voxels.
 
-    size: crop or pad to (D, H, W) (training: random crop; evaluation: centre); None keeps the stored shape, which must
+    Patches: `patch_size` (D, H, W); training cuts patches, evaluation gives whole volumes, padded to at least one
+    patch, and answers in windows of that size. foreground: share of the patches that hold a voxel of a class drawn
+    among the foreground classes of the first mask, where there is one; the others lie anywhere.
+    Whole: crop or pad to `size` (training: random crop; evaluation: centre); null keeps the stored shape, which must
     then be one for all. resize: after that, interpolate to (D, H, W).
     """
 
+    patch_size: Triple | None = None
+    foreground: float = 0.33
     size: Triple | None = None
     resize: Triple | None = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize"):
+        for name in ("patch_size", "size", "resize"):
             if getattr(self, name) is not None:
                 _set(self, name, _triple(name, getattr(self, name)))
+        _number("foreground", self.foreground, low=0, high=1)
+        if self.patch_size is not None and (self.size is not None or self.resize is not None):
+            raise InputError("patch_size cuts patches, size and resize take whole volumes; give one or the other")
 
     @property
     def input_size(self) -> Triple | None:
-        """(D, H, W) that the net sees; None where only the shards know."""
-        return self.resize or self.size
+        """(D, H, W) that the net sees in training; None where only the shards know."""
+        return self.patch_size or self.resize or self.size
+
+    @property
+    def window(self) -> Triple | None:
+        """(D, H, W) of the windows in which evaluation answers for whole volumes; None: they go through whole."""
+        return self.patch_size
 
 
 @dataclass(frozen=True)
@@ -94,32 +86,32 @@ class VideoSample:
         """(D, H, W) that the net sees."""
         return (self.num_frames, self.crop_size, self.crop_size)
 
-
-SampleOptions = SegmentationSample | VolumeSample | VideoSample
-OPTIONS: dict[Kind, type[SampleOptions]] = {
-    "video_classification": VideoSample,
-    "volume_segmentation": SegmentationSample,
-    "volume_classification": VolumeSample,
-}
+    @property
+    def window(self) -> Triple | None:
+        """None: a clip goes through whole."""
+        return None
 
 
-def sample_options(kind: Kind, options: Mapping[str, Any], *, where: str = "sample") -> SampleOptions:
-    """Return the checked options for a kind of dataset; InputError begins with `where` and names the key."""
-    cls = OPTIONS[kind]
+def sample_options(card: DatasetCard, options: Mapping[str, Any], *, where: str = "sample") -> Any:
+    """Return the checked options of a card's medium (see contracts.SampleOptions).
+
+    InputError begins with `where` and names the key.
+    """
+    cls = medium_of(card).options
     known = {f.name: f for f in fields(cls)}
     for name in options:
         if name not in known:
             raise unknown_name("key", name, known, where=f"{where}.{name}")
     missing = [name for name, f in known.items() if f.default is MISSING and name not in options]
     if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing; {kind} needs it. Keys: {', '.join(known)}")
+        raise InputError(f"{where}: {', '.join(missing)} missing; {card.media} needs it. Keys: {', '.join(known)}")
     try:
         return cls(**options)
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from None
 
 
-def _set(options: SampleOptions, name: str, value: Any) -> None:
+def _set(options: Any, name: str, value: Any) -> None:
     object.__setattr__(options, name, value)  # the dataclass is frozen; this is its construction
 
 

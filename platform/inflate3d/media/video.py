@@ -1,0 +1,112 @@
+"""Videos: compressed files, of which the frames of a clip are decoded as (3, T, H, W)."""
+
+# C channel, T frames, H W pixels.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from inflate3d.contracts import AbstractMedium, DatasetCard, InputSpec, Intensity, Plane, RawSample, Stage
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, stem
+from inflate3d.data.samples.options import VideoSample
+from inflate3d.data.samples.record import is_number, is_whole
+from inflate3d.errors import InputError
+from inflate3d.sample import Spacing
+
+
+class Video(AbstractMedium):
+    """Clips in colour; what is known of a video is known of the whole."""
+
+    options = VideoSample
+    suffixes = VIDEO_SUFFIXES
+    byte_members: ClassVar[Mapping[str, str]] = {suffix[1:]: "video" for suffix in VIDEO_SUFFIXES}
+    # Mean and standard deviation of ImageNet, what most 2D weights were trained with.
+    input = InputSpec(
+        ("red", "green", "blue"),
+        intensity=Intensity("window", (0.0, 255.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    )
+
+    def encode(self, raw: RawSample, card: DatasetCard) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the file's bytes by its suffix, and its frames, rate and size; the last frame must decode."""
+        from inflate3d.data.samples.frames import decode_frames, probe_video
+
+        suffix = raw.video_suffix.lower().lstrip(".")
+        if raw.video is None or suffix not in self.byte_members:
+            raise InputError(f"no video, or suffix {suffix!r} is not one of {', '.join(self.byte_members)}")
+        _check_targets(card)
+        info = probe_video(raw.video)
+        decode_frames(raw.video, [info.num_frames - 1])
+        facts = {
+            "shape": [3, info.num_frames, info.height, info.width],
+            "spacing_mm": [1.0 / info.fps, 1.0, 1.0],
+            "affine": None,
+            "num_frames": info.num_frames,
+            "fps": info.fps,
+        }
+        return {suffix: raw.video}, facts
+
+    def check(self, members: Mapping[str, Any], record: Mapping[str, Any], card: DatasetCard) -> None:
+        """Refuse a sample without a video, or without its number of frames and their rate."""
+        _check_targets(card)
+        if "video" not in members:
+            raise InputError("has no video member")
+        frames, fps = record.get("num_frames"), record.get("fps")
+        if not is_whole(frames, 1, 2**31) or not is_number(fps) or not 0 < fps < 1e6:  # type: ignore[operator]
+            raise InputError(f"num_frames is {frames!r} and fps {fps!r}; expected numbers above 0")
+
+    def stage(
+        self, options: VideoSample, card: DatasetCard, *, training: bool, augment: Any = None, where: str = "data"
+    ) -> Stage:
+        """Return the stage of clips."""
+        from inflate3d.data.samples.video_stage import VideoStage
+
+        return VideoStage(options, card, training=training, augment=augment, where=where)
+
+    def files_of(self, files: Sequence[Path], card: DatasetCard) -> list[tuple[str, tuple[Path, ...]]]:
+        """Return a case a file."""
+        return [(stem(file, self.suffixes), (file,)) for file in files]
+
+    def read(self, files: Sequence[Path], card: DatasetCard, *, where: str) -> RawSample:
+        """Read the file as it is."""
+        from inflate3d.data.raw.videos import read_video_case
+
+        return read_video_case(files[0], where=where)
+
+    def planes(
+        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+    ) -> list[Plane]:
+        """Return frames, evenly spaced."""
+        frames = np.linspace(0, image_CDHW.shape[1] - 1, count).round().astype(int).tolist()
+        return [Plane(f"frame {t}", 0, t, is_colour=True) for t in frames]
+
+    def raw_image(self, raw: RawSample, count: int) -> np.ndarray:
+        """Return `count` frames, evenly spaced over the video."""
+        from inflate3d.data.samples.frames import decode_frames, probe_video
+
+        assert raw.video is not None, "a raw sample of a video holds one"
+        frames = np.linspace(0, probe_video(raw.video).num_frames - 1, count).round().astype(int).tolist()
+        return decode_frames(raw.video, frames).transpose(3, 0, 1, 2)
+
+    def encoding(self, values: Any, *, where: str) -> dict[str, Any]:
+        """Return gop, short_side and crf (see VideoEncoding)."""
+        from inflate3d.data.samples.reencode import VideoEncoding
+
+        return asdict(VideoEncoding.from_dict(values, where=where))
+
+    def reencode(self, raw: RawSample, encoding: Mapping[str, Any]) -> RawSample:
+        """Return the video as h264 with a key frame every few frames."""
+        from inflate3d.data.samples.reencode import SUFFIX, VideoEncoding, reencode
+
+        assert raw.video is not None, "a raw sample of a video holds one"
+        return replace(raw, video=reencode(raw.video, VideoEncoding(**encoding)), video_suffix=SUFFIX)
+
+
+def _check_targets(card: DatasetCard) -> None:
+    for name, target in card.targets.items():
+        if target.per_voxel:
+            raise InputError(f"target {name!r} is {target.describe()}; a compressed video has no grid for it")

@@ -57,4 +57,4 @@ class Regression(SupervisedTask):
         from inflate3d.nn.metrics import ValueErrors
         from torchmetrics import MetricCollection
 
-        return MetricCollection({"errors": ValueErrors()})
+        return MetricCollection({"r2": ValueErrors()})

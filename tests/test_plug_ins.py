@@ -61,9 +61,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_lists_show_the_plug_ins(installed: dict[str, str], tmp_path: Path) -> None:
     assert "Masked volume modelling" in platform(installed, tmp_path, "tasks", "list")
-    assert "NIfTI volumes without any labels" in " ".join(platform(installed, tmp_path, "datasets", "list").split()) or (
-        "A folder of NIfTI volumes without any labels" in platform(installed, tmp_path, "datasets", "list")
-    )
+    assert "NIfTI volumes without any labels" in " ".join(
+        platform(installed, tmp_path, "datasets", "list").split()
+    ) or ("A folder of NIfTI volumes without any labels" in platform(installed, tmp_path, "datasets", "list"))
 
 
 def test_fit_trains_an_unlabelled_dataset_by_a_task_without_labels_and_goes_on(
@@ -99,7 +99,14 @@ def test_the_contract_tests_walk_the_plug_ins(installed: dict[str, str]) -> None
         timeout=500,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "masked_volume" in subprocess.run(
-        [*command, "--collect-only", "-k", "masked_volume", files[0]],
-        cwd=ROOT, env=installed, capture_output=True, encoding="utf-8", timeout=500,
-    ).stdout
+    assert (
+        "masked_volume"
+        in subprocess.run(
+            [*command, "--collect-only", "-k", "masked_volume", files[0]],
+            cwd=ROOT,
+            env=installed,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=500,
+        ).stdout
+    )

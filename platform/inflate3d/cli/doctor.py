@@ -110,12 +110,14 @@ def _print_first_batches(data: DataModule) -> None:
         batch = stream.batch(number)
         seen.add(batch.dataset)
         low, middle, high = (float(v) for v in (batch.image.min(), batch.image.mean(), batch.image.max()))
-        shape, target = ("x".join(map(str, t.shape)) for t in (batch.image, batch.target))
-        row = (batch.dataset, shape, f"{low:.2f} / {middle:.2f} / {high:.2f}", target, ", ".join(batch.keys[:3]))
-        rows.append(row)
+        shape = "x".join(map(str, batch.image.shape))
+        targets = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in batch.targets.items())
+        rows.append(
+            (batch.dataset, shape, f"{low:.2f} / {middle:.2f} / {high:.2f}", targets, ", ".join(batch.keys[:3]))
+        )
         if len(seen) == len(data.datasets):
             break
-    print_table(("first batch of", "image", "min / mean / max", "target", "keys"), rows)
+    print_table(("first batch of", "image", "min / mean / max", "targets", "keys"), rows)
     print()
 
 

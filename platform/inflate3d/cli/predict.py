@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.evaluation.prediction.inputs import families
+    from inflate3d.evaluation.prediction.inputs import media_in
     from inflate3d.models.publication.index import find_entry
     from inflate3d.models.publication.layout import CONFIG
     from inflate3d.models.publication.places import has_place
@@ -56,8 +56,8 @@ def _run(args: argparse.Namespace) -> None:
     is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
     if not is_published or (folder / "config.yaml").is_file():
         read_config(args.model)  # refuse before torch is imported
-    families(Path(args.input))
-    from inflate3d.evaluation.prediction.predict import Predictor
+    media_in(Path(args.input))
+    from inflate3d.evaluation.prediction.predict import Predictor, describe
 
     predictor = Predictor(
         args.model,
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> None:
         cache_dir=args.cache_dir,
     )
     what = "features as" if args.features else "head of"
-    print(f"{predictor.answerer.title}, {what} {predictor.dataset} ({predictor.card.kind})", flush=True)
+    print(f"{predictor.answerer.title}, {what} {predictor.name} ({describe(predictor.head)})", flush=True)
     with _CaseProgress() as progress:
         place, scores = predictor.write(args.output, progress, labels=args.labels)
     print(f"predictions: {place}")

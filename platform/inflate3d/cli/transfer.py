@@ -64,6 +64,7 @@ def _add_protocol(group: Any) -> None:
         "--learning_rates", nargs="+", type=float, metavar="LR", help="the grid (default 3e-4 1e-3 3e-3)"
     )
     group.add_argument("--metric", metavar="NAME", help="what chooses and is reported first (default: the task's own)")
+    group.add_argument("--target", metavar="NAME", help="which target, where several of the dataset fit the task")
     group.add_argument("--val_fraction", type=float, metavar="F", help="of train, for choices (default 0.1)")
     group.add_argument("--max_test", type=int, metavar="N", help="at most that many test samples")
     group.add_argument("--sample", type=_yaml, metavar="YAML", help="as data.datasets.NAME.sample in a config")
@@ -98,16 +99,16 @@ def _yaml(text: str) -> dict[str, Any]:
 def _run(args: argparse.Namespace) -> None:
     from inflate3d.data.shards.parts import Part
     from inflate3d.discover import find
-    from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
+    from inflate3d.evaluation.transfer.protocol import Protocol, modes_of
 
     part = None if args.part is None else Part.parse(args.part)
     task = find("tasks", args.task)
-    names = ("modes", "fractions", "seeds", "steps", "choice_steps", "batch_size", "learning_rates", "metric")
+    names = ("modes", "fractions", "seeds", "steps", "choice_steps", "batch_size", "learning_rates", "metric", "target")
     given = {name: getattr(args, name) for name in (*names, "val_fraction", "max_test", "sample", "augment")}
-    options = {"modes": MODES_OF[task.load().kind], **{k: v for k, v in given.items() if v is not None}}
+    options = {"modes": modes_of(task.load().target), **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})
 
-    from inflate3d.data.samples.sample_options import sample_options
+    from inflate3d.data.samples.options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
     from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, run_transfer
     from inflate3d.evaluation.transfer.target import Target
@@ -120,7 +121,7 @@ def _run(args: argparse.Namespace) -> None:
         inflation=args.inflation,
         overshoot=args.overshoot,
         plan=args.plan,
-        input_size=sample_options(target.card.kind, protocol.sample).input_size,
+        input_size=sample_options(target.card, protocol.sample).input_size,
         timm_kwargs=args.timm,
     )
     splits = target.splits()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import AttentionName, InflatedFeatureInfo, StatisticsName
+from inflate3d.inflation import AttentionName, StatisticsName
 from inflate3d.models.create import create_model
+from inflate3d.models.levels import Intermediates, distinct_levels
 from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
 from inflate3d.nn.stems import StemSwitch
 
@@ -74,7 +75,7 @@ class Backbone(nn.Module):
                 "which the heads need; take a timm name: platform models list"
             )
         self.domain = Domain()
-        self.map_indices, self.feature_info = _distinct_levels(self.net)
+        self.map_indices, self.feature_info = distinct_levels(self.net)
         self.intermediates = Intermediates(self.net, self.map_indices)
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
@@ -115,6 +116,10 @@ class Backbone(nn.Module):
         maps = [like.new_zeros(batch_size, c, 2, 2, 2) for c in self.feature_info.channels()]
         return Features(maps, like.new_zeros(batch_size, self.feature_info.num_pooled), (2, 2, 2))
 
+    def frozen_copy(self) -> Backbone:
+        """Return a copy, called as this one, in evaluation mode and without gradients; its statistics stay its own."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
+
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; `norm: frozen` keeps every BatchNorm in evaluation."""
         super().train(mode)
@@ -144,34 +149,3 @@ class Backbone(nn.Module):
                 f"{list(card.input.channels)}. Set it to {channels}, or leave the dataset out"
             )
         return card.modality
-
-
-class Intermediates(nn.Module):
-    """A net's forward_intermediates as the forward of a module: the place for hooks, such as those of ZeRO-3.
-
-    It owns nothing, so that the keys of a state_dict are the net's.
-    """
-
-    def __init__(self, net: nn.Module, indices: Sequence[int]) -> None:
-        super().__init__()
-        self._net, self.indices = [net], list(indices)  # in a list: a part of the backbone, not of this
-
-    def forward(self, image_BCDHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the last map and the list of those at `indices`."""
-        final, maps = self._net[0].forward_intermediates(image_BCDHW, indices=self.indices)  # type: ignore[operator]
-        return final, maps
-
-
-class _Levels(InflatedFeatureInfo):
-    """The levels that heads see: one a reduction."""
-
-
-def _distinct_levels(net: nn.Module) -> tuple[list[int], InflatedFeatureInfo]:
-    """Return the indices of the last map at each reduction, and their feature info; plain ViTs have one."""
-    info: InflatedFeatureInfo = net.feature_info  # type: ignore[assignment]
-    last = {entry["reduction"]: index for index, entry in enumerate(info.info)}
-    indices = [last[reduction] for reduction in sorted(last)]
-    levels = _Levels(info.info, tuple(indices))
-    with torch.no_grad():
-        levels.num_pooled = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
-    return indices, levels

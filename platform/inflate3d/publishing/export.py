@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inflate3d.errors import InputError
 from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.publication.heads import is_per_voxel
 from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
@@ -162,8 +163,13 @@ def card_address(place: Destination, name: str | None) -> str:
 
 def loader_of(config: Mapping[str, Any]) -> str:
     """Return the function of inflate3d that loads all that the publication's own dataset has."""
-    own_head = config["heads"].get(config["input"].get("domain"), {})
-    return "create_segmenter" if own_head.get("type") == "unet" else "create_model"
+    own = own_heads(config)
+    return "create_segmenter" if any(is_per_voxel(head) for head in own) else "create_model"
+
+
+def own_heads(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the heads of the publication's own dataset."""
+    return [head for head in config["heads"].values() if head["dataset"] == config["input"].get("domain")]
 
 
 def deliver_whole(

@@ -18,13 +18,12 @@ from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
-from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.additions import Additions
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
-from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
+from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier, own_classifier
 from inflate3d.publishing.precision import Precision
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
@@ -74,9 +73,9 @@ def publish_run(
     heads, classes = PublishedHeads(), None
     if module is not None:
         heads = collect_heads(module, inputs)
-        own = module.heads[module.task_of[domain]][domain]  # type: ignore[index]
-        if isinstance(own, LinearHead) and install_classifier(net, own):
-            classes = list(cards[domain].classes)
+        own = own_classifier(module, domain)
+        if own is not None and install_classifier(net, own[0]):
+            classes = own[1]
     return export(
         net,
         destination,
@@ -187,7 +186,7 @@ def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -
         **spec,
         "channels": list(channels),
         "intensity": asdict(intensity),
-        "kind": card.kind,
+        "media": card.media,
         "modality": card.modality,
         "domain": domain,
         **({"sample": sample} if sample else {}),

@@ -95,10 +95,11 @@ class CellRunner:
         target = self.target
         labelled = {s.key for s in target.labelled(cell.fraction, cell.seed)}
         rows = torch.tensor([i for i, s in enumerate(target.needed()) if s.key in labelled])
-        classes = len(target.card.classes)
+        classes = len(target.target.names)
         choices: dict[str, dict[float, float]] = {}
         tests: dict[str, Any] = {}
         for statistics, parts in self._features(cell).items():
+            rows = rows[parts["train"][TARGET][rows] >= 0]  # of which the class is known
             y, held_y, test_y = parts["train"][TARGET][rows], parts["choice"][TARGET], parts["test"][TARGET]
             for reads in READS:
                 x, name = parts["train"][reads][rows], f"{statistics}, {reads}"

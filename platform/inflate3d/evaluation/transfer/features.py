@@ -68,7 +68,7 @@ class FeatureCache:
             parts["pooled"].append(features.pooled.float().cpu())
             means = [level.float().mean(dim=(2, 3, 4)) for level in features.maps]
             parts["levels"].append(torch.cat(means, dim=1).cpu())
-            parts[TARGET].append(batch.target.clone())
+            parts[TARGET].append(target.value(batch).clone())
         return {name: torch.cat(found) for name, found in parts.items()}
 
     def _write(self, path: Path, stored: Stored) -> None:

@@ -44,14 +44,18 @@ class AnswerBook:
     """Takes predictions batch by batch and returns the Answers."""
 
     def __init__(self, target: Target) -> None:
-        self._all = target.new_task().metrics(target.card)
+        self._all = target.metrics()
         self._one = self._all.clone()
-        self._keeps = target.card.kind != "volume_segmentation"
+        self._keeps = target.target.exclusive
         self.answers = Answers(probabilities=[] if self._keeps else None, target=[] if self._keeps else None)
 
     def add(self, keys: list[str], probabilities: Tensor, target: Tensor) -> None:
-        """Count samples: probabilities (N, K, ...), target (N, ...), on the CPU."""
+        """Count samples: answers (N, ...), values of the target (N, ...), on the CPU. Classes must be known."""
         answers = self.answers
+        if self._keeps:
+            known = target >= 0
+            keys = [key for key, is_known in zip(keys, known.tolist(), strict=True) if is_known]
+            probabilities, target = probabilities[known], target[known]
         self._all.update(probabilities, target)
         answers.keys += keys
         for i in range(len(keys)):
@@ -72,7 +76,7 @@ class AnswerBook:
 
 def score(target: Target, probabilities: Tensor, truth: Tensor) -> float:
     """Return the chosen metric of predictions (N, K) of a classification."""
-    metrics = target.new_task().metrics(target.card)
+    metrics = target.metrics()
     metrics.update(probabilities, truth)
     return _compute(metrics)[target.metric]
 

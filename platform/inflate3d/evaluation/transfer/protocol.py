@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from inflate3d.contracts import Kind
+from inflate3d.contracts import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 
 Mode = Literal["probe", "knn", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FROZEN: tuple[Mode, ...] = ("probe", "knn")
-MODES_OF: Mapping[Kind, tuple[Mode, ...]] = {
-    "volume_classification": MODES,
-    "video_classification": MODES,
-    "volume_segmentation": ("finetune",),
-}
 # What may grow in an output folder: further cells beside those that are done.
 _MAY_GROW = ("modes", "fractions", "seeds")
 
@@ -27,16 +22,18 @@ _MAY_GROW = ("modes", "fractions", "seeds")
 class Protocol:
     """The settings of a transfer, the same for every arm.
 
-    task: name of a task plug-in. metric: what chooses and what is reported first; "" is the task's own main metric.
-    fractions: shares of the training labels. steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of
-    it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction:
-    share of the training samples held out for choices, by group where there are groups; nothing is ever trained on
-    them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test samples, evenly
-    spaced. recalibration_batches: batches of unlabelled training data that BatchNorm's statistics are taken from.
+    task: name of a task plug-in. target: which target of the dataset, where several fit the task. metric: what
+    chooses and what is reported first; "" is the task's own main metric. fractions: shares of the training labels.
+    steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of it. learning_rates: the grid of
+    fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction: share of the training samples
+    held out for choices, by group where there are groups; nothing is ever trained on them. sample, augment: as in a
+    config's data.datasets.<name>. max_test: at most that many test samples, evenly spaced. recalibration_batches:
+    batches of unlabelled training data that BatchNorm's statistics are taken from.
     """
 
     dataset: str
     task: str
+    target: str = ""
     metric: str = ""
     modes: tuple[Mode, ...] = MODES
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -86,11 +83,17 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        values = {name: value for name, value in asdict(self).items() if name != "target" or value}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     def fixed(self) -> dict[str, Any]:
         """Return what may not differ between two results of one folder."""
         return {k: v for k, v in self.to_dict().items() if k not in _MAY_GROW}
+
+
+def modes_of(target: AbstractTarget | type[AbstractTarget] | None) -> tuple[Mode, ...]:
+    """Return the modes that measure a target: frozen features are probed for classes that exclude each other."""
+    return MODES if target is not None and target.exclusive else ("finetune",)
 
 
 def digest(*parts: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from inflate3d.contracts import DatasetCard
 from inflate3d.evaluation.transfer.arms import INFLATED, SCRATCH, architectures, is_baseline, is_compared
 from inflate3d.evaluation.transfer.plots import by_share, plot_gains, plot_mode
 
@@ -51,7 +52,7 @@ def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     sentences, others = verdicts(result["rows"])
     view = {
         "result": result,
-        "card": result["dataset"]["card"],
+        "card": DatasetCard.from_dict(result["dataset"]["card"]),
         "modes": [(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
         "gains": gained,
         "images": {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},

@@ -8,15 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inflate3d.contracts import AbstractTask, Split
-from inflate3d.data.samples.stages import make_stage
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from inflate3d.contracts import AbstractTarget, AbstractTask, Split
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.holdout import Listed, PickedOrder, carve, labelled_share, list_samples
-from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
+from inflate3d.evaluation.transfer.protocol import Protocol, modes_of
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.datamodule import DataModule, DatasetConfig
@@ -35,7 +38,7 @@ class Target:
         self.protocol = protocol
         config = DatasetConfig(protocol.batch_size, sample=dict(protocol.sample), augment=protocol.augment)
         self.data = DataModule(str(root), {protocol.dataset: config}, seed=protocol.split_seed).prepare()
-        self.data.task_of = {protocol.dataset: protocol.task}
+        self.data.tasks_of = {protocol.dataset: [protocol.task]}
         self.manifest = self.data.manifests[protocol.dataset]
         self.card = self.manifest.card
         self.test_split: Split = "test" if self.manifest.num_samples("test") else "val"
@@ -48,24 +51,36 @@ class Target:
             self.test = [self.test[i * len(self.test) // most] for i in range(most)]
 
     def _check(self) -> None:
-        task, kind = self.new_task(), self.card.kind
-        where = f"--task {self.protocol.task}"
-        if task.kind != kind:
-            raise InputError(f"{where} is for {task.kind}, but {self.card.name} is of kind {kind}")
         for mode in self.protocol.modes:
-            if mode not in MODES_OF[kind]:
-                raise InputError(f"--modes {mode}: {kind} is measured by {', '.join(MODES_OF[kind])}; leave it out")
+            if mode not in modes_of(self.target):
+                told = f"{self.target.describe()} is measured by {', '.join(modes_of(self.target))}"
+                raise InputError(f"--modes {mode}: {told}; leave it out")
         for split in ("train", self.test_split):
             if not self.manifest.num_samples(split):
                 raise InputError(f"{self.card.name} has no {split} samples; a transfer needs train, and val or test")
-        known = [str(name) for name in task.metrics(self.card)]
+        known = [str(name) for name in self.metrics()]
         if self.metric not in known:
             raise unknown_name("metric", self.metric, known, where="--metric")
 
     @property
     def metric(self) -> str:
         """The metric that chooses and is reported first."""
-        return self.protocol.metric or self.new_task().main_metric
+        return self.protocol.metric or self.new_task().main_metric or ""
+
+    @property
+    def target(self) -> AbstractTarget:
+        """What is measured."""
+        return self.new_task().target_of(self.protocol.dataset)
+
+    def value(self, batch: Batch) -> Tensor:
+        """Return a batch's values of it."""
+        return batch.targets[self.new_task().target_names[self.protocol.dataset]]
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics of the task."""
+        metrics = self.new_task().metrics(self.protocol.dataset)
+        assert metrics is not None, "tasks with a target have metrics"
+        return metrics
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -73,8 +88,16 @@ class Target:
         return dict(self.data.windows)
 
     def new_task(self) -> AbstractTask:
-        """Return a fresh task over the dataset."""
-        return find("tasks", self.protocol.task).load()(datasets=[self.protocol.dataset])
+        """Return a fresh task over the dataset. InputError where it does not fit, or measures no labels."""
+        name, target = self.protocol.dataset, self.protocol.target
+        task: AbstractTask = find("tasks", self.protocol.task).load()(datasets={name: target} if target else [name])
+        try:
+            task.bind({name: self.card})
+        except InputError as fault:
+            raise InputError(f"--task {self.protocol.task}: {fault}") from fault
+        if task.target is None:
+            raise InputError(f"--task {self.protocol.task} needs no labels; a transfer measures a task that has some")
+        return task
 
     def labelled(self, fraction: float, seed: int) -> list[Listed]:
         """Return the training samples whose labels a cell may use."""
@@ -94,8 +117,8 @@ class Target:
     def batches(self, samples: Sequence[Listed], split: Split) -> Iterator[Batch]:
         """Yield each sample once, in the order given, as in evaluation."""
         source = self._source(split, samples, seed=0, training=False)
-        # Whole volumes to be segmented differ in shape.
-        source.batch_size = 1 if self.card.kind == "volume_segmentation" else _EVAL_BATCH
+        # Whole volumes that go through in windows differ in shape.
+        source.batch_size = 1 if self.protocol.dataset in self.windows else _EVAL_BATCH
         stream = EvalStream({source.name: source})
         return (stream[i] for i in range(len(stream)))
 

@@ -2,7 +2,7 @@
 
 import re
 
-FORMAT = "inflate3d-weights/1"
+FORMAT = "inflate3d-weights/2"
 PREFIX = "local-dir:"
 CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
     "config.json",

@@ -11,6 +11,7 @@ from typing import Any
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.taps import TAP_NAMES
+from inflate3d.models.publication.first_format import FIRST, read_first_format
 from inflate3d.models.publication.layout import CONFIG, FORMAT
 from inflate3d.nn.domain import NORMS
 
@@ -33,8 +34,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is unreadable ({str(error)[:160]}); publish or download it again") from error
+    if isinstance(config, dict) and config.get("format") == FIRST:
+        config = read_first_format(config, str(file))
     check_config(config, str(file))
-    return config
+    return config  # type: ignore[no-any-return]
 
 
 def check_config(config: Any, where: str) -> None:
@@ -199,6 +202,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _both(first: Check, second: Check) -> Check:
+    def check(value: Any, where: str) -> None:
+        first(value, where)
+        second(value, where)
+
+    return check
+
+
 def _names(values: Collection[str]) -> Check:
     return one_of(*values)
 
@@ -221,7 +232,7 @@ _INPUT = record(
         "spacing_mm": nullable(_TRIPLE),
         "orientation": nullable(text(3, r"[RLAPSI]{3}")),
         "intensity": nullable(_INTENSITY),
-        "kind": text(64, _WORD),
+        "media": text(64, _WORD),
         "modality": text(64, _WORD),
         "domain": text(128, _WORD),
         "sample": plain(depth=2, most=32),
@@ -251,16 +262,13 @@ _NET = record(
         "statistics": one_of("clip", "frame"),
     },
 )
-HEAD_TYPES = ("linear", "unet")
+_TARGET = record({"type": text(64, _WORD)}, {"names": _CLASSES, "annotated": _CLASSES}, is_open=True)
+# What is installed decides which types there are: a net loads without its heads' packages.
 _HEAD = record(
+    {"type": text(64, _WORD), "task": text(128, _WORD), "dataset": text(128, _WORD), "head": _arguments},
     {
-        "type": _names(HEAD_TYPES),
-        "task": text(128, _WORD),
-        "kind": text(64, _WORD),
-        "classes": list_of(text(256), 100_000, least=2),
-    },
-    {
-        "channels": nullable(list_of(number(1, LARGEST_SIZE, whole=True), 16, least=1)),
+        "media": text(64, _WORD),
+        "target": nullable(_both(_TARGET, plain(depth=3, most=100_000))),
         "window": nullable(list_of(number(1, 4096, whole=True), 3, least=3)),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,

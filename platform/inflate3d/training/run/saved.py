@@ -14,6 +14,7 @@ from inflate3d.contracts import AbstractTask, DatasetCard
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.sample import Triple
+from inflate3d.training.assignment import tasks_of
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, checkpoints_folder, find_checkpoint
 from inflate3d.training.datamodule import DataModule
@@ -37,6 +38,7 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     module.windows = _windows(config["data"])
     module.build({name: DatasetCard.from_dict(card) for name, card in state["cards"].items()})
     module.load_state_dict(best_weights(state))
+    module.frozen.load_state_dict(state.get("frozen", {}))
     return module.eval()
 
 
@@ -44,7 +46,7 @@ def load_data(run_folder: str | Path, **options: Any) -> DataModule:
     """Return the run's data module, ready for use without a trainer; `options` replace what the config says."""
     config = read_config(run_folder)
     data = DataModule(**{**config["data"], **options})
-    data.task_of = {d: name for name, spec in config["model"]["tasks"].items() for d in spec["init_args"]["datasets"]}
+    data.tasks_of = tasks_of({name: _task(spec) for name, spec in config["model"]["tasks"].items()})
     data.setup("validate")
     return data
 

@@ -129,7 +129,7 @@ class Clock:
 def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Run a handler's server on a free port of loopback; give its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

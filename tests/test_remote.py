@@ -77,7 +77,7 @@ def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
     mapping = TarMapping.from_dict({"card": card, "splits": {"train": "train*", "val": "val*"}, "members": members})
     tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
     manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)
-    assert manifest.tars == f"{url}/shapes"
+    assert manifest.tars == f"{url}/shapes" == Manifest.load(tmp_path / "out").tars
     reader = ShardReader(tmp_path / "out", manifest, cache=ShardCache(tmp_path / "cache", 10**9))
     found = [(key, members["image.npy"]) for key, members in every_sample(reader)]
     assert found == [(key, members["image.npy"]) for key, members in local(root)]
@@ -91,6 +91,34 @@ def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -
             str(tmp_path), {"out": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "cache"), num_workers=1
         )
         assert len(next(iter(data.train_dataloader()))) == 5
+
+
+def test_credentials_and_tokens_are_used_from_the_index_to_the_batch_and_never_told(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with faulty(root) as (url, handler):
+        handler.user = "me:s3cret"
+        secret = f"http://me:s3cret@{url.removeprefix('http://')}"
+        assert_indexed(root, secret, tmp_path)
+        assert "password or token; give it to nobody" in caplog.text
+        data = DataModule(
+            f"{secret}?token=s3cret", {"shapes": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "c")
+        )
+        assert len(data.first_batches("shapes", 1)[0].keys) == 5
+        assert handler.asked[-1][0].endswith(".tar?token=s3cret")
+        handler.faults[:] = ["404"] * 50
+        reader = ShardReader(
+            data.shards_of("shapes"), data.manifests["shapes"], cache=ShardCache(tmp_path / "d", 10**9)
+        )
+        with pytest.raises(
+            BrokenSample, match=r"http://\*\*\*@127.0.0.1:\d+/shapes/train-000000.tar\?\.\.\.: no"
+        ) as told:
+            reader.sample(0, 0)
+        with pytest.raises(InputError, match=r"several folders, or have a query each: http://\*\*\*@"):
+            find_tars([f"{secret}/shapes/a.tar?sig=s3cret1", f"{secret}/shapes/b.tar?sig=s3cret2"])
+        with pytest.raises(InputError, match=r"http://\*\*\*@127.0.0.1:\d+/absent/manifest.json: no such file"):
+            Manifest.load(f"{secret}/absent")
+    assert "s3cret" not in f"{told.value} {caplog.text}"
 
 
 @pytest.mark.parametrize(

@@ -101,20 +101,19 @@ def test_a_file_is_found_however_its_address_is_written(served: Served, path: st
 
 
 @pytest.mark.parametrize("odd", ["", "no ranges", "chunked", "aligned", "star"])
-@pytest.mark.parametrize("broken", ["", "cut", "reset", "drop", "503 3", "429", "408", "500"])
-@pytest.mark.parametrize("kept", [0, 5000])
-def test_whatever_a_server_does_the_file_is_whole(
-    served: Served, tmp_path: Path, odd: str, broken: str, kept: int
-) -> None:
+def test_whatever_a_server_does_the_file_is_whole(served: Served, tmp_path: Path, odd: str) -> None:
     url, handler = served
-    handler.faults[:] = [broken, odd] if broken else [odd]
-    partial, path = tmp_path / "part", tmp_path / "whole"
-    partial.write_bytes(CONTENT[:kept])
+    address, partial, path = Address.parse(f"{url}/my sets/a.tar"), tmp_path / "part", tmp_path / "whole"
     sha256 = file_sha256(tmp_path / "my sets" / "a.tar")
-    client.download(Address.parse(f"{url}/my sets/a.tar"), path, partial=partial, sha256=sha256, limit=len(CONTENT))
-    assert path.read_bytes() == CONTENT
-    assert not partial.exists()
-    assert handler.faults == []
+    for broken in ("", "cut", "reset", "drop", "503 3", "429", "408", "500"):
+        for kept in (0, 5000):
+            handler.faults[:] = [broken, odd] if broken else [odd]
+            partial.write_bytes(CONTENT[:kept])
+            client.download(address, path, partial=partial, sha256=sha256, limit=len(CONTENT))
+            assert path.read_bytes() == CONTENT, (broken, kept)
+            assert not partial.exists()
+            assert handler.faults == []
+            path.unlink()
 
 
 def test_a_download_is_whole_or_not_there_and_what_came_is_kept(served: Served, tmp_path: Path) -> None:

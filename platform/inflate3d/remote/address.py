@@ -112,9 +112,12 @@ def join(folder: str, name: str) -> str:
     return (Address.parse(folder) / name).text
 
 
-def shown(place: object) -> str:
-    """Return a place for messages: a local path as it is, an address without its secrets."""
-    return str(Address.parse(str(place))) if is_remote(place) else str(place)
+def shown(place: object, name: str = "") -> str:
+    """Return a place, or a file in it, for messages: a local path as it is, an address without its secrets."""
+    if not is_remote(place):
+        return f"{place}/{name}" if name else str(place)
+    address = Address.parse(str(place))
+    return str(address / name if name else address)
 
 
 def scrubbed(text: object) -> str:

@@ -74,7 +74,7 @@ def _check_indexed(folder: Path, manifest: Manifest, mapping: TarMapping) -> Ite
             yield str(fault)
             continue
         if now.sha256 != entry.sha256:
-            yield f"{shown(tars)}/{entry.file}: differs from what was indexed (sha256)"
+            yield f"{shown(tars, entry.file)}: differs from what was indexed (sha256)"
         elif now != before:
             yield f"{folder / entry.index}: is not what this version makes of the tar; index it again"
 

@@ -163,7 +163,7 @@ class ShardReader:
         return views
 
     def _where(self, shard: int) -> str:
-        return f"{shown(self.tars)}/{self.entries[shard].file}"
+        return shown(self.tars, self.entries[shard].file)
 
     def _forget(self) -> None:
         self._indexes: _Recent[PackedIndex] = _Recent(_OPEN_SHARDS, self._open_index, lambda _: None)
@@ -224,7 +224,7 @@ class ShardReader:
 
     def _open_index(self, shard: int) -> PackedIndex:
         entry = self.entries[shard]
-        where = f"{shown(self.folder)}/{entry.index}"
+        where = shown(self.folder, entry.index)
         outage_s = None if self.cache is None else self.cache.outage_s
         index = PackedIndex.decode(_read_index(self.folder, entry, outage_s), where=where)
         if index.size != entry.bytes:
@@ -236,11 +236,11 @@ class ShardReader:
 
 def read_index(folder: str | Path, entry: ShardEntry) -> ShardIndex:
     """Read and verify the index of one shard; BrokenSample if it is missing or differs from what was written."""
-    return ShardIndex.decode(_read_index(folder, entry), where=f"{shown(folder)}/{entry.index}")
+    return ShardIndex.decode(_read_index(folder, entry), where=shown(folder, entry.index))
 
 
 def _read_index(folder: str | Path, entry: ShardEntry, outage_s: float | None = None) -> bytes:
-    where = f"{shown(folder)}/{entry.index}"
+    where = shown(folder, entry.index)
     try:
         if is_remote(folder):
             content = read(Address.parse(str(folder)) / entry.index, limit=_MOST_INDEX_BYTES, outage_s=outage_s)

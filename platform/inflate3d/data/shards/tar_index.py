@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import multiprocessing
 import re
 from collections import Counter
@@ -32,6 +33,8 @@ from inflate3d.data.shards.writer import locked_folder, reject_message, shard_en
 from inflate3d.errors import InputError, close_names
 from inflate3d.remote.address import Address, is_remote, shown
 from inflate3d.remote.client import names, size
+
+log = logging.getLogger(__name__)
 
 
 def index_tars(
@@ -70,6 +73,12 @@ def index_tars(
         manifest = Manifest(mapping.card, tuple(entries), tuple(rejects), {}, lies, mapping.to_dict())
         manifest = replace(manifest, statistics=measure_shards(output, manifest))
         manifest.save(output)
+    if shown(folder) != folder and is_remote(folder):
+        log.warning(
+            "%s keeps the address of the tars with its password or token; give it to nobody, or name the user in "
+            "~/.netrc and index again",
+            output / MANIFEST_FILE,
+        )
     return manifest
 
 
@@ -86,7 +95,7 @@ def find_tars(tars: Sequence[str]) -> tuple[str, list[str]]:
             "token for all its tars"
         )
     if strange := [file for file in files if not file.endswith(".tar")]:
-        raise InputError(f"{shown(folders[0])}/{strange[0]}: expected a file that ends in .tar; unpack compressed ones")
+        raise InputError(f"{shown(folders[0], strange[0])}: expected a file that ends in .tar; unpack compressed ones")
     return folders[0], files
 
 

@@ -32,7 +32,7 @@ class TarWalk:
     """Iterate once over its members; then `bytes` and `sha256` are those of the whole file."""
 
     def __init__(self, folder: str, file: str) -> None:
-        self.where = f"{shown(folder)}/{file}"
+        self.where = shown(folder, file)
         self._source = _Hashing(pieces(Address.parse(folder) / file) if is_remote(folder) else _local(self.where))
         self.bytes, self.sha256 = 0, ""
 

@@ -20,7 +20,7 @@ from inflate3d.models.publication.index import find_entry
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote, join
 from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
@@ -62,7 +62,7 @@ def check_config(config: Config) -> None:
 def shard_folder(config: Config, dataset: str) -> Path | str:
     """Return where the shards of a dataset of this config lie: a folder, or an address."""
     root = str(config.get("data", "root", default="."))
-    return f"{root.rstrip('/')}/{dataset}" if is_remote(root) else Path(root).expanduser() / dataset
+    return join(root, dataset) if is_remote(root) else Path(root).expanduser() / dataset
 
 
 def _check_keys(config: Config, path: tuple[str, ...], allowed: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inflate3d.inflation.assign import StatisticsName as StatisticsName
     from inflate3d.inflation.errors import InflationError as InflationError
     from inflate3d.inflation.features import InflatedFeatureInfo as InflatedFeatureInfo
+    from inflate3d.inflation.layers import folding as folding
     from inflate3d.inflation.network import Inflated as Inflated
     from inflate3d.inflation.network import inflate as inflate
     from inflate3d.inflation.network import inflate_in_place as inflate_in_place
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "assign": ("ATTENTION_NAMES", "STATISTICS_NAMES", "AttentionName", "StatisticsName"),
     "features": ("InflatedFeatureInfo",),
+    "layers": ("folding",),
     "network": ("Inflated", "inflate", "inflate_in_place"),
     "plan": ("PLAN_NAMES", "PRESETS", "InflationPlan", "resolve_plan"),
     "taps": ("TAP_NAMES", "Taps", "inflate_kernel"),

@@ -93,11 +93,11 @@ class Backbone(nn.Module):
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""
-        self.domain.activate(domain)
         if self.config.stems is None and image_BCDHW.shape[1] == 1 and self.in_chans > 1:
             image_BCDHW = image_BCDHW.expand(-1, self.in_chans, -1, -1, -1)
-        final, maps = self.intermediates(image_BCDHW)
-        pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        with self.domain.serving(domain):
+            final, maps = self.intermediates(image_BCDHW)
+            pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
         return Features(maps, pooled, tuple(image_BCDHW.shape[2:]))  # type: ignore[arg-type]
 
     @property

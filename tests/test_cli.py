@@ -228,7 +228,7 @@ def test_shards_behind_an_address_are_checked_there(
 
 
 def test_check_stops_before_training(tmp_path: Path, platform_command: Command) -> None:
-    done = platform_command("fit", "--config", "quickstart.yaml", "--check")
+    done = platform_command("fit", "--config", "quickstart.yaml", "--check", cold=True)
     assert done.returncode == 0, done.stderr
     assert str(packaged_configs()["quickstart.yaml"]) in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from inflate3d.publishing import publish_run
 from inflate3d.training import find_checkpoint
 from inflate3d.training.checkpoints.store import list_checkpoints, remove
 from inflate3d.training.run.metrics_csv import read_metrics
+from warm_process import PLATFORM, WarmProcess
 
 STEPS = 50
 CONFIG = f"""
@@ -57,9 +57,8 @@ data:
 def fit(folder: Path, *options: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=550)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = WarmProcess(PLATFORM, "fit", "--config", "tiny.yaml", *options, cwd=folder, env=environment).done(550)
     assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
     return done
 

@@ -6,13 +6,12 @@ For a ResNet, an EfficientNet-Lite, a ConvNeXt, a ViT and a Swin.
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import inflate3d
 import pytest
 import torch
+from warm_process import WarmProcess
 
 NETS = {
     "test_resnet": {},
@@ -144,12 +143,10 @@ torch.distributed.destroy_process_group()
 def test_two_processes_give_the_gradients_of_one(name, tmp_path):
     results = str(tmp_path / "gradients.pt")
     code = TRAIN_HALF.format(folder=str(Path(__file__).parent), store=tmp_path / "store", name=name, results=results)
-    ranks = [
-        subprocess.Popen([sys.executable, "-P", "-c", code, str(rank)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    (tmp_path / "rank.py").write_text(code)
+    ranks = [WarmProcess(tmp_path / "rank.py", rank, cwd=tmp_path) for rank in range(2)]
+    done = [rank.done() for rank in ranks]
+    assert [d.returncode for d in done] == [0, 0], "\n".join(d.stderr for d in done)
     got, net = torch.load(results), build(name)
     net(clips(4)).square().sum().mul(0.5).backward()  # DDP averages over the two
     for key, parameter in net.named_parameters():

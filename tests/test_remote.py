@@ -6,10 +6,8 @@ import http.server
 import os
 import resource
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.remote.folder import RemoteFolder
 from inflate3d.training.datamodule import DataModule
+from warm_process import WarmProcess
 
 KIND = "volume_classification"
 
@@ -267,30 +266,20 @@ def test_two_ranks_share_a_cache_smaller_than_the_data_and_it_keeps_its_bound(ro
     assert limit < sum(e.bytes for e in entries) / 2
     script, cache = tmp_path / "rank.py", tmp_path / "cache"
     script.write_text(RANK)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     with served(root) as (url, _):
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, str(script), url, str(cache), str(limit / 1e9), str(seed)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            for seed in (0, 1, 2)
-        ]
+        ranks = [WarmProcess(script, url, cache, limit / 1e9, seed, cwd=tmp_path) for seed in (0, 1, 2)]
         most, killed = 0, False
         while any(r.poll() is None for r in ranks[:2]):
             most = max(most, held(cache))
             if not killed and most and list(cache.glob(".part-*")):
-                os.killpg(ranks[2].pid, signal.SIGKILL)  # a third, in the middle of its work
+                ranks[2].kill()  # a third, in the middle of its work
                 killed = True
             time.sleep(0.001)
     for seed, rank in enumerate(ranks[:2]):
-        assert rank.wait() == 0
-        assert rank.stdout is not None
+        done = rank.done()
+        assert done.returncode == 0, done.stderr
         data = DataModule(str(root), {"shapes": {"batch_size": 5}}, seed=seed)
-        assert rank.stdout.read().splitlines() == [" ".join(b.keys) for b in islice(data.train_dataloader(), 24)]
+        assert done.stdout.splitlines() == [" ".join(b.keys) for b in islice(data.train_dataloader(), 24)]
     ranks[2].kill()
     ranks[2].wait()
     assert 0 < most <= limit

@@ -18,6 +18,7 @@ from inflate3d.models.publication.index import entries
 from inflate3d.models.publication.layout import most_bytes
 from inflate3d.remote.download import sha256_of
 from loopback_servers import faulty, hub_stand_in, moto_s3, nginx
+from warm_process import WarmProcess
 
 X = torch.linspace(-1, 1, 3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32)
 LOAD = (
@@ -168,15 +169,11 @@ def test_a_real_nginx_serves_a_publication_to_new_processes(published: Path, cac
 @pytest.mark.slow
 def test_eight_processes_at_once_fetch_once_and_get_equal_models(published: Path, cache: Path, tmp_path: Path) -> None:
     with nginx(published.parent, tmp_path / "nginx") as (url, log):
-        command = [sys.executable, "-W", "ignore", "-c", LOAD, f"{url}/weights"]
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-        processes = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(8)
-        ]
-        done = [process.communicate(timeout=500) for process in processes]
-    assert [p.returncode for p in processes] == [0] * 8, done
-    assert len({out for out, _ in done}) == 1
+        (tmp_path / "load.py").write_text(LOAD)
+        processes = [WarmProcess(tmp_path / "load.py", f"{url}/weights", cwd=tmp_path) for _ in range(8)]
+        done = [process.done() for process in processes]
+    assert [d.returncode for d in done] == [0] * 8, done
+    assert len({d.stdout for d in done}) == 1
     assert log.read_text().count("/weights/model.safetensors") == 1
 
 

@@ -17,6 +17,7 @@ from inflate3d.publishing import publish_run
 from inflate3d.training import find_checkpoint
 from inflate3d.training.checkpoints.store import list_checkpoints, remove
 from inflate3d.training.run.metrics_csv import read_metrics
+from loopback_servers import free_port
 from warm_process import PLATFORM, WarmProcess
 
 STEPS = 50
@@ -54,13 +55,18 @@ data:
 """
 
 
-def fit(folder: Path, *options: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
+def fit(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(CONFIG)
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    done = WarmProcess(PLATFORM, "fit", "--config", "tiny.yaml", *options, cwd=folder, env=environment).done(550)
-    assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
-    return done
+    ranks = [environment]
+    if "--trainer.devices=2" in options:  # as a cluster starts them; Lightning would start the second cold
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+        ranks = [{**environment, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    command = (PLATFORM, "fit", "--config", "tiny.yaml", *options)
+    done = [process.done(550) for process in [WarmProcess(*command, cwd=folder, env=env) for env in ranks]]
+    assert all(d.returncode == 0 for d in done), "".join(d.stdout + d.stderr for d in done)
+    return done[0]
 
 
 def zero(stage: int, **options: Any) -> list[str]:

@@ -1,6 +1,7 @@
 # make quickstart   set-up, then the main job on toy data: shards, three tasks, published weights (one minute after the set-up)
 # make test         set-up, then the fast tests (about 3 minutes on 2 cores)
 # make test-all     the slow tests too, and those on real data where ../shared/data exists
+# make nightly      the rest of each matrix: every family of timm, every plan and way to export
 # make lint         ruff;   make typecheck   mypy on the installed wheel;   make lock   pin what is installed now
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist lo
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LITE := runs/weights/tf_efficientnet_lite2.safetensors
 
-.PHONY: install quickstart test test-all lint typecheck lock architectures pass-table evidence clean
+.PHONY: install quickstart test test-all nightly lint typecheck lock architectures pass-table evidence clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -40,7 +41,11 @@ test: install
 	$(PYTEST) -m "not slow and not data and not gpu and not slurm"
 
 test-all: install
-	$(PYTEST) -m "not gpu and not slurm"
+	$(PYTEST) -m "not nightly and not gpu and not slurm"
+
+# Of each matrix .ci/run tests some, which stand for it (tests/nightly.py); these are the others.
+nightly: install
+	$(PYTEST) --dist worksteal -m nightly
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from inflate3d.cli.config import load_config, packaged_configs
 from inflate3d.cli.main import MOST_LINES, main
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-SECONDS = 5
 
 
 def toy_config(folder: Path, **changes: object) -> Path:
@@ -102,9 +100,7 @@ def test_a_wrong_config_is_refused_with_file_key_close_name_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, message: str
 ) -> None:
     path = toy_config(tmp_path, **{key: value})
-    started = time.monotonic()
     assert main(["fit", "--config", str(path)]) == 2
-    assert time.monotonic() - started < SECONDS
     error = capsys.readouterr().err
     assert message in error
     assert "mine.yaml:" in error
@@ -228,7 +224,7 @@ def test_shards_behind_an_address_are_checked_there(
 
 
 def test_check_stops_before_training(tmp_path: Path, platform_command: Command) -> None:
-    done = platform_command("fit", "--config", "quickstart.yaml", "--check")
+    done = platform_command("fit", "--config", "quickstart.yaml", "--check", cold=True)
     assert done.returncode == 0, done.stderr
     assert str(packaged_configs()["quickstart.yaml"]) in done.stdout
     assert list(tmp_path.iterdir()) == []

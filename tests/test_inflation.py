@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from inflate3d import inflate
 from inflate3d.errors import InputError
 from inflate3d.inflation import InflationError
+from nightly import some
 from torch import nn
 
 CONV_NETS = ("resnet10t", "resnet18", "tf_efficientnet_lite0", "convnext_atto", "regnetx_002", "mobilenetv3_small_050")
@@ -49,9 +51,11 @@ def test_every_plan_is_exact_on_a_static_clip(plan):
     check_static_clip("resnet18", "mean", plan, depth=11)
 
 
+TAPS, PLANS = ("mean", "center", "overshoot"), ("isotropic", "i3d", "slow")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", ["isotropic", "i3d", "slow"])
-@pytest.mark.parametrize("taps", ["mean", "center", "overshoot"])
+@pytest.mark.parametrize(("taps", "plan"), some(product(TAPS, PLANS), zip(TAPS, PLANS, strict=True)))
 @pytest.mark.parametrize("name", OTHER_NETS)
 def test_other_families_are_exact_on_a_static_clip(name, taps, plan):
     check_static_clip(name, taps, plan, depth=9)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.cli.config import packaged_configs
-from inflate3d.data.samples.augment import VideoAugment, VolumeAugment, build_augment, read_spec, seeded, swap_axes
+from inflate3d.data.samples.augment import VideoAugment, VolumeAugment, read_spec, seeded, swap_axes
 from inflate3d.errors import InputError
 
 IDENTITY = np.eye(4)
@@ -34,16 +34,17 @@ def volume() -> torch.Tensor:
 )
 def test_a_flip_turns_the_axis_of_its_name(axis, ours):
     mask = torch.randint(0, 3, (3, 4, 5), dtype=torch.uint8)
-    image, moved = VolumeAugment(flip(axis))(volume(), mask, affine=IDENTITY, seed=0)
+    image, moved = VolumeAugment(flip(axis))(volume(), {"organ": mask, "cut": mask + 1}, affine=IDENTITY, seed=0)
     assert torch.equal(image, volume().flip(ours))
-    assert moved is not None
-    assert torch.equal(moved, mask.flip(ours - 1))
+    assert list(moved) == ["organ", "cut"]
+    assert torch.equal(moved["organ"], mask.flip(ours - 1))
+    assert torch.equal(moved["cut"], mask.flip(ours - 1) + 1)
 
 
 def test_left_and_right_follow_the_affine():
     """Where H grows to the left (the affine says so), a flip of Left turns H, not W."""
     affine = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float)
-    image, _ = VolumeAugment(flip("Left"))(volume(), None, affine=affine, seed=0)
+    image, _ = VolumeAugment(flip("Left"))(volume(), {}, affine=affine, seed=0)
     assert torch.equal(image, volume().flip(2))
 
 
@@ -52,7 +53,7 @@ def test_translation_along_x_moves_w_by_millimetres():
     image = torch.zeros(1, 5, 6, 9)
     image[0, 2, 3, 4] = 1
     spec = [{"class_path": "Affine", "init_args": {"scales": 1, "degrees": 0, "translation": [4, 0, 0]}}]
-    moved, _ = VolumeAugment(spec)(image, None, affine=np.diag([2.0, 1.0, 3.0, 1.0]), seed=0)
+    moved, _ = VolumeAugment(spec)(image, {}, affine=np.diag([2.0, 1.0, 3.0, 1.0]), seed=0)
     assert sorted((*map(int, i), round(float(moved[tuple(i)]), 3)) for i in moved.nonzero()) in (
         [(0, 2, 3, 2, 1.0)],
         [(0, 2, 3, 6, 1.0)],
@@ -69,24 +70,22 @@ def test_the_border_is_its_own_inverse_and_a_view():
 def test_image_and_mask_move_together():
     mask = (torch.rand(1, 12, 12, 12, generator=torch.Generator().manual_seed(0)) > 0.5).to(torch.uint8)[0]
     spec = [{"class_path": "RandomAffine", "init_args": {"image_interpolation": "nearest", "default_pad_value": 0}}]
-    image, moved = VolumeAugment(spec)(mask[None].float(), mask, affine=IDENTITY, seed=3)
-    assert moved is not None
-    assert moved.dtype == torch.uint8
-    assert torch.equal(image[0].to(torch.uint8), moved)
-    assert not torch.equal(moved, mask)
+    image, moved = VolumeAugment(spec)(mask[None].float(), {"mask": mask}, affine=IDENTITY, seed=3)
+    assert moved["mask"].dtype == torch.uint8
+    assert torch.equal(image[0].to(torch.uint8), moved["mask"])
+    assert not torch.equal(moved["mask"], mask)
 
 
 # --------------------------------------------------------------------------------------------------------- the draws
 
 
 def test_draws_come_from_the_seed_and_leave_every_generator_as_it_was():
-    augment = build_augment("volume_segmentation", "augment/ct.yaml")
-    assert isinstance(augment, VolumeAugment)
+    augment = VolumeAugment("augment/ct.yaml")
     mask = torch.zeros(16, 16, 16, dtype=torch.uint8)
     noise = torch.randn(1, 16, 16, 16)
 
     def run(seed: int) -> torch.Tensor:
-        return augment(noise.clone(), mask, affine=IDENTITY, seed=seed)[0]
+        return augment(noise.clone(), {"mask": mask}, affine=IDENTITY, seed=seed)[0]
 
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     first = [run(seed) for seed in range(8)]
@@ -123,10 +122,10 @@ def test_every_packaged_augmentation_builds_and_runs(name):
         return
     mask = torch.zeros(16, 16, 16, dtype=torch.uint8)
     for seed in range(3):
-        image, moved = VolumeAugment(name)(torch.rand(1, 16, 16, 16), mask, affine=IDENTITY, seed=seed)
+        image, moved = VolumeAugment(name)(torch.rand(1, 16, 16, 16), {"mask": mask}, affine=IDENTITY, seed=seed)
         assert image.shape == (1, 16, 16, 16)
         assert image.isfinite().all()
-        assert moved is not None
+        assert moved["mask"].shape == (16, 16, 16)
 
 
 def test_a_file_of_ones_own_comes_before_a_packaged_one(tmp_path: Path, monkeypatch):
@@ -144,7 +143,7 @@ def test_transforms_nest():
             "init_args": {"transforms": [{"class_path": "RandomNoise"}, {"class_path": "RandomBlur"}]},
         }
     ]
-    image, _ = VolumeAugment(spec)(volume(), None, affine=IDENTITY, seed=0)
+    image, _ = VolumeAugment(spec)(volume(), {}, affine=IDENTITY, seed=0)
     assert not torch.equal(image, volume())
 
 
@@ -153,35 +152,30 @@ def test_a_full_class_path_is_imported():
     assert type(augment.transforms[0]).__name__ == "RandomFlip"
 
 
-def test_no_augmentation_is_none():
-    assert build_augment("volume_segmentation", None) is None
-    assert build_augment("video_classification", []) is None
-
-
 @pytest.mark.parametrize(
-    ("kind", "spec", "words"),
+    ("augment", "spec", "words"),
     [
         (
-            "volume_segmentation",
+            VolumeAugment,
             [{"class_path": "RandomFlop"}],
             "unknown transform 'RandomFlop'; close names: 'RandomFlip'",
         ),
-        ("video_classification", [{"class_path": "ColourJitter"}], "close names: 'ColorJitter'"),
-        ("volume_segmentation", "augment/cd.yaml", "unknown augmentation.*close names: 'augment/ct.yaml'"),
-        ("volume_segmentation", [{"class_path": "RandomFlip", "init_args": {"axis": 0}}], "argument 'axis'.*'axes'"),
+        (VideoAugment, [{"class_path": "ColourJitter"}], "close names: 'ColorJitter'"),
+        (VolumeAugment, "augment/cd.yaml", "unknown augmentation.*close names: 'augment/ct.yaml'"),
+        (VolumeAugment, [{"class_path": "RandomFlip", "init_args": {"axis": 0}}], "argument 'axis'.*'axes'"),
         (
-            "volume_segmentation",
+            VolumeAugment,
             [{"class_path": "RandomFlip", "init_args": {"flip_probability": 2}}],
             "RandomFlip: .*2",
         ),
-        ("volume_segmentation", [{"class_path": "no.such.Transform"}], "no transform 'no.such.Transform'"),
-        ("volume_segmentation", ["RandomFlip"], "expected {class_path"),
-        ("volume_segmentation", [{"class_path": "RandomFlip", "args": {}}], "expected {class_path"),
+        (VolumeAugment, [{"class_path": "no.such.Transform"}], "no transform 'no.such.Transform'"),
+        (VolumeAugment, ["RandomFlip"], "expected {class_path"),
+        (VolumeAugment, [{"class_path": "RandomFlip", "args": {}}], "expected {class_path"),
     ],
 )
-def test_what_cannot_be_built_is_refused(kind, spec, words):
+def test_what_cannot_be_built_is_refused(augment, spec, words):
     with pytest.raises(InputError, match=words) as caught:
-        build_augment(kind, spec, where="data.datasets.liver.augment")
+        augment(spec, where="data.datasets.liver.augment")
     assert str(caught.value).startswith("data.datasets.liver.augment")
 
 

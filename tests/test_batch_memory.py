@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from inflate3d.data.stream.batch_memory import BatchMemory
-from inflate3d.sample import Batch
+from inflate3d.sample import Batch, Sample
 from torch.utils.data import DataLoader, IterableDataset
 
 
@@ -21,18 +21,22 @@ class Counted(IterableDataset):
         self.memory = BatchMemory()
 
     def batch(self, n: int) -> Any:
-        place = self.memory.take((2, 1, 8, 8, 8 + 8 * (n % 3 == 2)), (2,))
-        for tensor in (tensors := place.tensors()):
+        views = {"image": torch.empty(1, 8, 8, 8 + 8 * (n % 3 == 2)), "local": torch.empty(1, 4, 4, 4)}
+        targets = {"label": torch.empty((), dtype=torch.int64), "age": torch.empty(()), "tags": torch.empty(3)}
+        place = self.memory.take(2, Sample("a", views, targets))
+        tensors = place.tensors()
+        for tensor in (*tensors["views"].values(), *tensors["targets"].values(), tensors["spacing_mm"]):
             tensor.fill_(n)
-        image, target, spacing_mm = tensors
-        return place.lend(Batch(image, target, ["a", "b"], "d", "t", spacing_mm, n))
+        return place.lend(Batch(keys=["a", "b"], dataset="d", micro_batch=n, **tensors))
 
     def __iter__(self) -> Iterator[Any]:
         return (self.batch(n) for n in range(40))
 
 
 def holds(batch: Batch, n: int) -> bool:
-    return all((t == n).all() for t in (batch.image, batch.target, batch.spacing_mm))
+    assert [t.dtype for t in batch.targets.values()] == [torch.int64, torch.float32, torch.float32]
+    assert [tuple(t.shape) for t in batch.targets.values()] == [(2,), (2,), (2, 3)]
+    return all((t == n).all() for t in (*batch.views.values(), *batch.targets.values(), batch.spacing_mm))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -22,6 +22,7 @@ from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from inflate3d.targets import MaskTarget
 from inflate3d.training.datamodule import DataModule, DatasetConfig
 from jsonargparse import ArgumentParser
 from torch import nn
@@ -61,13 +62,8 @@ def keys(data: DataModule, count: int) -> list[tuple[str, list[str]]]:
 
 def test_it_works_without_a_trainer(root):
     data = module(root).prepare()
-    data.task_of = {"motion": "action", "blobs": "liver"}
     batches = list(islice(data.train_dataloader(), 3))
-    assert [(b.dataset, b.task, len(b), b.micro_batch) for b in batches] == [
-        ("blobs", "liver", 2, 0),
-        ("motion", "action", 4, 1),
-        ("blobs", "liver", 2, 2),
-    ]
+    assert [(b.dataset, len(b), b.micro_batch) for b in batches] == [("blobs", 2, 0), ("motion", 4, 1), ("blobs", 2, 2)]
     assert batches[1].image.shape == (4, 3, 4, 16, 16)
 
 
@@ -111,13 +107,13 @@ def test_shards_of_another_build_are_not_taken_for_those_wanted(tmp_path):
 def test_videos_are_encoded_anew_where_the_build_says_so(tmp_path, capsys):
     build = {"class_path": "Toy", "init_args": {"kind": "video_classification", **TOY, "size": 24}}
     heights = []
-    for name, more in (("kept", {}), ("small", {"video": {"gop": 2, "short_side": 16}})):
+    for name, more in (("kept", {}), ("small", {"encode": {"gop": 2, "short_side": 16}})):
         module(tmp_path, datasets={name: {"batch_size": 1, "build": {**build, **more}}}).prepare_data()
         reader = ShardReader(tmp_path / name, Manifest.load(tmp_path / name), "train")
         heights.append(probe_video(bytes(reader.sample(0, 0).decode()["video"])).height)
     assert heights == [24, 16]
-    wrong = {**build, "video": {"gopp": 2}}
-    with pytest.raises(InputError, match=r"data.datasets.x.build.video.gopp: .*'gopp'"):
+    wrong = {**build, "encode": {"gopp": 2}}
+    with pytest.raises(InputError, match=r"encode.gopp: .*'gopp'"):
         module(tmp_path, datasets={"x": {"batch_size": 1, "build": wrong}}).prepare_data()
 
 
@@ -128,8 +124,11 @@ def test_loaders_leave_the_generator_of_training_alone(root):
 
 
 def test_rows_tell_what_a_run_will_see(root):
-    row = module(root).rows()[1]
+    data = module(root)
+    data.tasks_of = {"blobs": ["segment", "count"]}
+    row = data.rows()[1]
     assert (row["dataset"], row["sample"], row["train"], row["val"], row["test"]) == ("blobs", "8x8x8", 12, 5, 0)
+    assert (row["task"], row["media"]) == ("segment+count", "volume")
     assert row["share"] == pytest.approx(2 / 3)
     assert module(root).windows == {"blobs": (8, 8, 8)}
 
@@ -185,7 +184,7 @@ def test_what_changed_in_a_manifest_is_said(root, tmp_path):
     before = Manifest.load(folder)
     first, second, third, *rest = before.shards
     more = [replace(first, file=f"train-{i:06d}.tar") for i in range(7, 12)]
-    card = replace(before.card, classes=(*before.card.classes[:-1], "else"))
+    card = replace(before.card, targets={"mask": MaskTarget(("background", "ball", "else"))})
     for manifest, words in (
         (replace(before, shards=(first, third, *rest)), r"shards of blobs: 1 shard removed \(train-000001.tar\)\."),
         (
@@ -194,7 +193,7 @@ def test_what_changed_in_a_manifest_is_said(root, tmp_path):
         ),
         (replace(before, shards=(second, first, third, *rest)), "the same shards in another order"),
         (replace(before, shards=(replace(first, sha256="0" * 64), second, third, *rest)), "1 shard with other bytes"),
-        (replace(before, card=card), r"shards of blobs: card: classes\."),
+        (replace(before, card=card), r"shards of blobs: card: targets\."),
     ):
         manifest.save(folder)
         with pytest.raises(InputError, match=words):
@@ -340,7 +339,7 @@ def test_two_processes_share_out_the_same_global_batches(root, tmp_path, workers
         ({"blobs": {"batch_size": 2, "weight": 0}}, "weight is 0.*set it to null"),
         ({}, "data.datasets is empty"),
         ({"blobs": {"batch_size": 2, "sample": {"patch": [8, 8, 8]}}}, "data.datasets.blobs.sample.patch: unknown key"),
-        ({"blobs": {"batch_size": 2}}, "data.datasets.blobs.sample: patch_size missing"),
+        ({"motion": {"batch_size": 2}}, "data.datasets.motion.sample: num_frames, crop_size missing"),
         ({"liver": {"batch_size": 2}}, "platform shards build"),
         ({"blobs": {"batch_size": 2, "build": {"class_path": "Toyy"}}}, None),
     ],

@@ -32,7 +32,7 @@ def find(dataset: AbstractDataset, key: str) -> Case:
 
 def test_hippocampus_builds_whole_with_its_quirks(shared_data: Path, tmp_path: Path) -> None:
     dataset = MSD(shared_data, task="Task04_Hippocampus", val_count=40)
-    assert dataset.card.classes == ("background", "Anterior", "Posterior")
+    assert dataset.card.targets["mask"].names == ("background", "Anterior", "Posterior")
     assert (dataset.card.name, dataset.card.modality) == ("msd_hippocampus", "mri")
     assert (dataset.card.licence, dataset.card.commercial_use) == ("CC-BY-SA-4.0", True)
     manifest = build_shards(dataset, tmp_path / "shards", progress=False)
@@ -52,7 +52,7 @@ def test_hippocampus_voxels_are_those_of_nibabel(shared_data: Path) -> None:
     for key in ("hippocampus_367", "hippocampus_001"):
         sample = dataset.read(find(dataset, key))
         assert sample.image is not None
-        for array, folder in ((sample.image[0], "imagesTr"), (sample.mask, "labelsTr")):
+        for array, folder in ((sample.image[0], "imagesTr"), (sample.targets["mask"], "labelsTr")):
             stored = nib.as_closest_canonical(nib.load(root / folder / f"{key}.nii.gz"))
             np.testing.assert_array_equal(array, np.asarray(stored.dataobj).transpose(2, 1, 0))
 
@@ -71,7 +71,7 @@ def test_adrenal_has_the_official_split_and_binary_shapes(shared_data: Path) -> 
 def test_modelnet10_has_3718_and_273_models_of_ten_classes(shared_data: Path) -> None:
     dataset = ModelNet10(shared_data / "modelnet10")
     assert counts(dataset) == {"train": 3718, "val": 273}
-    labels = Counter(dataset.card.classes[int(dataset.read(c).label or 0)] for c in dataset.cases())
+    labels = Counter(dataset.card.targets["label"].names[dataset.read(c).targets["label"]] for c in dataset.cases())
     # The counts of ModelNet10's official training set, by name: so the order of the names is right.
     assert labels == {
         "bathtub": 106,
@@ -91,14 +91,14 @@ def test_modelnet10_has_3718_and_273_models_of_ten_classes(shared_data: Path) ->
 def test_modelnet10_stands_upright_along_depth(shared_data: Path) -> None:
     dataset = ModelNet10(shared_data / "modelnet10")
     beds = [dataset.read(c) for c in dataset.cases()[:1500]]
-    occupied = np.mean([s.image[0] for s in beds if s.image is not None and s.label == 1], axis=0)
+    occupied = np.mean([s.image[0] for s in beds if s.image is not None and s.targets["label"] == 1], axis=0)
     extents = [np.count_nonzero(occupied.mean(axis=tuple({0, 1, 2} - {a})) > 0.02) for a in range(3)]
     assert extents[0] == min(extents)
 
 
 def test_arid_is_split_by_scene_and_every_class_is_in_both(shared_data: Path, tmp_path: Path) -> None:
     dataset = VideoFolder(shared_data / "arid6", group_pattern=r"_(\d+)_\d+$")
-    assert dataset.card.classes == ("Jump", "Run", "Sit", "Stand", "Turn", "Walk")
+    assert dataset.card.targets["label"].names == ("Jump", "Run", "Sit", "Stand", "Turn", "Walk")
     assert not dataset.card.weights_may_be_published
     cases = dataset.cases()
     scenes = {s: {re.findall(r"_(\d+)_", c.key)[0] for c in cases if c.split == s} for s in ("train", "val")}

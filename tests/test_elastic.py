@@ -33,6 +33,10 @@ class Noting:
 def digest(tensor):
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
+def samples(batch):
+    (target,) = batch.targets.values()
+    return zip(batch.keys, batch.image, target)
+
 def main(root, out, stops, batches, workers):
     torch.set_num_threads(1)
     augment = [{"class_path": "RandomFlip"}, {"class_path": "RandomNoise"}]
@@ -51,7 +55,7 @@ def main(root, out, stops, batches, workers):
             for source in loader.dataset.sources.values():
                 source.stage = Noting(source.stage)
             found[f"{number} {stop}"] = [
-                [b.micro_batch, b.dataset, [(k, digest(i), int(t.sum())) for k, i, t in zip(b.keys, b.image, b.target)]]
+                [b.micro_batch, b.dataset, [(k, digest(i), int(t.sum())) for k, i, t in samples(b)]]
                 for b in islice(loader, batches)
             ]
             del loader

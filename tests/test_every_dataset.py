@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inflate3d.contracts import KINDS, AbstractDataset, DatasetCard, RawSample
+from inflate3d.contracts import AbstractDataset, AbstractTarget, DatasetCard, RawSample
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.members import KEY_PATTERN
 from inflate3d.data.shards.reader import ShardReader
@@ -41,10 +42,11 @@ def test_the_eight_datasets_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_base_card_states_kind_licence_and_title(name: str) -> None:
+def test_base_card_states_medium_licence_and_title(name: str) -> None:
     card = dataset_class(name).base_card
     assert card.name == name
-    assert card.kind in KINDS
+    assert card.media in plug_ins("media")
+    assert all(isinstance(target, AbstractTarget) for target in card.targets.values())
     assert card.title
     assert card.modality
     assert card.licence
@@ -59,10 +61,11 @@ def test_weights_are_private_where_the_licence_is_unknown(name: str) -> None:
         assert not card.weights_may_be_published
 
 
-def test_card_survives_json_and_names_channels_and_classes(example: AbstractDataset) -> None:
+def test_card_survives_json_and_names_channels_and_targets(example: AbstractDataset) -> None:
     card = example.card
-    assert DatasetCard.from_dict(card.to_dict()) == card
-    assert len(card.classes) >= 2
+    assert DatasetCard.from_dict(json.loads(json.dumps(card.to_dict(), allow_nan=False))) == card
+    assert card.targets  # an example shows what a dataset can tell
+    assert all(len(target.names) != 1 for target in card.targets.values())
     assert len(card.input.intensity.mean) in (1, len(card.input.channels))
     low, high = card.input.intensity.window
     assert low < high
@@ -94,20 +97,21 @@ def test_shards_hold_what_the_dataset_reads(example: AbstractDataset, tmp_path: 
                 members = reader.sample(shard, i)
                 seen.append(members.key)
                 assert cases[members.key].split == split
-                assert_holds(members.decode(), example.read(cases[members.key]))
+                assert_holds(members.decode(), example.read(cases[members.key]), manifest.card)
     assert sorted(seen) == sorted(cases)
 
 
-def assert_holds(decoded: dict, raw: RawSample) -> None:
-    """Arrays, clip and label read back are those of the raw sample."""
-    for part in ("image", "mask"):
-        array = getattr(raw, part)
-        if array is not None:
-            assert decoded[part].dtype == array.dtype
-            np.testing.assert_array_equal(decoded[part], array)
+def assert_holds(decoded: dict, raw: RawSample, card: DatasetCard) -> None:
+    """Image, clip and targets read back are those of the raw sample."""
+    if raw.image is not None:
+        assert decoded["image"].dtype == raw.image.dtype
+        np.testing.assert_array_equal(decoded["image"], raw.image)
+    assert set(raw.targets) <= set(card.targets)
+    for name, target in card.targets.items():
+        stored = decoded[name] if target.per_voxel else decoded["json"]["targets"][name]
+        np.testing.assert_array_equal(stored, target.encode(raw.targets[name]))
     if raw.video is not None:
         assert bytes(decoded["video"]) == raw.video
-    assert decoded["json"]["label"] == raw.label
     assert raw.affine is None or np.allclose(decoded["json"]["affine"], raw.affine)
 
 

@@ -12,25 +12,25 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from inflate3d.contracts import DatasetCard, RawSample
+from inflate3d.contracts import RawSample, Stage
 from inflate3d.data import Manifest, ShardReader, build_shards, check_shards
-from inflate3d.data.samples.stages import Stage, make_stage
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.members import encode_sample
 from inflate3d.data.shards.reader import RawMembers
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 
-KINDS = ("volume_segmentation", "volume_classification", "video_classification")
+KINDS = ("volume_segmentation", "volume_classification", "video_classification", "volume_targets")
 OPTIONS: dict[str, dict[str, Any]] = {
     "volume_segmentation": {"patch_size": [8, 8, 8], "foreground": 0.9},
     "volume_classification": {},
     "video_classification": {"num_frames": 3, "crop_size": 8, "short_side": 8},
+    "volume_targets": {"patch_size": [8, 8, 8]},
 }
 Files = dict[str, bytearray]
 
@@ -208,11 +208,14 @@ def hostile(members: dict[str, bytes], draw: random.Random, mark: Path) -> bool:
             [b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b"5", b"", b'{"label": 1} {}', b"null"]
         )
     elif kind == 6:
+        wrong = draw.choice(["x", -1, [1], {}, [[1, 2], [3]], 10**400, float("nan"), [0, 1, 1], "1e9"])
         keys = ["num_frames", "fps"] if "num_frames" in record else ["spacing_mm", "affine"]
-        keys += ["label"] if record["label"] is not None else []
-        record[draw.choice(keys)] = draw.choice(
-            ["x", -1, [1], {}, [[1, 2], [3]], 10**400, float("nan"), [0, 1, 1], "1e9"]
-        )
+        if record["targets"] and draw.random() < 0.5:
+            record["targets"][draw.choice(list(record["targets"]))] = wrong
+        elif record["targets"] and draw.random() < 0.3:
+            record["targets"] = wrong or [wrong]  # {}: nothing is known of it, which may be
+        else:
+            record[draw.choice(keys)] = wrong
         members["json"] = json.dumps(record).encode()
     elif kind == 7 and "chunks" in record:
         table = record["chunks"][draw.choice(list(record["chunks"]))]
@@ -282,11 +285,10 @@ def test_a_video_with_fewer_frames_than_it_says_is_refused() -> None:
 
 def test_voxels_that_are_nan_are_refused_on_reading() -> None:
     toy = Toy(kind="volume_classification", num_train=2, num_val=1, size=16)
-    card: DatasetCard = replace(toy.card)
-    good = RawSample(image=np.ones((1, 16, 16, 16), np.float32), label=0, spacing_mm=(1, 1, 1))
-    members = encode_sample(good, card, key="a")
+    good = RawSample(image=np.ones((1, 16, 16, 16), np.float32), targets={"label": 0}, spacing_mm=(1, 1, 1))
+    members = encode_sample(good, toy.card, key="a")
     members["image.npy"] = members["image.npy"][:-4] + np.float32(np.nan).tobytes()
     with pytest.raises(InputError, match="NaN"):
-        make_stage(card, {}, training=False)(
+        make_stage(toy.card, {}, training=False)(
             "a", RawMembers("a", {k: memoryview(v) for k, v in members.items()}).decode(), 0
         )

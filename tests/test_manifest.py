@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
-from inflate3d.data.raw.splits import read_split_file
+from inflate3d.data.raw.split_rule import read_split_file
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.errors import InputError
+from inflate3d.targets import MaskTarget
 
 CARD = DatasetCard(
     name="toy",
-    kind="volume_segmentation",
+    media="volume",
     title="Toy",
     modality="ct",
-    classes=("background", "liver"),
+    targets={"mask": MaskTarget(("background", "liver"))},
     url="https://example.org",
     licence="CC0-1.0",
     commercial_use=True,
@@ -57,17 +58,21 @@ def test_samples_and_shards_are_counted_by_split() -> None:
     assert [e.file for e in MANIFEST.entries("train")] == ["train-000000.tar", "train-000001.tar"]
 
 
-def test_the_file_shows_kind_classes_and_input_on_top(tmp_path: Path) -> None:
+def test_the_file_shows_media_targets_and_input_on_top(tmp_path: Path) -> None:
     data = json.loads(MANIFEST.save(tmp_path).read_text())
-    assert data["format"] == "inflate3d-shards/1"
-    assert (data["name"], data["kind"], data["classes"]) == ("toy", "volume_segmentation", ["background", "liver"])
+    assert data["format"] == "inflate3d-shards/2"
+    assert (data["name"], data["media"]) == ("toy", "volume")
+    assert data["targets"] == {"mask": {"type": "mask", "names": ["background", "liver"], "annotated": []}}
     assert data["input"]["spacing_mm"] == [3.0, 1.0, 1.0]
     assert data["rejects"] == [{"key": "x", "reason": "NaN"}]
 
 
 def test_the_digest_follows_card_and_shards_alone() -> None:
     assert replace(MANIFEST, statistics={}, rejects=()).digest == MANIFEST.digest
-    assert replace(MANIFEST, card=replace(CARD, classes=("background", "spleen"))).digest != MANIFEST.digest
+    assert (
+        replace(MANIFEST, card=replace(CARD, targets={"mask": MaskTarget(("background", "spleen"))})).digest
+        != MANIFEST.digest
+    )
     changed = replace(MANIFEST.shards[0], sha256="c" * 64)
     assert replace(MANIFEST, shards=(changed, *MANIFEST.shards[1:])).digest != MANIFEST.digest
 
@@ -87,10 +92,10 @@ def test_a_damaged_or_edited_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_FILE).write_text("[]")
     with pytest.raises(InputError, match="not a manifest"):
         Manifest.load(tmp_path)
-    with pytest.raises(InputError, match=r"inflate3d-shards/9'; this version reads 'inflate3d-shards/1"):
+    with pytest.raises(InputError, match="this version reads 'inflate3d-shards/2' and 'inflate3d-shards/1'"):
         Manifest.load(edited(tmp_path, format="inflate3d-shards/9"))
-    with pytest.raises(InputError, match="'classes' differs"):
-        Manifest.load(edited(tmp_path, classes=["background", "kidney"]))
+    with pytest.raises(InputError, match="'targets' differs"):
+        Manifest.load(edited(tmp_path, targets={"mask": {"type": "mask", "names": ["background", "kidney"]}}))
     with pytest.raises(InputError, match="key missing"):
         Manifest.load(edited(tmp_path, shards=[{"file": "a.tar"}]))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from inflate3d.cli.main import main
-from inflate3d.contracts import KINDS
+
+KINDS = ("volume_segmentation", "volume_classification", "video_classification", "volume_targets")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -174,14 +174,14 @@ def test_other_channels_adapt_the_first_convolution_and_say_so(published, caplog
 
 
 def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
+    from inflate3d.files import file_sha256
     from inflate3d.models.publication.tensor_file import read_tensors
-    from inflate3d.remote.download import sha256_of
     from safetensors.torch import save_file
 
     stored = read_tensors(copy / "replay.safetensors")
     save_file({**stored, "features": stored["features"] * 1.01}, copy / "replay.safetensors")
     sums = {line.split("  ")[1]: copy for line in (copy / "SHA256SUMS").read_text().splitlines()}
-    (copy / "SHA256SUMS").write_text("".join(f"{sha256_of(copy / name)}  {name}\n" for name in sums))
+    (copy / "SHA256SUMS").write_text("".join(f"{file_sha256(copy / name)}  {name}\n" for name in sums))
     with pytest.warns(UserWarning, match=r"replay differs by 0\.0\d+ .*got \[.*stored \["):
         load(copy)
 

@@ -86,7 +86,7 @@ def test_the_bytes_depend_neither_on_the_cpu_nor_on_what_was_encoded_before(monk
 
 def test_a_build_encodes_anew_and_is_another_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = Toy(kind="video_classification", num_train=3, num_val=1, num_frames=12)
-    build_shards(toy, tmp_path / "one", progress=False, video=VideoEncoding(4))
+    build_shards(toy, tmp_path / "one", progress=False, encode={"gop": 4})
     options = ["--kind", "video_classification", "--num_train", "3", "--num_val", "1", "--num_frames", "12"]
     output = ["shards", "build", "toy", *options, "--num_workers", "0", "--output", str(tmp_path / "two")]
     assert main([*output, "--video_gop", "4"]) == 0
@@ -100,5 +100,5 @@ def test_a_build_encodes_anew_and_is_another_build(tmp_path: Path, capsys: pytes
     assert "holds shards of another build" in capsys.readouterr().err
     assert main([*output, "--video_short_side", "64"]) == 2
     assert "add --video_gop 12" in capsys.readouterr().err
-    with pytest.raises(InputError, match="there is no video to encode anew"):
-        build_shards(Toy(), tmp_path / "three", progress=False, video=VideoEncoding(4))
+    with pytest.raises(InputError, match="toy_segmentation: encode: samples are stored as they are"):
+        build_shards(Toy(), tmp_path / "three", progress=False, encode={"gop": 4})

@@ -18,8 +18,8 @@ import pytest
 import torch
 from inflate3d.cli.main import main
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.publication.allocation import AllocationLimit
-from inflate3d.remote.download import sha256_of
 from loopback_servers import faulty
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def victim(whole: Path, tmp_path: Path) -> Path:
 def sign(folder: Path) -> None:
     """State the hashes of what is there now, as an attacker who publishes would."""
     names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
+    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -22,13 +22,14 @@ import webdataset as wds
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
 from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards, check_shards
 from inflate3d.errors import InputError
+from inflate3d.targets import MaskTarget
 
 CARD = DatasetCard(
     name="toy",
-    kind="volume_segmentation",
+    media="volume",
     title="Toy",
     modality="ct",
-    classes=("background", "blob"),
+    targets={"mask": MaskTarget(("background", "blob"))},
     url="https://example.org",
     licence="CC0-1.0",
     commercial_use=True,
@@ -60,7 +61,8 @@ class ToyVolumes(AbstractDataset):
             raise InputError(f"{case.key} is broken")
         rng = np.random.default_rng(case.source)
         image = rng.integers(-1000, 1000, (1, 6, 7, 5 + case.source % 3)).astype(np.int16)
-        return RawSample(image, (image[0] > 500).astype(np.uint8), spacing_mm=(2, 1, 1), affine=np.eye(4).tolist())
+        targets = {"mask": (image[0] > 500).astype(np.uint8)}
+        return RawSample(image, targets=targets, spacing_mm=(2, 1, 1), affine=np.eye(4).tolist())
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
@@ -93,12 +95,12 @@ def test_every_sample_comes_back_from_its_shard(tmp_path: Path) -> None:
         raw, sample = dataset.read(case), found[case.key]
         assert raw.image is not None
         np.testing.assert_array_equal(sample["image"], raw.image)
-        np.testing.assert_array_equal(sample["mask"], raw.mask)
+        np.testing.assert_array_equal(sample["mask"], raw.targets["mask"])
         assert sample["image"].dtype == np.int16
         assert sample["image"].flags.writeable  # torch.from_numpy warns of memory that is not
         record = sample["json"]
-        assert (record["spacing_mm"], record["group"], record["label"]) == ([2, 1, 1], case.group, None)
-        assert record["label_voxels"] == np.bincount(raw.mask.ravel(), minlength=2).tolist()
+        assert (record["spacing_mm"], record["group"], record["targets"]) == ([2, 1, 1], case.group, {})
+        assert record["measured"] == {"mask": np.bincount(raw.targets["mask"].ravel(), minlength=2).tolist()}
         assert record["shape"] == list(raw.image.shape)
     assert [e.samples for e in manifest.entries("train")] == [4, 4, 4, 4, 3]
     assert [e.samples for e in manifest.entries("val")] == [4]
@@ -135,7 +137,7 @@ def test_statistics_equal_a_count_by_hand(tmp_path: Path) -> None:
     assert statistics["samples_measured"] == len(train)
     shapes = np.array([s["image"].shape for s in train])
     assert statistics["shape"]["median"] == np.median(shapes, 0).tolist()
-    assert statistics["class_samples"]["blob"] == sum(bool(s["mask"].any()) for s in train)
+    assert statistics["targets"]["mask"]["class_samples"]["blob"] == sum(bool(s["mask"].any()) for s in train)
     means = [s["image"].mean() for s in train]
     np.testing.assert_allclose(statistics["intensity"]["mean"], np.median(means), rtol=1e-5)
 
@@ -335,9 +337,12 @@ def test_cases_that_cannot_be_told_apart_or_straddle_splits_are_refused(tmp_path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"mask": np.zeros((6, 7, 4), np.uint8)}, "image is (6, 7, 5) and mask (6, 7, 4)"),
-        ({"mask": np.full((6, 7, 5), 2, np.uint8)}, "labels [2]; allowed: 0 to 1"),
-        ({"mask": None}, "mask is none"),
+        ({"targets": {"mask": np.zeros((6, 7, 4), np.uint8)}}, "image is (6, 7, 5) and mask (6, 7, 4)"),
+        ({"targets": {"mask": np.full((6, 7, 5), 2, np.uint8)}}, "mask holds label 2; 2 classes are named"),
+        ({"targets": {"mask": np.zeros((6, 7, 5), np.int64)}}, "mask is int64 (6, 7, 5); expected uint8 (D, H, W)"),
+        ({"targets": {}}, "mask is not there; every sample needs one"),
+        ({"targets": {"mask": None}}, "mask is not there; every sample needs one"),
+        ({"targets": {"msk": np.zeros((6, 7, 5), np.uint8)}}, "unknown target 'msk'; close names: 'mask'"),
         ({"image": np.zeros((6, 7, 5), np.int16)}, "3-D"),
         ({"image": np.zeros((2, 6, 7, 5), np.int16)}, "2 channels"),
         ({"image": np.zeros((1, 6, 7, 5))}, "float64"),

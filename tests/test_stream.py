@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample
-from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
@@ -23,7 +23,7 @@ from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
-from inflate3d.sample import Batch
+from inflate3d.sample import IMAGE, Batch
 from torch.utils.data import DataLoader
 
 SAMPLE: dict[str, dict[str, Any]] = {"blobs": {"patch_size": [8, 12, 16]}, "shapes": {"size": [16, 16, 16]}}
@@ -52,7 +52,6 @@ def source(
     training = split == "train"
     return Source(
         name=name,
-        task=f"task of {name}",
         reader=ShardReader(root / name, manifest, split),
         order=SampleOrder([e.samples for e in manifest.entries(split)], seed=7, window_shards=2),
         stage=make_stage(manifest.card, SAMPLE[name], training=training, augment=AUGMENT),
@@ -71,15 +70,16 @@ def take(stream: TrainStream, count: int, workers: int = 0) -> list[Batch]:
     return list(islice(loader, count))
 
 
-def joined(parts: tuple[Batch, ...]) -> tuple[str, list[str], torch.Tensor, torch.Tensor]:
+def joined(parts: tuple[Batch, ...]) -> tuple[str, list[str], torch.Tensor, *tuple[torch.Tensor, ...]]:
     keys = [key for part in parts for key in part.keys]
-    return parts[0].dataset, keys, torch.cat([p.image for p in parts]), torch.cat([p.target for p in parts])
+    targets = [torch.cat([p.targets[name] for p in parts]) for name in parts[0].targets]
+    return parts[0].dataset, keys, torch.cat([p.image for p in parts]), *targets
 
 
 def assert_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
     assert a[:2] == b[:2]
-    assert torch.equal(a[2], b[2])
-    assert torch.equal(a[3], b[3])
+    assert len(a) == len(b) == 4
+    assert all(torch.equal(x, y) for x, y in zip(a[2:], b[2:], strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------- the order
@@ -117,19 +117,19 @@ def test_every_sample_comes_once_an_epoch_and_batches_cross_its_end(root):
 
 def test_a_sample_is_drawn_anew_each_epoch(root):
     order = source(root, "shapes")
-    seen = [order.sample(epoch, 0, 0, 0).image for epoch in range(3)]
+    seen = [order.sample(epoch, 0, 0, 0).views[IMAGE] for epoch in range(3)]
     assert not torch.equal(seen[0], seen[1])
-    assert torch.equal(seen[0], source(root, "shapes").sample(0, 9, 0, 0).image)
+    assert torch.equal(seen[0], source(root, "shapes").sample(0, 9, 0, 0).views[IMAGE])
 
 
 def test_a_batch_says_what_it_is(root):
     batch = stream(root).batch(1)
-    assert (batch.dataset, batch.task, batch.micro_batch) == ("shapes", "task of shapes", 1)
+    assert (batch.dataset, batch.micro_batch) == ("shapes", 1)
     assert (batch.image.shape, batch.image.dtype) == ((8, 1, 16, 16, 16), torch.float32)
-    assert (batch.target.shape, batch.target.dtype) == ((8,), torch.int64)
+    assert (batch.targets["label"].shape, batch.targets["label"].dtype) == ((8,), torch.int64)
     assert batch.spacing_mm.shape == (8, 3)
     blobs = stream(root).batch(0)
-    assert (blobs.target.shape, blobs.target.dtype) == ((4, 8, 12, 16), torch.int64)
+    assert (blobs.targets["mask"].shape, blobs.targets["mask"].dtype) == ((4, 8, 12, 16), torch.int64)
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT], ids=["plain", "augmented"])
@@ -140,7 +140,7 @@ def test_a_batch_holds_what_each_sample_is_by_itself(root, name, augment):
     batch = TrainStream({name: one}, Mixture({name: 1})).batch(1)
     slots = one.order.slots(one.batch_size, one.batch_size)
     alone = [one.sample(*(int(n) for n in slot)) for slot in zip(*slots, strict=True)]
-    assert torch.equal(batch.image, torch.stack([sample.image for sample in alone]))
+    assert torch.equal(batch.image, torch.stack([sample.views[IMAGE] for sample in alone]))
     assert batch.keys == [sample.key for sample in alone]
 
 
@@ -258,7 +258,7 @@ class ToyShapes(AbstractDataset):
         return [Case(f"case_{i}", "train", i) for i in range(3)]
 
     def read(self, case: Case) -> RawSample:
-        return RawSample(image=np.zeros((1, 8, 8, 8 + case.source), np.uint8), label=0)
+        return RawSample(image=np.zeros((1, 8, 8, 8 + case.source), np.uint8), targets={"label": 0})
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
@@ -268,7 +268,9 @@ class ToyShapes(AbstractDataset):
 def test_samples_of_unlike_shape_do_not_make_a_batch(tmp_path, monkeypatch):
     build_shards(ToyShapes(), tmp_path / "shapes", progress=False)
     monkeypatch.setitem(SAMPLE, "shapes", {})
-    with pytest.raises(InputError, match=r"sample 'case_.' is \(1, 8, 8, .*Set data.datasets.shapes.sample.size"):
+    with pytest.raises(
+        InputError, match=r"image of sample 'case_.' is \(1, 8, 8, .*Set data.datasets.shapes.sample.size"
+    ):
         one(tmp_path).batch(0)
 
 

@@ -23,7 +23,8 @@ from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.errors import InputError
 from inflate3d.training.datamodule import DataModule
 
-CARD: dict[str, Any] = {"name": "organs", "kind": "volume_segmentation", "modality": "ct", "classes": ["none", "liver"]}
+MASK = {"type": "mask", "names": ["none", "liver"]}
+CARD: dict[str, Any] = {"name": "organs", "media": "volume", "modality": "ct", "targets": {"mask": MASK}}
 SEGMENTATION: dict[str, Any] = {
     "card": {**CARD, "input": {"channels": ["ct"], "intensity": {"mode": "zscore"}}},
     "splits": {"train": "train-*.tar", "val": ["val-*.tar"]},
@@ -65,7 +66,7 @@ def indexed(tars: Path, output: Path, mapping: dict[str, Any] = SEGMENTATION, **
 
 
 def changed(path: str, value: Any, mapping: dict[str, Any] = SEGMENTATION) -> dict[str, Any]:
-    """The mapping with one key, card.classes or members.label, set to another value; None removes it."""
+    """The mapping with one key, card.media or members.label, set to another value; None removes it."""
     result = copy.deepcopy(mapping)
     *above, last = path.split(".")
     at = result
@@ -97,9 +98,9 @@ def test_samples_are_read_from_tars_that_nobody_touched(tars: Path, tmp_path: Pa
             assert np.array_equal(decoded["mask"], np.load(io.BytesIO(stored["seg.npy"])))
             assert decoded["mask"].dtype == np.uint8
             assert decoded["json"]["spacing_mm"] == [2.0, 1.0, 1.0 + number]
-            assert decoded["json"]["label_voxels"][1] == int(decoded["mask"].sum())
+            assert decoded["json"]["measured"]["mask"][1] == int(decoded["mask"].sum())
     assert manifest.statistics["spacing_mm"]["max"] == [2.0, 1.0, 6.0]
-    assert manifest.statistics["class_samples"] == {"none": 6, "liver": 6}
+    assert manifest.statistics["targets"]["mask"]["class_samples"] == {"none": 6, "liver": 6}
     assert check_shards(tmp_path / "out" / "organs") == []
 
 
@@ -123,8 +124,8 @@ def test_the_same_index_comes_out_again_and_what_is_there_is_kept(tars: Path, tm
     assert indexed(tars, tmp_path / "b") == first
     assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
     assert len(times) == 2
-    indexed(tars, tmp_path / "b", changed("card.classes", ["none", "spleen"]))
-    assert Manifest.load(tmp_path / "b").classes == ("none", "spleen")
+    indexed(tars, tmp_path / "b", changed("card.targets.mask.names", ["none", "spleen"]))
+    assert Manifest.load(tmp_path / "b").card.targets["mask"].names == ("none", "spleen")
 
 
 def test_the_index_may_lie_beside_the_tars(tars: Path) -> None:
@@ -141,7 +142,7 @@ def test_videos_and_labels_by_name_number_or_field(tmp_path: Path) -> None:
     mapping["splits"] = {}
     manifest = index_tars([str(tmp_path / "clips.tar")], TarMapping.from_dict(mapping), tmp_path / "out")
     reader = ShardReader(tmp_path / "out", manifest)
-    assert [reader.record(0, i)["label"] for i in (0, 1)] == [1, 0]
+    assert [reader.record(0, i)["targets"]["label"] for i in (0, 1)] == [1, 0]
     assert reader.keys(0) == ["x_a", "x_b"]
     assert bytes(reader.sample(0, 1).decode()["video"]) == clip
     assert reader.record(0, 0)["num_frames"] == 5
@@ -158,16 +159,23 @@ def test_a_mapping_is_read_back_as_it_was_written() -> None:
     [
         ("cards", {}, "unknown key 'cards'; close names: 'card'"),
         ("card", None, "card is None; expected keys below it"),
-        ("card.kind", "segmentation", "card.kind: unknown kind 'segmentation'; close names: 'volume_segmentation'"),
-        ("card.classes", ["liver"], "card.classes is .* at least two different names"),
+        ("card.media", "volumes", "card.media: unknown medium 'volumes'; close names: 'volume'"),
+        ("card.media", None, "card.media is None; expected a text"),
+        ("card.kind", "segmentation", "unknown kind 'segmentation'; close names: 'volume_segmentation'"),
+        ("card.targets", ["mask"], r"card.targets is \['mask'\]; expected NAME: \{type: ..., ...\} for each"),
+        ("card.targets.mask", "organ", "card.targets.mask is 'organ'; expected .* with a type of class_label, mask"),
+        ("card.targets.mask.names", ["liver"], "card.targets.mask.names is .* at least two different names"),
+        ("card.targets.mask.type", "masks", "card: targets.mask: unknown target type 'masks'; close names: 'mask'"),
+        ("card.targets.mask.annotated", ["kidney"], "card: targets.mask: annotated: unknown class 'kidney'"),
+        ("card.targets.mask.organs", [], r"card: targets.mask: unknown keys \['organs'\]"),
         ("card.licens", "MIT", "unknown key 'licens'; close names: 'licence'"),
         ("card.input.spacing_mm", [1, 2], r"card.input.spacing_mm is \[1, 2\]; expected \[z, y, x\]"),
         ("card.input.intensity", {"mode": "minmax"}, "intensity.mode is 'minmax'; allowed: window, zscore"),
         ("card.input.intensity", {"std": [0]}, "std must be above 0"),
         ("card.input.orientation", "up", "orientation is 'up'; expected three letters such as RAS"),
         ("card.input.channels", [], r"channels is \[\]"),
-        ("members.mask", None, "members: mask missing; a volume_segmentation needs image, mask"),
-        ("members.label", "cls", r"members \(of a volume_segmentation\): unknown key 'label'"),
+        ("members.mask", None, "members: mask missing; needed: image, mask"),
+        ("members.label", "cls", r"members \(of volume with mask\): unknown key 'label'"),
         ("members.image", "nii.gz", "members.image is 'nii.gz'; allowed: a member that ends in npy"),
         ("members.image", 3, "members.image is 3; expected what follows the first dot"),
         ("members.spacing_mm", "json", "members.spacing_mm is 'json'; expected a field of a JSON member"),
@@ -221,7 +229,7 @@ def test_broken_samples_are_rejects(tars: Path, tmp_path: Path) -> None:
         indexed(tars, tmp_path / "out")
     manifest = indexed(tars, tmp_path / "out", max_rejects=7)
     assert manifest.num_samples("train") == 7
-    words = {"a": "mask holds labels", "b": "NaN", "c": "follow", "d": "json|Expecting", "e": "no member .seg.npy"}
+    words = {"a": "mask holds label 7", "b": "NaN", "c": "follow", "d": "json|Expecting", "e": "no member .seg.npy"}
     words |= {"f": "mask holds labels from 999", "g": "npy"}
     reasons = {r["key"]: r["reason"] for r in manifest.rejects}
     for key, word in words.items():

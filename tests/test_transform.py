@@ -75,16 +75,16 @@ def test_clips_are_scaled_and_cropped_and_augmented_in_training() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"short_side": 31}, {"mean": [0.1, 0.2, 0.3], "std": 0.4}])
 def test_a_video_file_gives_the_clip_that_validation_sees(tmp_path: Path, more: dict[str, Any]) -> None:
-    from inflate3d.data.samples.stages import make_stage
+    from inflate3d.data.samples.views import make_stage
     from inflate3d.datasets.toy import Toy
 
     toy = Toy(kind="video_classification", num_train=1, num_val=1, size=64, num_frames=20)
     case = next(iter(toy.cases()))
     (tmp_path / "clip.mp4").write_bytes(toy.read(case).video or b"")
     options = {"num_frames": 4, "frame_interval": 3, "crop_size": 28, "gamma": 0.5, **more}
-    record = {"num_frames": 20, "fps": 10.0, "label": 0}
+    record = {"num_frames": 20, "fps": 10.0, "targets": {"label": 0}}
     members = {"video": (tmp_path / "clip.mp4").read_bytes(), "json": record}
-    seen = make_stage(toy.card, options, training=False)("a", members, 0).image
+    seen = make_stage(toy.card, options, training=False)("a", members, 0).views["image"]
     intensity = toy.card.input.intensity
     spec = {
         **CLIP,
@@ -105,11 +105,11 @@ def test_frames_are_cropped_where_training_crops_them() -> None:
     assert rows.round().int().tolist() == list(range(1, 29))  # of an odd margin the smaller half lies before
 
 
-def test_what_a_sample_is_follows_from_the_kind_not_from_the_modality() -> None:
+def test_what_a_sample_is_follows_from_the_medium_not_from_the_modality() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (3, 4, 64, 96)).astype(np.uint8)
-    thermal = InputTransform({**CLIP, "kind": "video_classification", "modality": "thermal"})
+    thermal = InputTransform({**CLIP, "media": "video", "modality": "thermal"})
     assert torch.equal(thermal(frames), InputTransform(CLIP)(frames))
-    stained = InputTransform({**CLIP, "kind": "volume_classification", "sample": {"size": [4, 28, 28]}})
+    stained = InputTransform({**CLIP, "media": "volume", "sample": {"size": [4, 28, 28]}})
     assert stained(frames).shape == (3, 4, 28, 28)
 
 
@@ -117,13 +117,13 @@ def test_what_a_sample_is_follows_from_the_kind_not_from_the_modality() -> None:
     "sample", [{"size": [8, 6, 12]}, {"resize": [6, 6, 6]}, {"size": [4, 12, 4], "resize": [6, 6, 6]}]
 )
 def test_whole_volumes_come_out_in_the_size_of_validation(sample: dict[str, list[int]]) -> None:
-    from inflate3d.data.samples.stages import make_stage
+    from inflate3d.data.samples.views import make_stage
     from inflate3d.datasets.toy import Toy
 
     toy = Toy(kind="volume_classification")
     volume = np.random.default_rng(0).normal(0, 100, (1, 10, 9, 8)).astype(np.float32)
-    members = {"image": volume, "json": {"label": 0, "spacing_mm": [1, 1, 1]}}
-    seen = make_stage(toy.card, sample, training=False)("a", members, 0).image
+    members = {"image": volume, "json": {"targets": {"label": 0}, "spacing_mm": [1, 1, 1]}}
+    seen = make_stage(toy.card, sample, training=False)("a", members, 0).views["image"]
     intensity = toy.card.input.intensity
     spec = {
         **CT,

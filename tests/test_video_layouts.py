@@ -52,7 +52,7 @@ def test_video_folder_takes_only_the_files_of_a_pattern(tmp_path: Path) -> None:
         save_clip(tmp_path / name.split("_")[0] / f"{name}.mp4")
     dataset = VideoFolder(tmp_path, file_pattern=r"_1_\d+$", val_fraction=0)
     assert [c.key for c in dataset.cases()] == ["run_1_0", "sit_1_0"]
-    assert dataset.card.classes == ("run", "sit")
+    assert dataset.card.targets["label"].names == ("run", "sit")
     with pytest.raises(InputError, match=r"holds 1 videos that match file_pattern '_2_'"):
         VideoFolder(tmp_path, file_pattern="_2_")
     with pytest.raises(InputError, match=r"file_pattern '\[' is no regular expression"):
@@ -66,11 +66,11 @@ def test_video_csv_reads_plain_lists(tmp_path: Path, separator: str) -> None:
     (tmp_path / "train.txt").write_text(f"clips/a b.mp4{separator}1\n\n")
     (tmp_path / "val.txt").write_text(f"{tmp_path}/clips/c.mp4{separator}0\n")
     dataset = VideoCSV(tmp_path)
-    assert dataset.card.classes == ("0", "1")
+    assert dataset.card.targets["label"].names == ("0", "1")
     assert {c.key: c.split for c in dataset.cases()} == {"clips-a_b": "train", "clips-c": "val"}
-    assert {k: s.label for k, s in {c.key: dataset.read(c) for c in dataset.cases()}.items()} == {
-        "clips-a_b": 1,
-        "clips-c": 0,
+    assert {k: s.targets for k, s in {c.key: dataset.read(c) for c in dataset.cases()}.items()} == {
+        "clips-a_b": {"label": 1},
+        "clips-c": {"label": 0},
     }
 
 
@@ -78,7 +78,7 @@ def test_video_csv_takes_names_from_a_class_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("jump\nrun\nwalk\n")
     (tmp_path / "train.csv").write_text("a.mp4 2\nb.mp4 0\nc.mp4 1\n")
     dataset = VideoCSV(tmp_path, class_file="names.txt", val_count=0)
-    assert dataset.card.classes == ("jump", "run", "walk")
+    assert dataset.card.targets["label"].names == ("jump", "run", "walk")
     assert [c.source[1] for c in dataset.cases()] == [2, 0, 1]
     (tmp_path / "train.csv").write_text("a.mp4 3\n")
     with pytest.raises(InputError, match="label '3' is none of the 3 classes"):

@@ -18,6 +18,7 @@ from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.nnunet_raw import NnunetRaw
 from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
+from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
 
 
 def read_all(dataset: AbstractDataset) -> dict[str, RawSample]:
@@ -79,9 +80,9 @@ def test_msd_resamples_image_and_mask_together(msd_root: Path) -> None:
     sample = read_all(dataset)["toy_000"]
     assert dataset.card.input.spacing_mm == sample.spacing_mm == (4.0, 2.0, 2.0)
     assert sample.image is not None
-    assert sample.mask is not None
-    assert sample.image.shape[1:] == sample.mask.shape == (6, 14, 16)
-    assert set(np.unique(sample.mask)) == {0, 1}
+    mask = sample.targets["mask"]
+    assert sample.image.shape[1:] == mask.shape == (6, 14, 16)
+    assert set(np.unique(mask)) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_nnunet_stacks_the_channel_files_and_finds_the_test_cases(nnunet_root: P
     dataset = NnunetRaw(nnunet_root)
     samples = read_all(dataset)
     assert all(s.image is not None and s.image.shape == (2, 10, 12, 14) for s in samples.values())
-    image, mask = samples["p0_scan0"].image, samples["p0_scan0"].mask
+    image, mask = samples["p0_scan0"].image, samples["p0_scan0"].targets["mask"]
     assert image is not None
     assert image[0][mask == 2].mean() > 6
     assert image[1][mask == 2].mean() < -6
@@ -122,7 +123,7 @@ def test_nnunet_first_version_reads_alike(nnunet_root: Path) -> None:
     content = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "left", "2": "right"}}
     (nnunet_root / "dataset.json").write_text(json.dumps(content))
     card = NnunetRaw(nnunet_root).card
-    assert (card.input.channels, card.classes) == (("t1", "t2"), ("background", "left", "right"))
+    assert (card.input.channels, card.targets["mask"].names) == (("t1", "t2"), ("background", "left", "right"))
 
 
 def test_nnunet_measures_the_ct_window_on_the_foreground(nnunet_root: Path) -> None:
@@ -152,7 +153,7 @@ def test_nnunet_reads_nrrd_by_its_file_ending(nnunet_root: Path) -> None:
     edit_json(nnunet_root / "dataset.json", file_ending=".nrrd")
     sample = read_all(NnunetRaw(nnunet_root))["p0_scan0"]
     np.testing.assert_array_equal(sample.image, expected.image)
-    np.testing.assert_array_equal(sample.mask, expected.mask)
+    np.testing.assert_array_equal(sample.targets["mask"], expected.targets["mask"])
 
 
 def test_nnunet_channels_of_unlike_shape_are_refused(nnunet_root: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_group_pattern_that_finds_nothing_is_refused(nnunet_root: Path) -> Non
 def test_medmnist_names_are_forgiving_and_unknown_ones_get_a_close_name(tmp_path: Path) -> None:
     root = MedMNIST3D.write_example(tmp_path)["root"]
     for name in ("adrenal", "AdrenalMNIST3D"):
-        assert MedMNIST3D(root, subset=name).card.classes == ("normal", "hyperplasia")
+        assert MedMNIST3D(root, subset=name).card.targets["label"].names == ("normal", "hyperplasia")
     with pytest.raises(InputError, match="close names: 'adrenalmnist3d'"):
         MedMNIST3D(root, subset="adrenaline")
     with pytest.raises(InputError, match=r"no file .*organmnist3d\.npz"):
@@ -202,7 +203,7 @@ def test_npz_that_is_cut_short_or_lacks_an_array_is_refused(tmp_path: Path) -> N
 def test_modelnet_never_uses_the_masked_test_labels(tmp_path: Path) -> None:
     dataset = ModelNet10(**ModelNet10.write_example(tmp_path))
     assert Counter(c.split for c in dataset.cases()) == {"train": 20, "val": 10}
-    assert {s.label for s in read_all(dataset).values()} == set(range(10))
+    assert {s.targets["label"] for s in read_all(dataset).values()} == set(range(10))
 
 
 # ---------------------------------------------------------------------------------------------------------- volume_csv
@@ -213,16 +214,47 @@ def csv_root(tmp_path: Path) -> Path:
     return Path(VolumeCSV.write_example(tmp_path)["root"])
 
 
-def test_volume_csv_with_masks_is_segmentation(csv_root: Path) -> None:
+def test_volume_csv_with_masks_has_a_mask_target(csv_root: Path) -> None:
     write_nifti(csv_root / "mask.nii.gz", np.ones((10, 12, 14), np.uint8), np.diag([1.5, 1.5, 2.5, 1]))
     lines = ["image,mask,split", "images/scan_0.nii.gz,mask.nii.gz,train", "images/scan_1.nii.gz,mask.nii.gz,val"]
     (csv_root / "cases.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match="give classes"):
         VolumeCSV(csv_root, modality="mri")
     dataset = VolumeCSV(csv_root, modality="mri", classes="background,organ")
-    assert dataset.card.kind == "volume_segmentation"
+    assert dict(dataset.card.targets) == {"mask": MaskTarget(("background", "organ"))}
     assert {c.key: c.split for c in dataset.cases()} == {"scan_0": "train", "scan_1": "val"}
-    assert all(s.mask is not None and s.mask.all() for s in read_all(dataset).values())
+    assert all(s.targets["mask"].all() for s in read_all(dataset).values())
+
+
+def test_volume_csv_with_label_mask_and_numbers_has_each_as_a_target(csv_root: Path) -> None:
+    write_nifti(csv_root / "mask.nii.gz", np.ones((10, 12, 14), np.uint8), np.diag([1.5, 1.5, 2.5, 1]))
+    rows = ["old,mask.nii.gz,41.7,", ",mask.nii.gz,,3", "young,mask.nii.gz,7,-1.5"]
+    lines = [f"images/scan_{i}.nii.gz,{row}" for i, row in enumerate(rows)]
+    (csv_root / "cases.csv").write_text("\n".join(["image,label,mask,age,score", *lines]))
+    dataset = VolumeCSV(csv_root, modality="ct", classes="background,organ", values="age:years,score", val_count=0)
+    assert dict(dataset.card.targets) == {
+        "label": ClassTarget(("old", "young")),
+        "mask": MaskTarget(("background", "organ")),
+        "age": ValueTarget("years"),
+        "score": ValueTarget(),
+    }
+    found = [{k: v for k, v in s.targets.items() if k != "mask"} for s in read_all(dataset).values()]
+    assert found == [
+        {"label": "old", "age": 41.7, "score": None},
+        {"label": None, "age": None, "score": 3.0},
+        {"label": "young", "age": 7.0, "score": -1.5},
+    ]
+    (csv_root / "cases.csv").write_text("image,age\nimages/scan_0.nii.gz,old\n")
+    with pytest.raises(InputError, match=r"scan_0.nii.gz: age is 'old'; expected a number"):
+        VolumeCSV(csv_root, modality="ct", values="age:years", val_count=0).cases()
+
+
+def test_volume_csv_of_images_alone_is_unlabelled(csv_root: Path) -> None:
+    (csv_root / "cases.csv").write_text("image\nimages/scan_0.nii.gz\nimages/scan_1.nii.gz\n")
+    dataset = VolumeCSV(csv_root, modality="ct", val_count=1)
+    assert dict(dataset.card.targets) == {}
+    assert [c.split for c in dataset.cases()].count("val") == 1
+    assert all(s.targets == {} for s in read_all(dataset).values())
 
 
 def test_volume_csv_joins_channels_and_keeps_the_stated_key(csv_root: Path) -> None:
@@ -237,7 +269,7 @@ def test_volume_csv_joins_channels_and_keeps_the_stated_key(csv_root: Path) -> N
 def test_volume_csv_orders_numeric_classes_as_numbers(csv_root: Path) -> None:
     rows = [f"k{i},images/scan_0.nii.gz,{label}" for i, label in enumerate((10, 9, 2))]
     (csv_root / "cases.csv").write_text("\n".join(["key,image,label", *rows]))
-    assert VolumeCSV(csv_root, modality="mri").card.classes == ("2", "9", "10")
+    assert VolumeCSV(csv_root, modality="mri").card.targets["label"].names == ("2", "9", "10")
 
 
 def test_volume_csv_reads_npy_without_anatomy(csv_root: Path) -> None:
@@ -258,8 +290,8 @@ def test_volume_csv_reads_npy_without_anatomy(csv_root: Path) -> None:
         ("image,lable\na,b\n", "unknown column 'lable'; close names: 'label'"),
         ("image,label\na,b,c\n", "line 2: 3 values for 2 columns"),
         ("image,label\n", "lists no case"),
-        ("image,label\na,\n", "fill one column"),
-        ("image,label,mask\na,b,c\n", "fill one column"),
+        ("image,mask\na,b\nc,\n", "no mask for c; fill the column in every row"),
+        ("image,label,mask\na,b,c\n", "give classes: background,liver"),
         ("image,label,split\na,x,train\nb,y,vla\n", "unknown split 'vla'"),
         ("image,label\nd/a.npy,x\ne/a.npy,y\n", "both give the key 'a'"),
     ],

@@ -12,7 +12,7 @@ from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard, medium_of
 from inflate3d.contracts.task import fit_target
-from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
@@ -20,7 +20,7 @@ from inflate3d.models.publication.index import find_entry
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote, join
 from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
@@ -62,7 +62,7 @@ def check_config(config: Config) -> None:
 def shard_folder(config: Config, dataset: str) -> Path | str:
     """Return where the shards of a dataset of this config lie: a folder, or an address."""
     root = str(config.get("data", "root", default="."))
-    return f"{root.rstrip('/')}/{dataset}" if is_remote(root) else Path(root).expanduser() / dataset
+    return join(root, dataset) if is_remote(root) else Path(root).expanduser() / dataset
 
 
 def _check_keys(config: Config, path: tuple[str, ...], allowed: Iterable[str]) -> None:
@@ -218,15 +218,18 @@ def _card(config: Config, name: str) -> DatasetCard:
 
 
 def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
-    """Check the options of a dataset's samples, and that the plan leaves something of them along D."""
+    """Check the options of a dataset's samples and views, and that the plan leaves something of them along D."""
     path = ("data", "datasets", name, "sample")
-    options = sample_options(card, config.get(*path, default={}), where=config.where(*path))
+    given, views = config.get(*path, default={}), config.get(*path[:-1], "views")
+    whole = sample_options(card, given, where=config.where(*path))
+    options = [whole, *view_options(card, given, views, where=config.where(*path[:-1])).values()]
     plan = config.get("model", "backbone", "plan", default="auto")
-    if plan == "auto" or options.input_size is None:
+    depths = [o.input_size[0] for o in options if o.input_size is not None]
+    if plan == "auto" or not depths:
         return
     from inflate3d.inflation import resolve_plan
 
-    shortest, depth = resolve_plan(plan).min_depth, options.input_size[0]
+    shortest, depth = resolve_plan(plan).min_depth, min(depths)
     if depth < shortest:
         shown = plan if isinstance(plan, str) else "of this config"
         raise InputError(

@@ -82,12 +82,13 @@ def _print_machine() -> None:
 def _print_shards(data: DataModule) -> None:
     """Print what lies where. Raises InputError if a local shard is missing or of another size."""
     from inflate3d.data.shards.check import check_sizes
+    from inflate3d.remote.address import shown
 
     rows, faults = [], []
     for name, manifest in data.manifests.items():
         size = sum(entry.bytes for entry in manifest.shards)
         samples = "/".join(str(manifest.num_samples(split)) for split in ("train", "val", "test"))
-        rows.append((name, len(manifest.shards), f"{size / 1e6:.1f} MB", samples, data.shards_of(name)))
+        rows.append((name, len(manifest.shards), f"{size / 1e6:.1f} MB", samples, shown(data.shards_of(name))))
         faults += check_sizes(data.shards_of(name), manifest)
     print_table(("dataset", "shards", "size", "train/val/test", "where"), rows)
     if faults:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from inflate3d import __version__
 from inflate3d.errors import InputError, close_names
+from inflate3d.remote.outcomes import Unreachable
 
 # One file a subcommand, in the order of a first day; each offers add_parser(subparsers).
 SUBCOMMANDS = (
@@ -73,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print_error(_shorten(str(error)))
         return 2
+    except Unreachable as error:
+        if debug:
+            raise
+        _print_error(_shorten(str(error)))
+        return 1
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if debug or extra is None:

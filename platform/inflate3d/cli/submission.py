@@ -16,7 +16,7 @@ from inflate3d.cli.check import check_config, shard_folder
 from inflate3d.cli.config import Config, load_config
 from inflate3d.data.shards.manifest import MANIFEST_FILE
 from inflate3d.errors import InputError
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote
 from inflate3d.slurm.queue import job_states
 from inflate3d.slurm.record import FOLDER, read_job
 from inflate3d.slurm.script import TASK, Job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -9,6 +10,10 @@ from typing import Any, Literal
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing
+
+# Targets that are arrays become members of their own in a shard, beside these.
+_TAKEN = ("image", "video", "json")
+_MEMBER = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,14 @@ class DatasetCard:
     citation: str
     targets: Mapping[str, AbstractTarget] = field(default_factory=dict)
     input: InputSpec = field(default_factory=InputSpec)
+
+    def __post_init__(self) -> None:
+        for name, target in self.targets.items():
+            if name in _TAKEN or (target.per_voxel and not _MEMBER.fullmatch(name)):
+                raise InputError(
+                    f"{self.name}: no target can be called {name!r}; allowed: not {', '.join(_TAKEN)}, and for arrays "
+                    "small letters, digits and '_'"
+                )
 
     def target(self, name: str) -> AbstractTarget:
         """Return one target. InputError with close names if there is none of that name."""

@@ -106,6 +106,6 @@ class AbstractTarget(ABC):
             raise InputError(f"{where}: unknown keys {extra}; known: {sorted(known)}")
         try:
             target: AbstractTarget = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-        except (InputError, TypeError) as fault:
+        except (ValueError, TypeError) as fault:
             raise InputError(f"{where}: {fault}") from fault
         return target

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.integrity import plain_file
@@ -16,7 +17,6 @@ from inflate3d.publishing.additions import Additions, is_page
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, card_address, deliver_whole, finish, loader_of, refuse_private
 from inflate3d.publishing.licences import may_be_published
-from inflate3d.remote.download import sha256_of
 
 # What the format lets a publication leave out, and its card wants.
 _OPTIONAL = {
@@ -59,7 +59,7 @@ def _pages(folder: Path, names: Any) -> dict[str, bytes]:
                 "again (--transfer), or download the whole directory and publish that"
             )
         page = plain_file(folder, name)
-        if sha256_of(page) != listed[name]:
+        if file_sha256(page) != listed[name]:
             raise InputError(f"{page} has changed; publish or download the directory again")
         pages[name] = page.read_bytes()
     return pages

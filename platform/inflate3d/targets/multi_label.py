@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.contracts.prediction import Probabilities
@@ -28,10 +29,10 @@ class MultiLabelTarget(AbstractTarget):
         elif isinstance(value, Collection) and all(isinstance(v, str) for v in value) and not isinstance(value, str):
             self._check_names(value)
             value = [name in value for name in self.names]
-        entries = [None if v is None or v != v else v for v in value]
-        if len(entries) != len(self.names) or not all(v in (None, 0, 1) for v in entries):
-            raise InputError(f"is {value!r}; expected {len(self.names)} entries, each 0, 1 or None")
-        return [None if v is None else int(v) for v in entries]
+        entries = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(entries, Collection) or len(entries) != len(self.names) or not all(map(_is_entry, entries)):
+            raise InputError(f"is {str(value)[:80]}; expected {len(self.names)} entries, each 0, 1 or None")
+        return [None if v is None or v != v else int(v) for v in entries]
 
     def check(self, stored: Any) -> None:
         """Refuse what is no list of 0, 1 and null."""
@@ -89,3 +90,8 @@ class MultiLabelTarget(AbstractTarget):
         for name in given:
             if name not in self.names:
                 raise unknown_name("label", str(name), self.names)
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a label is said to hold, not to hold, or, by None or NaN, not to be known."""
+    return value is None or (isinstance(value, Real) and (value != value or value in (0, 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.contracts.prediction import Values
@@ -13,6 +14,8 @@ from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LARGEST = 3.4028234e38  # of float32, which a batch holds
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class ValueTarget(AbstractTarget):
 
     def encode(self, value: Any) -> float | None:
         """Take a finite number between low and high; NaN is a value that is not known."""
-        number = float(value)
-        if math.isnan(number):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise InputError(f"is {str(value)[:80]!r}; expected a number")
+        if value != value:
             return None
-        self._check(number, value)
-        return number
+        self._check(value)
+        return float(value)
 
     def check(self, stored: Any) -> None:
         """Refuse what is no finite number between low and high."""
@@ -49,7 +53,7 @@ class ValueTarget(AbstractTarget):
             return
         if isinstance(stored, bool) or not isinstance(stored, int | float):
             raise InputError(f"is {str(stored)[:80]!r}; expected a number, or null where it is not known")
-        self._check(float(stored), stored)
+        self._check(stored)
 
     def tensor(self, stored: Any) -> Tensor:
         """() float32."""
@@ -95,6 +99,6 @@ class ValueTarget(AbstractTarget):
         """The mean, (B,)."""
         return (tally[1] / tally[0].clamp_min(1)).float().expand(len(like))
 
-    def _check(self, number: float, told: Any) -> None:
-        if not math.isfinite(number) or not self.low <= number <= self.high:
-            raise InputError(f"is {told}; allowed: {self.low:g} to {self.high:g}")
+    def _check(self, number: Any) -> None:
+        if not abs(number) <= _LARGEST or not self.low <= number <= self.high:
+            raise InputError(f"is {str(number)[:80]}; allowed: {self.low:g} to {self.high:g}")

@@ -11,7 +11,9 @@ from typing import Any
 
 from inflate3d.contracts import DatasetCard, medium_of
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.sample import Triple
+from inflate3d.sample import IMAGE, Triple
+
+_VIEW_KEYS = ("sample", "augment")
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,34 @@ def sample_options(card: DatasetCard, options: Mapping[str, Any], *, where: str 
         return cls(**options)
     except InputError as fault:
         raise InputError(f"{where}: {fault}") from None
+
+
+def view_options(
+    card: DatasetCard,
+    sample: Mapping[str, Any],
+    views: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    where: str = "data",
+) -> dict[str, Any]:
+    """Return the checked options of each view by name, "image" first where it is among them.
+
+    views: None or empty: "image" alone, as `sample` says; else {NAME: {sample: options that differ, augment: ...}}.
+    where: the dataset's key path. InputError begins with that of the key.
+    """
+    if not views:
+        return {IMAGE: sample_options(card, sample, where=f"{where}.sample")}
+    if not isinstance(views, Mapping):
+        raise InputError(f"{where}.views is {views!r}; expected {{NAME: {{sample: ..., augment: ...}}}}")
+    found = {}
+    for name in sorted(views, key=lambda n: n != IMAGE):  # a stable sort
+        view, told = views[name], f"{where}.views.{name}"
+        if not isinstance(view, Mapping) or not isinstance(view.get("sample", {}), Mapping):
+            raise InputError(f"{told} is {view!r}; expected {{sample: {{...}}, augment: ...}}, or {{}}")
+        for key in view:
+            if key not in _VIEW_KEYS:
+                raise unknown_name("key", str(key), _VIEW_KEYS, where=f"{told}.{key}")
+        found[name] = sample_options(card, {**sample, **view.get("sample", {})}, where=f"{told}.sample")
+    return found
 
 
 def _set(options: Any, name: str, value: Any) -> None:

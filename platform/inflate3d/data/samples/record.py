@@ -10,9 +10,12 @@ from inflate3d.errors import InputError
 
 
 def stored_value(record: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a target that is not per voxel; None if it is not known."""
+    """Return the value of a target that is not per voxel; None if it is not known. InputError if it has no place."""
     # Shards of format 1 hold the one label beside what was measured.
-    return record.get("targets", record).get(name)
+    values = record.get("targets", record)
+    if not isinstance(values, Mapping):
+        raise InputError(f"targets is {str(values)[:80]!r}; expected values by name")
+    return values.get(name)
 
 
 def check_place(record: Mapping[str, Any]) -> None:

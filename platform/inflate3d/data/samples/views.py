@@ -9,13 +9,10 @@ from torch import Tensor
 
 from inflate3d.contracts import DatasetCard, Stage, medium_of
 from inflate3d.data.samples.augment import AugmentSpec
-from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.options import view_options
 from inflate3d.data.shards.members import check_members
-from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import IMAGE, Sample
 from inflate3d.seeds import mix
-
-_KEYS = ("sample", "augment")
 
 
 def make_stage(
@@ -29,28 +26,18 @@ def make_stage(
 ) -> Stage:
     """Return what makes samples of a dataset: one view, "image", or in training those that `views` names.
 
-    views: {NAME: {sample: options that differ, augment: transforms in place of the dataset's}}; targets come with the
-    first. Evaluation always sees "image" alone. Augmentation is built in training only. InputError begins with `where`.
+    views: {NAME: {sample: options that differ, augment: transforms in place of the dataset's}}; targets come with
+    "image", or the first where none has that name. Evaluation always sees "image" alone. Augmentation is built in
+    training only. InputError begins with `where`.
     """
     medium = medium_of(card)
-    wanted = dict(views or {}) if training and views else {IMAGE: {}}
+    views = views if training else None
     stages = {}
-    for name, view in wanted.items():
-        told = where if name == IMAGE else f"{where}.views.{name}"
-        view = _checked(view, told)
-        checked = sample_options(card, {**options, **view.get("sample", {})}, where=f"{told}.sample")
-        own = view.get("augment", augment)
+    for name, checked in view_options(card, options, views, where=where).items():
+        own = (views or {}).get(name, {}).get("augment", augment)
+        told = f"{where}.views.{name}" if views else where
         stages[name] = medium.stage(checked, card, training=training, augment=own, where=told)
     return Views(stages, card)
-
-
-def _checked(view: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(view, Mapping):
-        raise InputError(f"{where} is {view!r}; expected keys: {', '.join(_KEYS)}")
-    for key in view:
-        if key not in _KEYS:
-            raise unknown_name("key", str(key), _KEYS, where=f"{where}.{key}")
-    return view
 
 
 class Views:

@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "trainer.val_check_interval",
     "data.root",
     "data.num_workers",
+    "data.outage_s",
     "data.datasets.*.build*",
     "data.datasets.*.eval_batch_size",
     "data.datasets.*.max_eval_samples",

@@ -11,10 +11,9 @@ from inflate3d.models import Backbone, BackboneConfig
 def card(name, modality, channels):
     return DatasetCard(
         name=name,
-        kind="volume_classification",
+        media="volume",
         title=name,
         modality=modality,
-        classes=("a", "b"),
         url="",
         licence="CC0-1.0",
         commercial_use=True,

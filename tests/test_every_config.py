@@ -16,6 +16,11 @@ CONFIGS = packaged_configs()
 OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
+KINDS = {
+    "video_action": "video_classification",
+    "medical_segmentation": "volume_segmentation",
+    "volume_classification": "volume_classification",
+}
 TOYS = {"rgb": "video_classification", "ct": "volume_segmentation", "mask": "volume_classification"}
 
 
@@ -25,7 +30,7 @@ def on_toy_data(name: str, root: Path) -> Config:
     kind_of = {}
     for task in config.values["model"]["tasks"].values():
         for dataset in task["init_args"]["datasets"]:
-            kind_of[dataset] = find("tasks", task["class_path"]).load().kind
+            kind_of[dataset] = KINDS[find("tasks", task["class_path"]).name]
     for dataset, values in config.values["data"]["datasets"].items():
         toy = {"kind": kind_of[dataset], "num_train": 4, "num_val": 4, "size": 24}
         values["build"] = {"class_path": "Toy", "init_args": toy}

@@ -26,7 +26,7 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.check import check_run, task_problems
+from inflate3d.training.check import Needs, check_run, task_problems
 from inflate3d.training.idle import evaluation_mode
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 from inflate3d.training.run.metrics_csv import read_metrics
@@ -294,7 +294,7 @@ class TestCrossReferences:
             ("tasks", "u"),
             ("datasets", "b"),
         ]
-        by_class = task_problems("t", MedicalSegmentation, ["a", "c"], {"a": self.label, "b": self.mask})
+        by_class = task_problems("t", Needs.of(MedicalSegmentation), ["a", "c"], {"a": self.label, "b": self.mask})
         assert by_class == found[:2]
 
 

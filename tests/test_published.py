@@ -56,7 +56,7 @@ def test_the_directory_is_what_the_design_says(published):
     names = {p.name for p in published[1].iterdir()}
     assert names == {"model.safetensors", "config.json", "README.md", "conv1.png", "replay.safetensors", "SHA256SUMS"}
     config = json.loads((published[1] / "config.json").read_text())
-    assert config["format"] == "inflate3d-weights/1"
+    assert config["format"] == "inflate3d-weights/2"
     assert config["net"]["plan"]["name"] == "slow"
     assert "create_model" in (published[1] / "README.md").read_text()
     assert all(p.stat().st_mode & 0o044 for p in published[1].iterdir())
@@ -110,7 +110,7 @@ def test_missing_files_other_formats_and_hostile_names_are_refused(copy):
         load(copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "format": "inflate3d-weights/9"}))
-    with pytest.raises(InputError, match="this version reads 'inflate3d-weights/1'"):
+    with pytest.raises(InputError, match="this version reads 'inflate3d-weights/2'"):
         load(copy)
 
 
@@ -205,10 +205,9 @@ def test_without_pretrained_a_published_name_warns_that_it_is_random(published):
 def card(name, modality, channels, **changes):
     values = {
         "name": name,
-        "kind": "volume_classification",
+        "media": "volume",
         "title": name,
         "modality": modality,
-        "classes": ("a", "b"),
         "url": "",
         "licence": "CC-BY-4.0",
         "commercial_use": True,

@@ -11,7 +11,6 @@ from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard, medium_of
-from inflate3d.contracts.task import fit_target
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
@@ -21,6 +20,7 @@ from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.remote.address import is_remote, join
+from inflate3d.training.check import Needs, task_problems
 from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
@@ -303,18 +303,8 @@ def _check_targets(config: Config, task: str, plug_in: PlugIn, cards: dict[str, 
     """Check that each dataset of a task has the medium and the target that it needs."""
     media: Any = constant(plug_in.class_path, "media") or ()
     target = constant(plug_in.class_path, "target")
-    path = ("model", "tasks", task, "init_args", "datasets")
-    wanted = config.get(*path)
-    named: dict[str, Any] = wanted if isinstance(wanted, dict) else dict.fromkeys(wanted)
-    for name, given in named.items():
-        try:
-            fit_target(
-                plug_in.class_name,
-                name,
-                cards[name],
-                media=media,
-                target=None if target is None else str(target),
-                given=given,
-            )
-        except InputError as error:
-            raise InputError(f"{config.where(*path)}: {error}. All tasks: platform tasks list") from None
+    needs = Needs(plug_in.class_name, media, None if target is None else str(target))
+    wanted = config.get("model", "tasks", task, "init_args", "datasets")
+    for problem in task_problems(task, needs, wanted, cards):
+        where = config.where(*problem.key_path)
+        raise InputError(f"{where}: {problem.text}. All tasks: platform tasks list")

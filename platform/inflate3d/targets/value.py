@@ -86,8 +86,12 @@ class ValueTarget(AbstractTarget):
 
     def check_batch(self, value: Tensor) -> None:
         """Refuse what is not allowed; NaN is not known."""
-        for number in value[~value.isnan()].tolist():
-            self._check(number, number)
+        import torch
+
+        low, high = torch.tensor([self.low, self.high], dtype=value.dtype, device=value.device)
+        wrong = value[(value < low) | (value > high) | value.isinf()]
+        if len(wrong):
+            raise InputError(f"holds {float(wrong[0])}; allowed: {self.low:g} to {self.high:g}")
 
     def tally(self, value: Tensor) -> Tensor:
         """How many are known, and their sum."""

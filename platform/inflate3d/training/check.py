@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from inflate3d.contracts import AbstractTask, DatasetCard, SupervisedTask
@@ -21,13 +21,28 @@ class Problem:
         return f"{'.'.join(self.key_path)}: {self.text}"
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a task's class says that it needs, under its name: media, and the name of a target's class."""
+
+    title: str
+    media: Sequence[str]
+    target: str | None
+
+    @classmethod
+    def of(cls, task: AbstractTask | type[AbstractTask]) -> Needs:
+        """Read an object or a class."""
+        title = task.__name__ if isinstance(task, type) else type(task).__name__
+        return cls(title, task.media, None if task.target is None else task.target.__name__)
+
+
 def check_run(
     tasks: Mapping[str, AbstractTask], cards: Mapping[str, DatasetCard], *, loss_weighting: str = "fixed"
 ) -> list[Problem]:
     """Return what is wrong between tasks and the cards of `data.datasets`: the first is what a run is refused for."""
     found: list[Problem] = []
     for name, task in tasks.items():
-        found += task_problems(name, task, task.target_names or task.datasets, cards)
+        found += task_problems(name, Needs.of(task), task.target_names or task.datasets, cards)
         if loss_weighting == "constant" and not isinstance(task, SupervisedTask):
             text = f"constant divides by the loss of a constant answer; {type(task).__name__} of task {name!r} has none"
             found.append(Problem(("model", "loss_weighting"), text))
@@ -35,31 +50,27 @@ def check_run(
 
 
 def task_problems(
-    name: str,
-    task: AbstractTask | type[AbstractTask],
-    datasets: Sequence[str] | Mapping[str, str],
-    cards: Mapping[str, DatasetCard],
+    name: str, needs: Needs, datasets: Sequence[str] | Mapping[str, str], cards: Mapping[str, DatasetCard]
 ) -> list[Problem]:
-    """Return what is wrong between one task (an object, or its class) and what it says under `datasets`."""
+    """Return what is wrong between what one task needs and what it says under `datasets`."""
     named: Mapping[str, str] = datasets if isinstance(datasets, Mapping) else {}
-    title = task.__name__ if isinstance(task, type) else type(task).__name__
-    wanted = None if task.target is None else task.target.__name__
     found = []
     for dataset in datasets:
         try:
             if dataset not in cards:
                 raise unknown_name("dataset", dataset, cards, see="the keys of data.datasets")
             given = named.get(dataset)
-            fit_target(title, dataset, cards[dataset], media=task.media, target=wanted, given=given)
+            fit_target(needs.title, dataset, cards[dataset], media=needs.media, target=needs.target, given=given)
         except InputError as fault:
             found.append(Problem(("model", "tasks", name, "init_args", "datasets"), str(fault)))
     return found
 
 
-def unused_datasets(used: Sequence[str], cards: Mapping[str, DatasetCard]) -> list[Problem]:
+def unused_datasets(used: Iterable[str], datasets: Iterable[str]) -> list[Problem]:
     """Return a problem for each dataset that no task names."""
+    used = set(used)
     return [
         Problem(("data", "datasets", name), "no task uses it; name it under model.tasks, or set it to null")
-        for name in cards
+        for name in datasets
         if name not in used
     ]

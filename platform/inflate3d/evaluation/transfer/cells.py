@@ -99,7 +99,6 @@ class CellRunner:
         choices: dict[str, dict[float, float]] = {}
         tests: dict[str, Any] = {}
         for statistics, parts in self._features(cell).items():
-            rows = rows[parts["train"][TARGET][rows] >= 0]  # of which the class is known
             y, held_y, test_y = parts["train"][TARGET][rows], parts["choice"][TARGET], parts["test"][TARGET]
             for reads in READS:
                 x, name = parts["train"][reads][rows], f"{statistics}, {reads}"

@@ -50,12 +50,8 @@ class AnswerBook:
         self.answers = Answers(probabilities=[] if self._keeps else None, target=[] if self._keeps else None)
 
     def add(self, keys: list[str], probabilities: Tensor, target: Tensor) -> None:
-        """Count samples: answers (N, ...), values of the target (N, ...), on the CPU. Classes must be known."""
+        """Count samples: answers (N, ...), values of the target (N, ...), on the CPU."""
         answers = self.answers
-        if self._keeps:
-            known = target >= 0
-            keys = [key for key, is_known in zip(keys, known.tolist(), strict=True) if is_known]
-            probabilities, target = probabilities[known], target[known]
         self._all.update(probabilities, target)
         answers.keys += keys
         for i in range(len(keys)):

@@ -10,6 +10,7 @@ import numpy as np
 
 from inflate3d.contracts import Split
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.order import SampleOrder, Slots
 from inflate3d.seeds import mix, permutation
@@ -46,14 +47,18 @@ class PickedOrder(SampleOrder):
         return int(shard), int(index)
 
 
-def list_samples(reader: ShardReader) -> list[Listed]:
-    """Return every sample of a split in the order in which it is stored; reads the records alone."""
+def list_samples(reader: ShardReader, target: str | None) -> list[Listed]:
+    """Return the samples of a split in the order in which they are stored; reads the records alone.
+
+    target: the one whose classes they have, of which those without are left out; None: all, and all of class -1.
+    """
     found = []
     for shard in range(len(reader.entries)):
         for index, key in enumerate(reader.keys(shard)):
             record = reader.record(shard, index)
-            label, group = record.get("label"), record.get("group")
-            found.append(Listed(key, (shard, index), -1 if label is None else int(label), str(group or key)))
+            label = -1 if target is None else stored_value(record, target)
+            if label is not None:
+                found.append(Listed(key, (shard, index), int(label), str(record.get("group") or key)))
     return found
 
 

@@ -43,10 +43,11 @@ class Target:
         self.card = self.manifest.card
         self.test_split: Split = "test" if self.manifest.num_samples("test") else "val"
         self._check()
+        classes = self.new_task().target_names[protocol.dataset] if self.target.exclusive else None
         self.fit, self.choice = carve(
-            list_samples(self._reader("train")), val_fraction=protocol.val_fraction, seed=protocol.split_seed
+            list_samples(self._reader("train"), classes), val_fraction=protocol.val_fraction, seed=protocol.split_seed
         )
-        self.test = list_samples(self._reader(self.test_split))
+        self.test = list_samples(self._reader(self.test_split), classes)
         if (most := protocol.max_test) is not None and most < len(self.test):
             self.test = [self.test[i * len(self.test) // most] for i in range(most)]
 

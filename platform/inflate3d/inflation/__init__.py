@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inflate3d.inflation.plan import PRESETS as PRESETS
     from inflate3d.inflation.plan import InflationPlan as InflationPlan
     from inflate3d.inflation.plan import resolve_plan as resolve_plan
+    from inflate3d.inflation.shown import show_map as show_map
     from inflate3d.inflation.taps import TAP_NAMES as TAP_NAMES
     from inflate3d.inflation.taps import Taps as Taps
     from inflate3d.inflation.taps import inflate_kernel as inflate_kernel
@@ -33,6 +34,7 @@ _NAMES = {
     "layers": ("folding",),
     "network": ("Inflated", "inflate", "inflate_in_place"),
     "plan": ("PLAN_NAMES", "PRESETS", "InflationPlan", "resolve_plan"),
+    "shown": ("show_map",),
     "taps": ("TAP_NAMES", "Taps", "inflate_kernel"),
     "errors": ("InflationError",),
 }

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from inflate3d.errors import InputError
 from inflate3d.inflation.convolution import FoldedConv, has_known_forward
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.joint import JointAttention
@@ -88,6 +89,12 @@ def assign_layers(
                 module.depth_kernel = pool_kernel(module, record, plan)  # type: ignore[assignment]
         elif attention == "joint" and record.calls_attention:
             fold_layer(module, JointAttention)
+        elif attention == "joint" and getattr(module, "fused_attn", True) is False:
+            raise InputError(
+                f"attention='joint' joins frames in scaled_dot_product_attention, which layer {name!r} does not call: "
+                "its fused_attn is False. Call timm.layers.set_fused_attn(True) and leave exportable=True out, or take "
+                "attention='frame'"
+            )
     if statistics == "clip":
         _assign_statistics(modules, trace)
     for block, name in _pointwise_stand_ins(modules, trace):

@@ -47,11 +47,16 @@ class WarmProcess:
         return self._process.exitcode
 
     def wait(self, timeout_s: float = 300) -> int:
-        """Return the exit code; after `timeout_s` end its whole session and raise TimeoutExpired."""
-        self._process.join(timeout_s)
-        if (code := self.poll()) is None:
-            self.kill()
-            self._process.join()
+        """Return the exit code; after `timeout_s`, or where the test is broken off, end it with all its workers.
+
+        Raises: subprocess.TimeoutExpired.
+        """
+        try:
+            self._process.join(timeout_s)
+        finally:
+            if (code := self.poll()) is None:
+                self.kill()
+        if code is None:
             raise subprocess.TimeoutExpired(self.arguments, timeout_s, *self._read())
         return code
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from inflate3d.cli.config import load_config, packaged_configs
 from inflate3d.cli.main import MOST_LINES, main
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-SECONDS = 5
 
 
 def toy_config(folder: Path, **changes: object) -> Path:
@@ -112,12 +110,17 @@ def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
     ],
 )
 def test_a_wrong_config_is_refused_with_file_key_close_name_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object, message: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    value: object,
+    message: str,
 ) -> None:
     path = toy_config(tmp_path, **{key: value})
-    started = time.monotonic()
+    for name in ("torch", "lightning", "timm"):  # what takes seconds must not be imported for an answer
+        monkeypatch.setitem(sys.modules, name, None)
     assert main(["fit", "--config", str(path)]) == 2
-    assert time.monotonic() - started < SECONDS
     error = capsys.readouterr().err
     assert message in error
     assert "mine.yaml:" in error
@@ -227,7 +230,8 @@ def test_a_task_on_a_dataset_without_its_medium_or_target_is_refused(
     assert main(["fit", "--check", "--config", str(path)]) == 2
     error = capsys.readouterr().err
     _, line = (i for i, text in enumerate(path.read_text().splitlines(), 1) if text.strip() == "datasets:")
-    assert f"mine.yaml:{line}: model.tasks.ages.init_args.datasets: {words}" in error
+    assert f"mine.yaml:{line}: model.tasks.ages.init_args.datasets: " in error
+    assert words in error
     assert len(error.splitlines()) <= MOST_LINES
 
 

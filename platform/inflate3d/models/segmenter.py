@@ -17,7 +17,7 @@ from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.layout import PREFIX
 from inflate3d.models.publication.load import head_tensors
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.sources.image_size import Fit, Size, fit_size, size_options
 from inflate3d.nn.decoder import UNetDecoder
 from inflate3d.nn.pyramid import Pyramid
@@ -154,7 +154,7 @@ def published_segmenter(
     folder = published_folder(name, kwargs.get("cache_dir"))
     if folder is None:
         return None
-    config = read_config(folder)
+    config = read_published_config(folder)
     heads = {n: h for n, h in config.get("heads", {}).items() if h["type"] == "unet"}
     if head is None:
         own = config["input"].get("domain")

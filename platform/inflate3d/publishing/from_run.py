@@ -28,7 +28,7 @@ from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_cl
 from inflate3d.publishing.precision import Precision
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
-from inflate3d.training.run.folder import ENVIRONMENT, read_config
+from inflate3d.training.run.folder import ENVIRONMENT, read_run_config
 from inflate3d.training.run.saved import load_module, without_weights
 
 NOTHING = Additions()
@@ -121,7 +121,7 @@ def _samples_of(run_folder: Path) -> dict[str, Any]:
     """What one sample of each dataset was; empty where the checkpoint stands alone."""
     if not (run_folder / "config.yaml").is_file():
         return {}
-    datasets = read_config(run_folder)["data"]["datasets"]
+    datasets = read_run_config(run_folder)["data"]["datasets"]
     return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}
 
 

@@ -12,7 +12,7 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.load import head_tensors
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.nn import LinearHead, UNetDecoder
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def take_published_heads(
                 f"{where}: heads come with published weights, and model.backbone is {backbone.name!r} with pretrained "
                 f"{str(backbone.pretrained).lower()}; name a publication and pretrained true, or leave start_heads out"
             )
-        described = read_config(folder).get("heads", {})
+        described = read_published_config(folder).get("heads", {})
         if published not in described:
             raise unknown_name("head", published, described, where=f"{where}: {backbone.name}")
         kind, last = _TYPES[described[published]["type"]]

@@ -18,9 +18,9 @@ from inflate3d.models import Backbone, BackboneConfig, create_model
 from inflate3d.models.filters import filters_of, first_filters, slice_grids
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.layout import CONFIG, PREFIX
-from inflate3d.models.publication.schema import read_config as read_published
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.training.run.folder import CONFIG as RUN_CONFIG
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.saved import choose_checkpoint, load_module
 
 BEFORE = "before: inflated"
@@ -100,7 +100,7 @@ def _rows(stems: Mapping[str, nn.Module], state: str) -> Iterator[FilterRow]:
 
 
 def _rows_of_run(folder: Path, which: str, overlay: Mapping[str, Any]) -> tuple[list[FilterRow], str | None]:
-    config, checkpoint = read_config(folder), choose_checkpoint(folder, which)
+    config, checkpoint = read_run_config(folder), choose_checkpoint(folder, which)
     trained = load_module(folder, str(checkpoint.path))
     after = list(_rows(_stems(trained.backbone), f"after {checkpoint.step} steps"))
     spec = BackboneConfig(**config["model"]["backbone"])
@@ -116,7 +116,7 @@ def _rows_of_run(folder: Path, which: str, overlay: Mapping[str, Any]) -> tuple[
 
 
 def _rows_of_published(folder: Path, overlay: Mapping[str, Any]) -> tuple[list[FilterRow], str | None]:
-    config = read_published(folder)
+    config = read_published_config(folder)
     stems = list(dict.fromkeys(config["norm_domains"].values())) or [""]
     domains = {stem: next((d for d, s in config["norm_domains"].items() if s == stem), None) for stem in stems}
     nets = {s: create_model(f"{PREFIX}{folder}", True, num_classes=0, norm_domain=d) for s, d in domains.items()}

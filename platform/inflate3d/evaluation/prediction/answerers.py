@@ -16,11 +16,11 @@ from inflate3d.models import create_model, create_segmenter
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.layout import CONFIG, PREFIX
-from inflate3d.models.publication.schema import read_config as read_published
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.nn import sliding_window
 from inflate3d.sample import Batch
 from inflate3d.training.run.folder import CONFIG as RUN_CONFIG
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.saved import choose_checkpoint, load_module
 
 FEATURES = "features"
@@ -58,7 +58,7 @@ class RunAnswerer:
     """A run's checkpoint; needs no shards."""
 
     def __init__(self, run_folder: Path, checkpoint: str = "best") -> None:
-        self.config = read_config(run_folder)
+        self.config = read_run_config(run_folder)
         self.checkpoint = choose_checkpoint(run_folder, checkpoint)
         self.title = f"{self.checkpoint.path.name} of {run_folder}"
         self.module = load_module(run_folder, str(self.checkpoint.path))
@@ -92,7 +92,7 @@ class PublishedAnswerer:
         folder = published_folder(name, cache_dir)
         assert folder is not None, name
         self.title, self.name = name, f"{PREFIX}{folder}"
-        config = read_published(folder)
+        config = read_published_config(folder)
         self.heads: dict[str, dict[str, Any]] = config.get("heads", {})
         self.inputs: dict[str, dict[str, Any]] = {n: h.get("input", config["input"]) for n, h in self.heads.items()}
         if not self.heads:

@@ -10,7 +10,7 @@ from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.fetch import published_folder
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.spec import NetSpec
 
 SCRATCH, INFLATED = "scratch", "inflated"
@@ -70,7 +70,7 @@ def arms_for(
             sized = {"input_size": input_size, "spacing_mm": card.input.spacing_mm} if plan == "auto" else {}
             base = BackboneConfig(model, timm_kwargs=dict(timm_kwargs or {}), **options, **sized)  # type: ignore[arg-type]
         else:
-            spec = NetSpec.from_dict(read_config(folder)["net"])
+            spec = NetSpec.from_dict(read_published_config(folder)["net"])
             base = _base_of(spec)
             published.append(Arm(_short(model), BackboneConfig(model, pretrained=True, stems=stems, norm="shared")))
         base = replace(base, stems=stems, norm="shared")

@@ -24,7 +24,7 @@ from inflate3d.models.publication.fetch import check_directory
 from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.publication.replay import check_replay
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.publication.tensor_file import Stored, read_header, read_tensors
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
@@ -56,7 +56,7 @@ def load_published(
     weights carry.
     """
     plain_file(folder, CONFIG)
-    config = read_config(folder)
+    config = read_published_config(folder)
     stated = check_directory(folder) if pretrained else {}
     header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
     if not pretrained:

@@ -26,7 +26,7 @@ FORBIDDEN_ARGUMENTS = frozenset(
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_published_config(folder: Path) -> dict[str, Any]:
     """Return a directory's config.json. InputError for another format (with what to do) or an entry that cannot be."""
     file = folder / CONFIG
     try:

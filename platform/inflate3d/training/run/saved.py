@@ -18,7 +18,7 @@ from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, checkpoints_folder, find_checkpoint
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 
 
 def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
@@ -26,7 +26,7 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
 
     Needs neither the shards nor the 2D weights. "best" is "last" where no checkpoint carries a score.
     """
-    config, checkpoint = read_config(run_folder), choose_checkpoint(run_folder, which)
+    config, checkpoint = read_run_config(run_folder), choose_checkpoint(run_folder, which)
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
     backbone = without_weights(BackboneConfig(**model["backbone"]), state)
@@ -42,7 +42,7 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
 
 def load_data(run_folder: str | Path, **options: Any) -> DataModule:
     """Return the run's data module, ready for use without a trainer; `options` replace what the config says."""
-    config = read_config(run_folder)
+    config = read_run_config(run_folder)
     data = DataModule(**{**config["data"], **options})
     data.task_of = {d: name for name, spec in config["model"]["tasks"].items() for d in spec["init_args"]["datasets"]}
     data.setup("validate")

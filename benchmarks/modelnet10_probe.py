@@ -43,7 +43,7 @@ def main() -> None:
     arguments = _arguments()
     data = read_splits(arguments.root)
     backbone = read_run_config(arguments.run)["model"]["backbone"]
-    options = {k: v for k, v in backbone.get("timm_kwargs", {}).items() if k != "pretrained_cfg_overlay"}
+    options = {k: v for k, v in (backbone.get("timm_kwargs") or {}).items() if k != "pretrained_cfg_overlay"}
     overlay = {"pretrained_cfg_overlay": {"file": arguments.weights_2d}}
 
     def inflated(**more: Any) -> nn.Module:

@@ -107,7 +107,6 @@ def _run(args: argparse.Namespace) -> None:
     options = {"modes": MODES_OF[task.load().kind], **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})
 
-    from inflate3d.data.samples.sample_options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
     from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, run_transfer
     from inflate3d.evaluation.transfer.target import Target
@@ -120,7 +119,7 @@ def _run(args: argparse.Namespace) -> None:
         inflation=args.inflation,
         overshoot=args.overshoot,
         plan=args.plan,
-        input_size=sample_options(target.card.kind, protocol.sample).input_size,
+        datasets=target.data.net_inputs,
         timm_kwargs=args.timm,
     )
     splits = target.splits()

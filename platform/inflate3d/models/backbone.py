@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import AttentionName, InflatedFeatureInfo, StatisticsName
+from inflate3d.inflation import InflatedFeatureInfo
+from inflate3d.models.backbone_config import BackboneConfig
 from inflate3d.models.create import create_model
-from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
+from inflate3d.nn.domain import NORMS, Domain, convert_norms
 from inflate3d.nn.stems import StemSwitch
-
-
-@dataclass
-class BackboneConfig:
-    """What `model.backbone` says in a config; see create_model for the fields that it shares.
-
-    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for
-    all, grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine),
-    shared, frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
-    """
-
-    name: str
-    pretrained: bool = False
-    inflation: str = "center"
-    overshoot: float = 0.25
-    plan: str | dict[str, Any] = "auto"
-    attention: AttentionName = "frame"
-    statistics: StatisticsName = "clip"
-    input_size: Sequence[int] | None = None
-    spacing_mm: Sequence[float] | None = None
-    stems: dict[str, int] | None = None
-    norm: NormName = "per_domain"
-    drop_path_rate: float = 0.0
-    timm_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -58,10 +33,6 @@ class Backbone(nn.Module):
             config.name,
             config.pretrained,
             inflation=config.inflation,
-            overshoot=config.overshoot,
-            plan=config.plan,
-            attention=config.attention,
-            statistics=config.statistics,
             input_size=config.input_size,
             spacing_mm=config.spacing_mm,
             num_classes=0,

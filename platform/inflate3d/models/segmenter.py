@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inflate3d.contracts import Features
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import Inflation
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
@@ -205,7 +206,4 @@ def _encoder(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return Intermediates(net)
 
 
-_OURS = {
-    *("inflation", "overshoot", "plan", "attention", "statistics"),
-    *("input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"),
-}
+_OURS = {*Inflation().to_dict(), "input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"}

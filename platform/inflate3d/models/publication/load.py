@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import Taps, resolve_plan
+from inflate3d.inflation import Inflation, resolve_plan
 from inflate3d.models.input_contract import contract_of_2d
-from inflate3d.models.publication.adaptation import describe_changes, fit_tensors, plan_for_depth
+from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
 from inflate3d.models.publication.allocation import build_within
 from inflate3d.models.publication.fetch import check_directory
 from inflate3d.models.publication.integrity import plain_file
@@ -29,6 +29,7 @@ from inflate3d.models.publication.tensor_file import Stored, read_header, read_t
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
+from inflate3d.sample import Spacing, Triple
 
 _ROOM = 64 * 2**20  # numbers that a net may hold beyond a few times those of its file
 _TIMES = 8
@@ -36,24 +37,24 @@ _TIMES = 8
 
 def load_published(
     folder: Path,
+    given: Inflation,
     *,
     build: Callable[[NetSpec], nn.Module],
     pretrained: bool,
     norm_domain: str | None,
-    plan: Any,
-    head: str | None = None,
-    input_size: Sequence[int] | None = None,
-    inflated: Mapping[str, Any] | None = None,
-    **options: Any,
+    head: str | None,
+    input_size: Triple | None,
+    spacing_mm: Spacing | None,
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Build the net of a published directory and load its weights.
 
-    plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
-    input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
-    adapts the stem as timm does; another num_classes brings a fresh classifier. head: the dataset whose published
-    classifier, stem and statistics to take. inflated: what is given of inflation, overshoot, attention, statistics and
-    spacing_mm. The log tells what was adapted. InputError where a file has changed, or `inflated` is not what the
-    weights carry.
+    given: what is not as when left out stands against what the weights carry. Its plan "auto" keeps the net's own;
+    another one may have other strides, and other kernels, which are resized along D. input_size: with plan "auto",
+    fewer strides along D where its D is too short for the net's own. head: the dataset whose published classifier, stem
+    and statistics to take. options: as NetSpec's; another in_chans adapts the stem as timm does, another num_classes
+    brings a fresh classifier. The log tells what was adapted. InputError where a file has changed, or `given` or
+    spacing_mm is not what the weights carry.
     """
     plain_file(folder, CONFIG)
     config = read_published_config(folder)
@@ -62,16 +63,21 @@ def load_published(
     if not pretrained:
         warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
     classifier = _classifier_of(config, head) if head is not None else None
-    if classifier is not None and options.get("num_classes") is None:
-        options["num_classes"] = len(classifier["classes"])
     norm_domain = norm_domain or (head if head in config["norm_domains"] else None)
     norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
-    stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
-    if norm_domain is not None and options.get("in_chans") is None:
-        options["in_chans"] = stems.get(norm_domain)
     contract = _input_of(config, norm_domain)
-    own = _own_spec(folder, config, contract, inflated or {}, plan, input_size, pretrained=pretrained)
-    spec = _adapted(own, plan, input_size, options)
+    brought = {
+        "in_chans": _stem_channels(header, config, norm_domain),
+        "num_classes": len(classifier["classes"]) if classifier is not None else None,
+    }
+    own = NetSpec.from_dict(config["net"])
+    asked = given.differs_from(Inflation()) | ({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})
+    if pretrained:
+        _refuse_others(folder, asked, {**own.inflation.to_dict(), "spacing_mm": contract.get("spacing_mm")})
+    # Random weights for another spacing have no strides to keep.
+    kept = own.inflation.laid if pretrained or spacing_mm is None else None
+    plan = resolve_plan(given.plan, input_size=input_size, spacing_mm=spacing_mm, own=kept)
+    spec = _adapted(own, {**asked, "plan": plan}, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
     if config["norm"] == "group":
@@ -122,47 +128,24 @@ def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, A
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _own_spec(
-    folder: Path,
-    config: Mapping[str, Any],
-    contract: Mapping[str, Any],
-    inflated: Mapping[str, Any],
-    plan: Any,
-    input_size: Sequence[int] | None,
-    *,
-    pretrained: bool,
-) -> NetSpec:
-    """Return the published net, for random weights inflated as given. InputError where weights carry other values."""
-    own = NetSpec.from_dict(config["net"])
-    carried = {
-        "inflation": own.taps.name,
-        "overshoot": own.taps.overshoot,
-        "attention": own.attention,
-        "statistics": own.statistics,
-        "spacing_mm": contract.get("spacing_mm"),
-    }
-    for argument, value in inflated.items():
-        if pretrained and (list(value) if argument == "spacing_mm" else value) != carried[argument]:
+def _refuse_others(folder: Path, asked: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
+    """InputError where something else is asked for than what trained weights carry."""
+    for word, value in asked.items():
+        if value != carried[word]:
             raise InputError(
-                f"{folder}: {argument} is {value!r}, but the published weights carry their own: {carried[argument]!r}. "
-                f"Leave {argument} out, or start from random weights: pretrained=False"
+                f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
+                f"Leave {word} out, or start from random weights: pretrained=False"
             )
-    if pretrained:
-        return own
-    if plan == "auto" and "spacing_mm" in inflated:
-        own = replace(own, plan=resolve_plan(plan, input_size=input_size, spacing_mm=inflated["spacing_mm"]))
-    taken = {**carried, **inflated}
-    taps = Taps(taken["inflation"], taken["overshoot"])
-    return replace(own, taps=taps, attention=taken["attention"], statistics=taken["statistics"])
 
 
-def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
+def _adapted(own: NetSpec, words: Mapping[str, Any], options: Mapping[str, Any]) -> NetSpec:
+    """Return the published net with other words of its inflation, and other options where they are not None."""
+    inflation = Inflation.from_dict(
+        {**own.inflation.to_dict(), **{k: v for k, v in words.items() if k != "spacing_mm"}}
+    )
     changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
-    if plan != "auto":
-        changes["plan"] = resolve_plan(plan)
-    elif input_size is not None:
-        changes["plan"] = plan_for_depth(own.plan, input_size[0])
-    return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
+    kwargs = {**own.timm_kwargs, **options["timm_kwargs"]}
+    return replace(own, inflation=inflation, timm_kwargs=kwargs, **changes)
 
 
 def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], head: str | None) -> None:
@@ -257,8 +240,8 @@ def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[st
         raise InputError(f"{folder / HEADS}: head {head!r} does not fit the net: {str(fault)[:200]}") from fault
 
 
-def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str) -> int | None:
-    """The input channels of a domain's own stem; None where it shares the net's."""
-    prefix = f"{STEM_KEY}{config['norm_domains'][domain]}."
+def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str | None) -> int | None:
+    """The input channels of a domain's own stem; None where it shares the net's, or is none of the publication's."""
+    prefix = f"{STEM_KEY}{config['norm_domains'].get(domain)}."
     shapes = [s.shape for name, s in header.items() if name == f"{prefix}weight" and len(s.shape) > 1]
     return shapes[0][1] if shapes else None

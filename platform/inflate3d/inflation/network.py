@@ -26,6 +26,7 @@ from inflate3d.inflation.steps import Strides
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import IMAGES, Trace, trace_net
 from inflate3d.inflation.verify import settle_strides
+from inflate3d.inflation.zeros import pad_with_zeros
 from inflate3d.sample import Triple
 
 
@@ -252,6 +253,8 @@ def inflate_in_place(
     net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
     if not taps.is_exact:
         _draw_kernels(net, taps)
+    if inflation.time_padding == "zeros":
+        pad_with_zeros(net)  # at last: with zeros past its ends no clip is static, so the check was made without them
     return net
 
 

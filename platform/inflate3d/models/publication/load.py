@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import Inflation, resolve_plan
+from inflate3d.inflation import Inflation, NetInput, resolve_plan
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
 from inflate3d.models.publication.allocation import build_within
@@ -63,25 +63,18 @@ def load_published(
     if not pretrained:
         warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
     classifier = _classifier_of(config, head) if head is not None else None
-    norm_domain = norm_domain or (head if head in config["norm_domains"] else None)
-    norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
+    norm_domain = _other_domain(config, norm_domain or (head if head in config["norm_domains"] else None))
     contract = _input_of(config, norm_domain)
     brought = {
         "in_chans": _stem_channels(header, config, norm_domain),
         "num_classes": len(classifier["classes"]) if classifier is not None else None,
     }
     own = NetSpec.from_dict(config["net"])
-    asked = given.differs_from(Inflation()) | ({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})
-    if pretrained:
-        _refuse_others(folder, asked, {**own.inflation.to_dict(), "spacing_mm": contract.get("spacing_mm")})
-    # Random weights for another spacing have no strides to keep.
-    kept = own.inflation.laid if pretrained or spacing_mm is None else None
-    plan = resolve_plan(given.plan, input_size=input_size, spacing_mm=spacing_mm, own=kept)
-    spec = _adapted(own, {**asked, "plan": plan}, {**brought, **options})
+    inputs = NetInput(input_size, spacing_mm)
+    inflation = _inflation_of(own, given, inputs, contract, folder, pretrained=pretrained)
+    spec = _adapted(own, inflation, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
-    if config["norm"] == "group":
-        convert_norms(net, "group", Domain())
     _give_contract(net, config, contract, head)
     if not pretrained:
         return net
@@ -119,6 +112,11 @@ def domain_keys(
     return keys
 
 
+def _other_domain(config: Mapping[str, Any], norm_domain: str | None) -> str | None:
+    """Return a domain's name; None for the one whose stem and statistics stand under timm's own keys."""
+    return None if norm_domain == config["input"].get("domain") else norm_domain
+
+
 def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, Any]:
     """Return the input contract of a domain; without intensity where the publication does not state that domain's."""
     if norm_domain is None:
@@ -128,28 +126,41 @@ def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, A
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _refuse_others(folder: Path, asked: Mapping[str, Any], carried: Mapping[str, Any]) -> None:
-    """InputError where something else is asked for than what trained weights carry."""
-    for word, value in asked.items():
-        if value != carried[word]:
+def _inflation_of(
+    own: NetSpec,
+    given: Inflation,
+    inputs: NetInput,
+    contract: Mapping[str, Any],
+    folder: Path,
+    *,
+    pretrained: bool,
+) -> Inflation:
+    """Return how the net is inflated: as published but for the plan, or for random weights as given."""
+    carried = {**own.inflation.to_dict(), "spacing_mm": contract.get("spacing_mm")}
+    asked = given.differs_from(Inflation())
+    size, spacing_mm = inputs
+    for word, value in {**asked, **({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})}.items():
+        if pretrained and value != carried[word]:
             raise InputError(
                 f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
                 f"Leave {word} out, or start from random weights: pretrained=False"
             )
+    # Random weights for a spacing have no strides to keep.
+    kept = own.inflation.laid if pretrained or spacing_mm is None else None
+    plan = resolve_plan(given.plan, input_size=size, spacing_mm=spacing_mm, own=kept)
+    return Inflation.from_dict({**own.inflation.to_dict(), **asked, "plan": plan})
 
 
-def _adapted(own: NetSpec, words: Mapping[str, Any], options: Mapping[str, Any]) -> NetSpec:
-    """Return the published net with other words of its inflation, and other options where they are not None."""
-    inflation = Inflation.from_dict(
-        {**own.inflation.to_dict(), **{k: v for k, v in words.items() if k != "spacing_mm"}}
-    )
+def _adapted(own: NetSpec, inflation: Inflation, options: Mapping[str, Any]) -> NetSpec:
     changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
     kwargs = {**own.timm_kwargs, **options["timm_kwargs"]}
     return replace(own, inflation=inflation, timm_kwargs=kwargs, **changes)
 
 
 def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], head: str | None) -> None:
-    """Put what the weights of a domain expect, and what their classes are called, on the net."""
+    """Put the norms of a publication, what the weights of a domain expect and their classes' names on the net."""
+    if config["norm"] == "group":
+        convert_norms(net, "group", Domain())
     own = config.get("heads", {}).get(head, {})
     net.input_spec = {  # type: ignore[assignment]
         **contract_of_2d(net, net.net_spec.in_chans),  # type: ignore[union-attr, arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from inflate3d.errors import InputError, unknown_name
@@ -64,10 +64,9 @@ class Inflation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, under the names of create_model's keyword arguments."""
-        words = {f.name: getattr(self, f.name) for f in fields(self)}
-        taps, plan = words.pop("taps"), self.plan
-        plan = {"plan": plan if plan == "auto" else plan.to_dict()}
-        return {"inflation": taps.name, "overshoot": taps.overshoot, **words, **plan}
+        plan = self.plan.to_dict() if isinstance(self.plan, InflationPlan) else self.plan
+        chosen = {name: getattr(self, name) for name in _CHOICES}
+        return {"inflation": self.taps.name, "overshoot": self.taps.overshoot, "plan": plan, **chosen}
 
     def differs_from(self, other: Inflation) -> dict[str, Any]:
         """Return the words, but for the plan, that are not those of another value."""

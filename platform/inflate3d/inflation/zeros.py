@@ -23,10 +23,11 @@ def pad_with_zeros(net: nn.Module) -> None:
     Max pools find nothing there, as torch's own do. Whatever averages the frames of a stride, and a patch embed's last
     tube, is completed by the last frame all the same.
     """
-    for module in list(net.modules()):
-        for folded, mixin in _MIXINS.items():
-            if isinstance(module, folded) and module.depth_kernel > 1 and not getattr(module, "tube", False):
-                mix(module, mixin)
+    modules: list[Any] = list(net.modules())
+    for module in modules:
+        mixin = next((mixin for folded, mixin in _MIXINS.items() if isinstance(module, folded)), None)
+        if mixin is not None and module.depth_kernel > 1 and not getattr(module, "tube", False):
+            mix(module, mixin)
 
 
 class ZeroPaddedConv(Mixin):
@@ -57,7 +58,8 @@ class ZeroPaddedPool(Mixin):
     def forward(self: Any, x_NCHW: Tensor) -> Tensor:
         """Shapes: (N, C, H, W) -> (N', C, H', W'), where D' = ceil(D / depth_stride)."""
         y = parts_of(type(self))[-1].forward(self, x_NCHW)  # type: ignore[attr-defined]
-        if isinstance(self, nn.MaxPool2d):
+        is_max = isinstance(self, nn.MaxPool2d)
+        if is_max:
             return self._windows(y, value=-math.inf).amax(-1).flatten(0, 1)
         total = self._windows(y, value=0).sum(-1)
         if getattr(self, "count_include_pad", True):

@@ -180,5 +180,8 @@ def test_a_module_builds_it_and_its_checkpoint_holds_it():
     state = json.loads(json.dumps({key: state[key] for key in ("backbone", "net")})) | {"state_dict": {}}
     saved = BackboneConfig(**state["backbone"])
     assert saved.inflation.plan == plan
+    module.backbone.check_trained_with(state["net"])
+    with pytest.raises(InputError, match=r"these weights were trained with plan slow: .*; this net has plan auto: "):
+        module.backbone.check_trained_with({**state["net"], "plan": PRESETS["slow"].to_dict()})
     older = replace(saved, inflation=replace(saved.inflation, plan="auto"))  # the net's own is the truth
     assert without_weights(older, state).inflation.plan == plan

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import InflatedFeatureInfo
 from inflate3d.models.backbone_config import BackboneConfig
 from inflate3d.models.create import create_model
+from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS, Domain, convert_norms
 from inflate3d.nn.stems import StemSwitch
 
@@ -47,6 +50,18 @@ class Backbone(nn.Module):
         self.domain = Domain()
         self.map_indices, self.feature_info = _distinct_levels(self.net)
         self.intermediates = Intermediates(self.net, self.map_indices)
+
+    def check_trained_with(self, net: Mapping[str, Any]) -> None:
+        """InputError where weights come from a net with another plan: strides along D leave no trace in their shapes.
+
+        net: as NetSpec.to_dict gave it.
+        """
+        trained, own = NetSpec.from_dict(net).inflation.laid, self.net.net_spec.inflation.laid  # type: ignore[union-attr]
+        if replace(trained, name=own.name) != own:
+            raise InputError(
+                f"model.backbone.plan: these weights were trained with plan {trained}; this net has plan {own}. "
+                f"Give theirs: model.backbone.plan: {trained.to_dict()}"
+            )
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
         """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""

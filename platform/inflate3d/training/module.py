@@ -342,6 +342,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the means since the last row, and what was measured before the first step."""
+        self.backbone.check_trained_with(checkpoint["net"])
         self.means.load_state_dict(checkpoint["train_means"])
         self.watch.load_state_dict(checkpoint["first_means"])
         self.constant_losses = dict(checkpoint["constant_losses"])

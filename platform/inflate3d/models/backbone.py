@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import InflatedFeatureInfo
+from inflate3d.inflation import InflatedFeatureInfo, InflationPlan
 from inflate3d.models.backbone_config import BackboneConfig
 from inflate3d.models.create import create_model
 from inflate3d.models.spec import NetSpec
@@ -56,7 +56,8 @@ class Backbone(nn.Module):
 
         net: as NetSpec.to_dict gave it.
         """
-        trained, own = NetSpec.from_dict(net).inflation.laid, self.net.net_spec.inflation.laid  # type: ignore[union-attr]
+        own: InflationPlan = self.net.plan  # type: ignore[assignment]
+        trained = NetSpec.from_dict(net).inflation.laid
         if replace(trained, name=own.name) != own:
             raise InputError(
                 f"model.backbone.plan: these weights were trained with plan {trained}; this net has plan {own}. "

@@ -53,7 +53,8 @@ def test_a_plan_is_shown_level_by_level(capsys):
     words = "models show resnet50 --plan auto --input_size 19,256,256 --spacing_mm 5,0.8,0.8"
     assert main(words.split()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("plan auto: strides along D 1 1 1 1 2 2")
+    assert lines[1].startswith("center taps, frame attention, clip statistics, time padding replicate; ")
+    assert "; plan auto: strides along D 1 1 1 1 2 2" in lines[1]
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[3:]]
     assert [row[:5] for row in cells] == [
         ["1", "1 x 7 x 7", "1 x 2 x 2", "19 x 128 x 128", "64"],
@@ -103,7 +104,8 @@ def test_published_weights_show_their_own_plan_and_taps(tmp_path, capsys, recwar
     publish(net, f"local-dir:{tmp_path / 'mine'}")
     recwarn.clear()
     assert main(["models", "show", f"local-dir:{tmp_path / 'mine'}", "--input_size", "8,64,64"]) == 0
-    head, plan, *_ = capsys.readouterr().out.splitlines()
-    assert "taps mean, input 8 x 64 x 64" in head
-    assert plan.startswith("plan slow:")
+    head, inflation, *_ = capsys.readouterr().out.splitlines()
+    assert "input 8 x 64 x 64" in head
+    assert inflation.startswith("mean taps,")
+    assert "plan slow:" in inflation
     assert list(recwarn) == []

@@ -20,7 +20,7 @@ from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.training import find_checkpoint
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.metrics_csv import read_metrics
 from wandb.proto import wandb_internal_pb2
 from warm_process import PLATFORM, WarmProcess
@@ -448,7 +448,7 @@ def test_a_sweep_gives_each_line_its_run(cluster: Path, tmp_path: Path) -> None:
     while not all(find_checkpoint(tmp_path / "run" / str(task)) for task in (0, 1)):
         assert time.monotonic() < until, "\n".join(p.read_text() for p in tmp_path.glob("run/slurm/*.out"))
         time.sleep(0.5)
-    rates = [read_config(tmp_path / "run" / str(task))["model"]["optimizer"]["init_args"]["lr"] for task in (0, 1)]
+    rates = [read_run_config(tmp_path / "run" / str(task))["model"]["optimizer"]["init_args"]["lr"] for task in (0, 1)]
     assert rates == [1e-3, 1e-4]
     status = job.platform("status", "run").stdout
     assert f"job {job.id}: 2 tasks" in status

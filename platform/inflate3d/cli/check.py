@@ -15,11 +15,14 @@ from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
-from inflate3d.models.publication.index import find_entry
+from inflate3d.inflation.plan import InflationPlan, NetInput, resolve_plan
+from inflate3d.inflation.spec import Inflation
+from inflate3d.models.publication.index import find_entry, is_published
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.remote.address import is_remote, join
+from inflate3d.sample import Triple
 from inflate3d.training.check import Needs, task_problems
 from inflate3d.training.run.build_record import check_build_record
 
@@ -35,7 +38,10 @@ _TOP = ("seed_everything", "ckpt_path", "trainer", "model", "data", "publish", "
 
 
 def check_config(config: Config) -> None:
-    """Raise InputError, with file, line and key, for the first thing that is wrong. Full class paths are written in."""
+    """Raise InputError, with file, line and key, for the first thing that is wrong.
+
+    Full class paths are written in, and the plan that "auto" is for these datasets.
+    """
     _check_keys(config, (), _TOP)
     for path, class_path in _CLASSES.items():
         if (found := signature(class_path)) and not found.is_open:
@@ -54,8 +60,10 @@ def check_config(config: Config) -> None:
     cards = {name: _card(config, name) for name in datasets}
     for task, plug_in in plug_ins.items():
         _check_targets(config, task, plug_in, cards)
+    sizes = {name: _input_size(config, name, card) for name, card in cards.items()}
+    plan = _settle_plan(config, [NetInput(sizes[n], card.input.spacing_mm) for n, card in cards.items()])
     for name, card in cards.items():
-        _check_sample(config, name, card)
+        _check_depth(config, name, sizes[name], plan)
         _check_stem(config, name, card)
 
 
@@ -217,25 +225,42 @@ def _card(config: Config, name: str) -> DatasetCard:
         raise InputError(f"{config.where(*path)}: {error}") from None
 
 
-def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
-    """Check the options of a dataset's samples and views, and that the plan leaves something of them along D."""
+def _input_size(config: Config, name: str, card: DatasetCard) -> Triple | None:
+    """Check the options of a dataset's samples and views; return the (D, H, W) of the shortest, None if not stated."""
     path = ("data", "datasets", name, "sample")
     given, views = config.get(*path, default={}), config.get(*path[:-1], "views")
     whole = sample_options(card, given, where=config.where(*path))
     options = [whole, *view_options(card, given, views, where=config.where(*path[:-1])).values()]
-    plan = config.get("model", "backbone", "plan", default="auto")
-    depths = [o.input_size[0] for o in options if o.input_size is not None]
-    if plan == "auto" or not depths:
-        return
-    from inflate3d.inflation import resolve_plan
+    return min((o.input_size for o in options if o.input_size is not None), default=None)
 
-    shortest, depth = resolve_plan(plan).min_depth, min(depths)
-    if depth < shortest:
-        shown = plan if isinstance(plan, str) else "of this config"
-        raise InputError(
-            f"{config.where(*path)}: {depth} frames or slices; the plan {shown} needs at least {shortest}. "
-            "Give longer samples, or another plan: --model.backbone.plan auto"
-        )
+
+def _settle_plan(config: Config, inputs: list[NetInput]) -> InflationPlan | None:
+    """Check how the net is inflated, and write in the plan of "auto"; None where published weights bring their own."""
+    path = ("model", "backbone")
+    backbone = config.get(*path)
+    words = {k: v for k, v in backbone.items() if k in Inflation().to_dict()}
+    try:
+        given = Inflation.from_dict(words)
+        if given.plan == "auto" and is_published(backbone["name"]):
+            return None
+        own = {key: backbone.get(key) for key in ("input_size", "spacing_mm")}
+        plan = resolve_plan(given.plan, datasets=inputs, **own)
+    except InputError as fault:
+        raise InputError(f"{config.where(*path)}: {fault}") from None
+    if given.plan == "auto":
+        backbone["plan"] = plan.to_dict()
+    return plan
+
+
+def _check_depth(config: Config, name: str, size: Triple | None, plan: InflationPlan | None) -> None:
+    """Check that the plan leaves something of a dataset's samples along D."""
+    if plan is None or size is None or size[0] >= plan.min_depth:
+        return
+    where = config.where("data", "datasets", name, "sample")
+    raise InputError(
+        f"{where}: {size[0]} frames or slices; the plan {plan.name} needs at least {plan.min_depth}. "
+        "Give longer samples, or another plan: --model.backbone.plan auto"
+    )
 
 
 def _check_stem(config: Config, name: str, card: DatasetCard) -> None:

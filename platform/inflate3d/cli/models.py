@@ -86,9 +86,8 @@ def _show(args: argparse.Namespace) -> None:
 
     levels = outline_of(net, shown)
     total = sum(level.parameters for level in levels)
-    taps = net.net_spec.taps.name
-    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {taps}, input {times(shown)} (D x H x W)")
-    print(f"plan {net.net_spec.plan}")
+    print(f"{args.name}: {total / 1e6:.1f} M parameters, input {times(shown)} (D x H x W)")
+    print(net.net_spec.inflation)
     rows = [
         (
             row.level,

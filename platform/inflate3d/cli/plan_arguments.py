@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.inflation.plan import PLAN_NAMES, resolve_plan
+from inflate3d.inflation.plan import PLAN_NAMES
+from inflate3d.inflation.spec import Inflation
 
 PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
 
@@ -51,7 +52,7 @@ def planned_net(plan: str, args: argparse.Namespace) -> Any:
     size, spacing_mm = read_sizes(args)
     given = {} if args.inflation is None else {"inflation": args.inflation}
     laid = read_plan(plan)
-    resolve_plan(laid, input_size=size, spacing_mm=spacing_mm)  # refuses what is none, before torch is imported
+    Inflation.from_dict({"plan": laid, **given})  # refuses what is none, before torch is imported
     from inflate3d.models.outline import empty_net
 
     return empty_net(args.name, plan=laid, input_size=size, spacing_mm=spacing_mm, **given)

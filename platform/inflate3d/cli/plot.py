@@ -107,6 +107,6 @@ def _plan(args: argparse.Namespace) -> None:
     from inflate3d.evaluation.pictures.plan_diagram import PlanRow, plot_plan
     from inflate3d.models.outline import outline_of
 
-    rows = [PlanRow(f"plan {net.net_spec.plan}", outline_of(net, size)) for net in nets]
+    rows = [PlanRow(f"plan {net.plan}", outline_of(net, size)) for net in nets]
     path = Path(args.output or f"plan-{args.name.replace('/', '-')}.png")
     print(f"picture: {plot_plan(rows, path, title=args.name, input_size=size)}")

@@ -50,12 +50,12 @@ def _run(args: argparse.Namespace) -> None:
     from inflate3d.models.publication.index import find_entry
     from inflate3d.models.publication.layout import CONFIG
     from inflate3d.models.publication.places import has_place
-    from inflate3d.training.run.folder import read_config
+    from inflate3d.training.run.folder import read_run_config
 
     folder = Path(args.model)
     is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
     if not is_published or (folder / "config.yaml").is_file():
-        read_config(args.model)  # refuse before torch is imported
+        read_run_config(args.model)  # refuse before torch is imported
     media_in(Path(args.input))
     from inflate3d.evaluation.prediction.predict import Predictor, describe
 

@@ -28,9 +28,9 @@ def signature(class_path: str) -> Signature | None:
     if found is None:
         return None
     module, node = found
-    if _is_dataclass(node):
-        return _of_fields(node)
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None and _is_dataclass(node):
+        return _of_fields(node)
     above = _of_base(module, node)
     if init is None:
         return above

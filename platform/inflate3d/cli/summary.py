@@ -63,5 +63,5 @@ def _net(module: Any) -> str:
     heads = sum(p.numel() for p in module.heads.parameters())
     spec = module.backbone.net.net_spec  # the config's, or what published weights brought
     name = module.backbone_config.name
-    told = f"{name}: {count / 1e6:.1f} M parameters, inflation {spec.taps.name}, heads {heads / 1e6:.1f} M"
-    return f"{told}\nplan {spec.plan}"
+    told = f"{name}: {count / 1e6:.1f} M parameters, heads {heads / 1e6:.1f} M"
+    return f"{told}\n{spec.inflation}"

@@ -108,7 +108,6 @@ def _run(args: argparse.Namespace) -> None:
     options = {"modes": modes_of(task.load().target), **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})
 
-    from inflate3d.data.samples.options import sample_options
     from inflate3d.evaluation.transfer.arms import arms_for
     from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, run_transfer
     from inflate3d.evaluation.transfer.target import Target
@@ -121,7 +120,7 @@ def _run(args: argparse.Namespace) -> None:
         inflation=args.inflation,
         overshoot=args.overshoot,
         plan=args.plan,
-        input_size=sample_options(target.card, protocol.sample).input_size,
+        datasets=target.data.net_inputs,
         timm_kwargs=args.timm,
     )
     splits = target.splits()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 
@@ -23,13 +23,9 @@ from inflate3d.inflation.layers import (
 )
 from inflate3d.inflation.mixing import base_name
 from inflate3d.inflation.plan import InflationPlan
+from inflate3d.inflation.spec import AttentionName, StatisticsName
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import LayerTrace, Trace
-
-AttentionName = Literal["frame", "joint"]
-ATTENTION_NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
-StatisticsName = Literal["clip", "frame"]
-STATISTICS_NAMES: tuple[StatisticsName, ...] = get_args(StatisticsName)
 
 POINTWISE_SPATIAL = 3  # a pointwise layer that stands in for a spatial one reaches as far along D as a 3x3 kernel
 FEWEST_CHANNELS = 16  # narrower pointwise layers mix heads or make tables, not features

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,8 @@ import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation.assign import (
-    ATTENTION_NAMES,
-    STATISTICS_NAMES,
-    AttentionName,
-    StatisticsName,
-    assign_layers,
-)
+from inflate3d.errors import InputError
+from inflate3d.inflation.assign import assign_layers
 from inflate3d.inflation.call import noting
 from inflate3d.inflation.convolution import fold_pointwise
 from inflate3d.inflation.errors import InflationError
@@ -38,10 +33,12 @@ from inflate3d.inflation.layers import (
 )
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import DEEPEST, InflationPlan, as_triple, resolve_plan
+from inflate3d.inflation.spec import AttentionName, Inflation, StatisticsName, TimePadding
 from inflate3d.inflation.steps import Strides
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import IMAGES, Trace, trace_net
 from inflate3d.inflation.verify import settle_strides
+from inflate3d.inflation.zeros import pad_with_zeros
 from inflate3d.sample import Triple
 
 
@@ -229,50 +226,40 @@ def inflate(
     module_2d: nn.Module,
     *,
     example_size: Sequence[int],
-    inflation: str | Taps = "center",
-    plan: str | InflationPlan | dict[str, Any] = "auto",
+    inflation: str | Inflation = "center",
     overshoot: float = 0.25,
+    plan: str | InflationPlan | dict[str, Any] = "auto",
     attention: AttentionName = "frame",
     statistics: StatisticsName = "clip",
+    time_padding: TimePadding = "replicate",
     spacing_mm: Sequence[float] | None = None,
     in_chans: int | None = None,
 ) -> nn.Module:
     """Return a copy of a 2D net that takes clips (B, C, D, H, W); `module_2d` itself is never changed.
 
     example_size: (D, H, W) of a usual input; H and W must suit the 2D net, D and `spacing_mm` steer plan="auto".
-    attention, statistics: as create_model's. The result is checked on tiny static clips. Raises InflationError that
+    inflation to time_padding: as create_model's. The result is checked on tiny static clips. Raises InflationError that
     names the layer which breaks the invariant.
     """
     size = as_triple(example_size, "example_size")
-    return inflate_in_place(
-        copy.deepcopy(module_2d),
-        trace_sizes=[size[1:]],
-        taps=inflation if isinstance(inflation, Taps) else Taps(inflation, overshoot),  # type: ignore[arg-type]
-        plan=resolve_plan(plan, input_size=size, spacing_mm=spacing_mm),
-        attention=attention,
-        statistics=statistics,
-        in_chans=in_chans,
-    )
+    words = dict(plan=plan, attention=attention, statistics=statistics, time_padding=time_padding)
+    value = Inflation.of(inflation, overshoot=overshoot, **words)
+    value = replace(value, plan=resolve_plan(value.plan, input_size=size, spacing_mm=spacing_mm))
+    return inflate_in_place(copy.deepcopy(module_2d), value, trace_sizes=[size[1:]], in_chans=in_chans)
 
 
 def inflate_in_place(
     net: nn.Module,
+    inflation: Inflation,
     *,
     trace_sizes: Sequence[tuple[int, int]],
-    taps: Taps,
-    plan: InflationPlan,
-    attention: AttentionName = "frame",
-    statistics: StatisticsName = "clip",
     in_chans: int | None = None,
 ) -> nn.Module:
     """Inflate a net that nobody else holds.
 
     trace_sizes: the (H, W) on which the 2D forward is traced and checked; the first that the net takes is used.
     """
-    if attention not in ATTENTION_NAMES:
-        raise unknown_name("attention", str(attention), ATTENTION_NAMES)
-    if statistics not in STATISTICS_NAMES:
-        raise unknown_name("statistics", str(statistics), STATISTICS_NAMES)
+    taps, plan, attention, statistics = inflation.taps, inflation.laid, inflation.attention, inflation.statistics
     weight = next(net.parameters())
     channels = in_chans or first_in_chans(net)
     is_joint = attention == "joint"
@@ -302,6 +289,8 @@ def inflate_in_place(
     net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
     if not taps.is_exact:
         _draw_kernels(net, taps)
+    if inflation.time_padding == "zeros":
+        pad_with_zeros(net)  # at last: with zeros past its ends no clip is static, so the check was made without them
     return net
 
 

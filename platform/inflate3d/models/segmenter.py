@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from inflate3d.contracts import FeatureInfo, Features
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.heads.unet import UNetDecoder
+from inflate3d.inflation import Inflation
 from inflate3d.inflation.kernels import of_any_rank
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.heads import is_per_voxel, load_head, target_of
 from inflate3d.models.publication.layout import PREFIX
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.sources.image_size import Fit, Size, fit_size, size_options
 from inflate3d.nn import Head
 from inflate3d.nn.pyramid import Pyramid
@@ -170,7 +171,7 @@ def published_segmenter(
     folder = published_folder(name, kwargs.get("cache_dir"))
     if folder is None:
         return None
-    config = read_config(folder)
+    config = read_published_config(folder)
     heads = {n: h for n, h in config.get("heads", {}).items() if is_per_voxel(h)}
     if head is None:
         own = [n for n, h in heads.items() if h["dataset"] == config["input"].get("domain")]
@@ -222,7 +223,4 @@ def _encoder(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return Intermediates(net)
 
 
-_OURS = {
-    *("inflation", "overshoot", "plan", "attention", "statistics"),
-    *("input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"),
-}
+_OURS = {*Inflation().to_dict(), "input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"}

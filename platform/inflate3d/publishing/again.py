@@ -12,7 +12,7 @@ from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import HEADS, PICTURE, REPLAY, SUMS, WEIGHTS
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.publishing.additions import Additions, is_page
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, card_address, deliver_whole, finish, loader_of, refuse_private
@@ -77,7 +77,7 @@ def publish_again(
     folder = folder_of(source)
     stated = check_directory(folder)
     net = create_model(source, pretrained=True)
-    config = {**_OPTIONAL, **read_config(folder)}
+    config = {**_OPTIONAL, **read_published_config(folder)}
     training = {**config["training"], **additions.to_training(config["training"])}
     pages = additions.reports or _pages(folder, training["reports"])
     training["reports"] = sorted(pages)

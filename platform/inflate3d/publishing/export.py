@@ -105,46 +105,55 @@ def export(
     card's loading lines. pages: further files, which training["reports"] names.
     """
     place = parse_destination(destination)
+    is_private = not may_be_published((training or {}).get("data", []))
+    refuse_private(is_private, place)
+    config = _config_of(
+        model,
+        input=input_spec,
+        inputs=inputs or {},
+        classes=classes,
+        norm=norm,
+        norm_domains=norm_domains or {},
+        heads=heads or {},
+        precision=precision,
+        private=is_private,
+        training=training or {},
+    )
+    as_loaded = rounded(model, precision)
+
+    def write(staging: Path) -> None:
+        _save(stored({**model.state_dict(), **(extra_tensors or {})}, precision), staging / WEIGHTS)
+        if head_tensors:
+            _save(stored(head_tensors, precision), staging / HEADS)
+        save_file(_replay(as_loaded), staging / REPLAY)
+        draw_filters(as_loaded, staging / PICTURE)
+        count = sum(p.numel() for p in as_loaded.parameters())
+        finish(staging, config, card_address(place, name), parameters=count, pages=pages or {})
+
+    files, changed = deliver_whole(place, write, dry_run=dry_run)
+    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
+
+
+def _config_of(model: Any, **stated: Any) -> dict[str, Any]:
+    """Return config.json: what is stated, None aside, and what a net says of itself. InputError for what cannot be."""
     spec = getattr(model, "net_spec", None)
     if spec is None:
         raise InputError(f"{type(model).__name__} was not made by create_model; build it there, then publish it")
     if spec.features_only:
         raise InputError("features_only nets lack their last layers; publish the full net")
-    own_classes = getattr(model, "num_classes", spec.num_classes)
-    facts = dict(training or {})
-    is_private = not may_be_published(facts.get("data", []))
-    refuse_private(is_private, place)
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
-        "net": replace(spec, num_classes=own_classes).to_dict(),
-        "norm": norm,
-        "norm_domains": dict(norm_domains or {}),
-        "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
-        "inputs": dict(inputs or {}),
-        "classes": classes or getattr(model, "label_names", None) or None,
-        "heads": dict(heads or {}),
-        "precision": precision,
-        "private": is_private,
+        "net": replace(spec, num_classes=getattr(model, "num_classes", spec.num_classes)).to_dict(),
+        "input": contract_of_2d(model, spec.in_chans),
+        "classes": getattr(model, "label_names", None) or None,
         "source_weights": _source_weights(model),
-        "training": facts,
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
+        **{key: value for key, value in stated.items() if value is not None},
     }
-    check_config(json.loads(json.dumps(config)), "this net's config.json")
-    tensors = stored({**model.state_dict(), **(extra_tensors or {})}, precision)
-    as_loaded = rounded(model, precision)
-
-    def write(staging: Path) -> None:
-        _save(tensors, staging / WEIGHTS)
-        if head_tensors:
-            _save(stored(head_tensors, precision), staging / HEADS)
-        save_file(_replay(as_loaded), staging / REPLAY)
-        draw_filters(as_loaded, staging / PICTURE)
-        parameters = sum(p.numel() for p in as_loaded.parameters())
-        finish(staging, config, card_address(place, name), parameters=parameters, pages=pages or {})
-
-    files, changed = deliver_whole(place, write, dry_run=dry_run)
-    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
+    config = json.loads(json.dumps(config))
+    check_config(config, "this net's config.json")
+    return config
 
 
 def refuse_private(is_private: bool, place: Destination) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inflate3d.errors import InputError
-from inflate3d.inflation import Taps, inflate_in_place, resolve_plan
-from inflate3d.inflation.taps import TapName, inflate_kernel
+from inflate3d.inflation import PRESETS, Inflation, inflate_in_place
+from inflate3d.inflation.taps import TapName, Taps, inflate_kernel
 from inflate3d.inflation.trace import tensors_of
 from inflate3d.inflation.verify import static_error
 from inflate3d.models.sources.image_size import size_options
@@ -104,23 +104,16 @@ class Subject:
 
     def build(self, *, features_only: bool) -> nn.Module:
         """Return the 2D net; its weights are drawn anew."""
-        spec = NetSpec(
-            self.name, Taps(), resolve_plan("2d"), features_only=features_only, timm_kwargs=dict(self.options)
-        )
+        flat = Inflation(plan=PRESETS["2d"])
+        spec = NetSpec(self.name, flat, features_only=features_only, timm_kwargs=dict(self.options))
         if self.name.startswith("torchvision/"):
             return build_torchvision(spec, pretrained=False)
         return build_timm(spec, pretrained=False)
 
     def inflate(self, net: nn.Module, case: Case, attention: Any = "frame") -> Any:
         """Return an inflated copy of a 2D net."""
-        return inflate_in_place(
-            copy.deepcopy(net),
-            trace_sizes=self.sizes,
-            taps=Taps(case.taps),
-            plan=resolve_plan(case.plan),
-            attention=attention,
-            in_chans=3,
-        ).eval()
+        value = Inflation.from_dict({"inflation": case.taps, "plan": case.plan, "attention": attention})
+        return inflate_in_place(copy.deepcopy(net), value, trace_sizes=self.sizes, in_chans=3).eval()
 
 
 def measure_all(name: str, cases: Sequence[Case] = CASES) -> Iterator[Row]:

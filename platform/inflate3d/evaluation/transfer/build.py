@@ -15,6 +15,7 @@ def build_module(arm: Arm, target: Target, *, seed: int, device: str = "cpu") ->
     protocol = target.protocol
     module = MultiTaskModule(arm.of(seed), {protocol.task: target.new_task()})
     module.seed = seed
+    module.net_inputs = target.data.net_inputs
     module.build({protocol.dataset: target.card})
     module.windows = target.windows
     return module.to(device)

@@ -335,7 +335,7 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
             "--task medical_segmentation: MedicalSegmentation needs a MaskTarget; targets of",
         ),
         (["--task", "volume_classification", "--modes", "prob"], "--modes: unknown mode 'prob'; close names: 'probe'"),
-        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is no share of the labels"),
+        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is not a share of the labels"),
         (["--task", "volume_classification", "--metric", "dice"], "--metric: unknown metric 'dice'; allowed"),
         (["--task", "volume_classification", "--pretrained", "x=none.st"], "--pretrained x=none.st: no file 'none.st'"),
         (["--task", "volume_classification", "--part", "3/2"], "part is 3/2; expected I/N"),

@@ -1,4 +1,4 @@
-"""Checks a merged config before torch is imported: keys, classes, cross-references, shards. Errors come in a second."""
+"""Checks a merged config before torch is imported: keys, classes, cross-references, shards. Takes a second."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_config(config: Config) -> None:
 
 
 def shard_folder(config: Config, dataset: str) -> Path | str:
-    """Return where the shards of a dataset of this config lie: a folder, or an address."""
+    """Return the folder or address of a dataset's shards in this config."""
     root = str(config.get("data", "root", default="."))
     return join(root, dataset) if is_remote(root) else Path(root).expanduser() / dataset
 
@@ -88,7 +88,7 @@ def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
     mapping = config.get(*path)
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(
-            f"{config.where(*path)}: names no {what}; add one, as in: platform configs show quickstart.yaml"
+            f"{config.where(*path)}: lists no {what}; add one, as in: platform configs show quickstart.yaml"
         )
     for name, value in mapping.items():
         if not isinstance(value, dict):
@@ -97,7 +97,7 @@ def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
 
 
 def _check_destination(config: Config) -> None:
-    """Refuse a destination that holds something else before the training, not after it."""
+    """Refuse a destination that holds something else, before training and not after it."""
     if destination := config.get("publish"):
         try:
             parse_destination(str(destination))
@@ -106,7 +106,7 @@ def _check_destination(config: Config) -> None:
 
 
 def _check_optimizer(config: Config) -> None:
-    """Check the optimiser's arguments, where its source tells them; AdamW is written in where there is no class."""
+    """Check the optimiser's arguments, where its source shows them; AdamW is the default class."""
     path = ("model", "optimizer")
     value = config.get(*path, default={})
     if not isinstance(value, dict):
@@ -120,12 +120,12 @@ def _check_optimizer(config: Config) -> None:
 
 
 def _check_sync(config: Config) -> None:
-    """Refuse what Lightning would do to norms that are more than torch's own."""
+    """Refuse sync_batchnorm, which would replace norms that are not plain torch ones."""
     if config.get("trainer", "sync_batchnorm"):
         raise InputError(
-            f"{config.where('trainer', 'sync_batchnorm')} is true: it would put torch's plain SyncBatchNorm in place "
-            "of the norms of each domain and of those that activate too. Leave it out; where a rank's batch is too "
-            "small, take --model.backbone.norm group"
+            f"{config.where('trainer', 'sync_batchnorm')} is true: it would replace the norms of each domain, and ones "
+            "with an activation, by torch's plain SyncBatchNorm. Leave it out; if a rank's batch is too "
+            "small, use --model.backbone.norm group"
         )
 
 
@@ -133,17 +133,19 @@ def _check_backbone(config: Config) -> None:
     name = config.get("model", "backbone", "name")
     where = config.where("model", "backbone", "name")
     if not isinstance(name, str):
-        raise InputError(f"{where} is {name!r}; expected a model's name. All names: platform models list")
+        raise InputError(f"{where} is {name!r}; expected the name of a model. All names: platform models list")
     scheme, colon, path = name.partition(":")
     if colon and scheme == "local-dir" and not (Path(path).expanduser() / CONFIG).is_file():
-        raise InputError(f"{where}: no publication in {path!r}; local-dir: wants what `platform publish` wrote")
+        raise InputError(
+            f"{where}: no publication in {path!r}; local-dir: needs a folder written by `platform publish`"
+        )
     check_model_name(name, where=where)
 
 
 def _check_plug_in(config: Config, group: Group, path: tuple[str, ...], *others: str) -> PlugIn:
     """Check a {class_path, init_args} of a built-in or third-party class; write its full class_path into the config.
 
-    others: keys that may stand beside these two.
+    others: further keys that are allowed.
     """
     _check_keys(config, path, ("class_path", "init_args", *others))
     name = config.get(*path, "class_path")
@@ -181,7 +183,7 @@ def _check_cross_references(config: Config, datasets: dict[str, Any], tasks: dic
         if name not in used:
             raise InputError(
                 f"{config.where('data', 'datasets', name)}: no task uses this dataset; "
-                f"name it in a task's datasets, or drop it: --data.datasets.{name} null"
+                f"add it to a task's datasets, or remove it: --data.datasets.{name} null"
             )
 
 
@@ -191,7 +193,7 @@ def _check_dataset(config: Config, name: str) -> None:
         _check_keys(config, path, found.names)
         for key in (k for k in found.required if k not in config.get(*path)):
             close = close_names(name, [n for n in config.get("data", "datasets") if n != name])
-            hint = f"; is {close[0]!r} meant?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
     _check_number(config, (*path, "batch_size"), integer=True)
     _check_number(config, (*path, "weight"))
@@ -206,7 +208,7 @@ def _check_number(config: Config, path: tuple[str, ...], *, integer: bool = Fals
 
 
 def _card(config: Config, name: str) -> DatasetCard:
-    """Return what the shards say of themselves, or what the class says whose `build` will make them."""
+    """Return the card from the shards, or from the class whose `build` will make them."""
     path = ("data", "datasets", name)
     folder = shard_folder(config, name)
     build = config.get(*path, "build")
@@ -259,12 +261,12 @@ def _check_depth(config: Config, name: str, size: Triple | None, plan: Inflation
     where = config.where("data", "datasets", name, "sample")
     raise InputError(
         f"{where}: {size[0]} frames or slices; the plan {plan.name} needs at least {plan.min_depth}. "
-        "Give longer samples, or another plan: --model.backbone.plan auto"
+        "Use longer samples, or another plan: --model.backbone.plan auto"
     )
 
 
 def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
-    """Check that the net has a stem for a dataset's kind of input, with as many channels."""
+    """Check that the net has a stem for a dataset's modality, with as many channels."""
     path, channels = ("model", "backbone", "stems"), card.input.channels
     stems = config.get(*path)
     shown = f"{name!r} has {len(channels)} channel{'s' * (len(channels) > 1)} ({', '.join(channels)})"
@@ -272,8 +274,8 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
         takes = _channels_of_stem(config)
         if takes is not None and len(channels) not in (1, takes):
             raise InputError(
-                f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give it one of its "
-                f"own: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
+                f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give the net a stem "
+                f"for it: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
             )
     elif card.modality not in stems:
         raise unknown_name("stem", card.modality, stems, where=f"{config.where(*path)}: dataset {name!r}")
@@ -282,12 +284,12 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
 
 
 def _channels_of_stem(config: Config) -> int | None:
-    """Return what the net's own stem takes; None where only a publication knows that cannot be read from here."""
+    """Return the channels of the net's stem; None if only a publication that cannot be read from here states them."""
     if not has_place(_source(config)):
         return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
     try:
         return int(_publication(config)["net"]["in_chans"])
-    except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+    except (OSError, ValueError, KeyError, TypeError):  # it is elsewhere, or the loader refuses it
         return None
 
 
@@ -297,13 +299,13 @@ def _source(config: Config) -> str:
 
 
 def _publication(config: Config) -> Any:
-    """Return the config.json that the backbone begins with; OSError or ValueError where it cannot be read from here."""
+    """Return the config.json that the backbone starts from; OSError or ValueError if it cannot be read from here."""
     folder = Path(_source(config).removeprefix(PREFIX)).expanduser()
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
-    """Check the names that model.start_heads joins, as far as the publication can be read from here."""
+    """Check the names in model.start_heads, as far as the publication can be read from here."""
     path = ("model", "start_heads")
     wanted = config.get(*path) or {}
     if not isinstance(wanted, dict):
@@ -318,7 +320,7 @@ def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
             raise InputError(f"{where}: heads come with published weights; model.backbone.name is {_source(config)!r}")
         try:
             heads = dict(_publication(config)["heads"])
-        except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+        except (OSError, ValueError, KeyError, TypeError):  # it is elsewhere, or the loader refuses it
             continue
         if head not in heads:
             raise unknown_name("head", str(head), heads, where=where)

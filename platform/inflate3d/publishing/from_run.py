@@ -48,10 +48,10 @@ def publish_run(
 ) -> Outcome:
     """Publish the backbone of a run folder's checkpoint (`best` by val/score, else `last`), or of a checkpoint folder.
 
-    domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
-    the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
+    domain: the dataset whose stem and running statistics are stored under timm's keys (default: the first); those of
+    the others are extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
     the net's. additions: results, notes and transfers for the card.
-    precision: "float16" halves the files. name: the short name that an index will give them. dry_run: nothing is
+    precision: "float16" halves the files. name: the short name in an index. dry_run: nothing is
     written.
     """
     parse_destination(destination)
@@ -136,13 +136,13 @@ def _backbone_of(config: BackboneConfig, cards: Mapping[str, DatasetCard], state
 
 
 def _with_ancestors(cards: list[dict[str, Any]], state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add the data of the published weights that a run began with: their licences bind these weights too."""
+    """Add the data of the published weights that a run started from: their licences apply to these weights too."""
     names = {card["name"] for card in cards}
     return cards + [card for card in state.get("ancestor", {}).get("data", []) if card["name"] not in names]
 
 
 def _samples_of(run_folder: Path) -> dict[str, Any]:
-    """What one sample of each dataset was; empty where the checkpoint stands alone."""
+    """The sample settings of each dataset; empty for a checkpoint without its run."""
     if not (run_folder / "config.yaml").is_file():
         return {}
     datasets = read_run_config(run_folder)["data"]["datasets"]
@@ -150,9 +150,9 @@ def _samples_of(run_folder: Path) -> dict[str, Any]:
 
 
 def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Device and hours from the first start to the checkpoint, as far as the run noted them.
+    """Device and hours from the first start to the checkpoint, as far as the run recorded them.
 
-    Files' dates change with a copy, and later starts are not these weights': the same checkpoint costs the same.
+    File dates change when copied, and later starts do not belong to these weights.
     """
     try:
         starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
@@ -233,5 +233,5 @@ def _find(path: Path, which: str) -> Checkpoint:
                 raise
             found = find_checkpoint(path, "last")  # a run without validation has no best
     if found is None:
-        raise InputError(f"run {path} holds no checkpoint yet; fit first: platform fit --config {path / 'config.yaml'}")
+        raise InputError(f"run {path} has no checkpoint yet; run first: platform fit --config {path / 'config.yaml'}")
     return found

@@ -1,4 +1,4 @@
-"""Arms: the starts that are compared. The baselines scratch and inflated come along with every model."""
+"""Arms: the starts that are compared. Every model gets the baselines scratch and inflated."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SCRATCH, INFLATED = "scratch", "inflated"
 class Arm:
     """One start: a short name for tables, and the backbone before any training on the target.
 
-    runs: published weights of several pretrainings; each seed takes one, in turn, so that the spread over seeds is that
-    of pretraining too.
+    runs: published weights of several pretrainings; each seed takes one in turn, so the spread over seeds includes
+    pretraining.
     """
 
     name: str
@@ -51,7 +51,7 @@ def arms_for(
     timm_kwargs: Mapping[str, Any] | None = None,
     **inflation: Any,
 ) -> list[Arm]:
-    """Return an arm for every model, and for each architecture among them the two baselines.
+    """Return an arm for every model, and the two baselines for each of their architectures.
 
     scratch: the architecture with random weights, its temporal kernels drawn as 3D ones (`random` taps of He's scale).
     inflated: its 2D weights, inflated, and nothing else. A 2D name among the models is its own inflated baseline; the
@@ -73,7 +73,9 @@ def arms_for(
     arms = [*_baselines(list(bases.values()), pretrained or {}), *published]
     names = [arm.name for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two models would both be called {twice[0]!r}; give each once, in folders of different names")
+        raise InputError(
+            f"two models would both be called {twice[0]!r}; give each once, from folders with different names"
+        )
     return arms
 
 
@@ -89,17 +91,17 @@ def _baselines(bases: Sequence[BackboneConfig], files: Mapping[str, str]) -> Ite
 
 
 def is_baseline(name: str) -> bool:
-    """Whether an arm is one that others are measured against, of whatever architecture."""
+    """Whether an arm is a baseline, of any architecture."""
     return name.split(" ")[0] in (SCRATCH, INFLATED)
 
 
 def is_compared(arm: str, other: str) -> bool:
-    """Whether a report measures one arm against another: a baseline, and of two baselines one architecture's own."""
+    """Whether a report measures one arm against another: a baseline; two baselines only of one architecture."""
     return is_baseline(other) and (not is_baseline(arm) or _ending(arm) == _ending(other))
 
 
 def architectures(names: Iterable[str]) -> list[str]:
-    """Return the architectures that both baselines among some arms' names stand for; "" where there is but one."""
+    """Return the architectures for which both baselines are among these arms; "" if there is only one."""
     names = list(names)
     endings = [_ending(name) for name in names if name.split(" ")[0] == SCRATCH]
     return [ending for ending in endings if f"{INFLATED} {ending}".rstrip() in names]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, Features, InputSpec, Intensity, Prediction, medium_of
+from inflate3d.contracts.card import UNSTATED_MEDIA
 from inflate3d.data.samples.options import sample_options
 from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
@@ -183,7 +184,7 @@ def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:
     spacing = spec.get("spacing_mm")
     return DatasetCard(
         name=name,
-        media=spec.get("media", "volume"),
+        media=spec.get("media", UNSTATED_MEDIA),
         title=name,
         modality=spec.get("modality", "rgb"),
         url="",

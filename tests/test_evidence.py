@@ -57,7 +57,7 @@ def test_a_study_of_models_has_both_baselines_of_each_and_names_a_missing_file(r
         "scratch resnet10t",
         "inflated resnet10t",
     ]
-    assert [a.backbone.inflation for a in arms] == ["random", "mean"] * 2
+    assert [a.backbone.inflation.taps.name for a in arms] == ["random", "mean"] * 2
 
 
 def test_weights_under_other_names_are_taken_in_order_and_only_the_very_file(tmp_path, monkeypatch):

@@ -305,10 +305,10 @@ def test_every_architecture_brings_its_two_baselines(root):
     arms = arms_for(["test_resnet"], card, pretrained={"": "weights.safetensors"})
     assert [a.name for a in arms] == ["scratch", "inflated"]
     scratch, inflated = (a.backbone for a in arms)
-    assert (scratch.pretrained, scratch.inflation) == (False, "random")
-    assert (inflated.pretrained, inflated.inflation) == (True, "center")
+    assert (scratch.pretrained, scratch.inflation.taps.name) == (False, "random")
+    assert (inflated.pretrained, inflated.inflation.taps.name) == (True, "center")
     assert inflated.timm_kwargs["pretrained_cfg_overlay"] == {"file": "weights.safetensors"}
-    assert scratch.plan == inflated.plan
+    assert scratch.inflation.plan == inflated.inflation.plan
     names = [a.name for a in arms_for(["test_resnet", "test_vit"], card)]
     assert names == ["scratch test_resnet", "inflated test_resnet", "scratch test_vit", "inflated test_vit"]
     assert all(is_baseline(name) for name in names)
@@ -321,7 +321,7 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
     scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
     assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
     assert scratch.backbone.inflation.plan == inflated.backbone.inflation.plan == net.plan
-    assert (inflated.backbone.name, inflated.backbone.inflation) == ("test_resnet", "mean")
+    assert (inflated.backbone.name, inflated.backbone.inflation.taps.name) == ("test_resnet", "mean")
     backbone = build_module(mine, target, seed=0).backbone
     assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
 

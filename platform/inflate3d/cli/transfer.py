@@ -65,6 +65,7 @@ def _add_protocol(group: Any) -> None:
     )
     group.add_argument("--metric", metavar="NAME", help="what chooses and is reported first (default: the task's own)")
     group.add_argument("--target", metavar="NAME", help="which target, where several of the dataset fit the task")
+    group.add_argument("--init_args", type=_yaml, metavar="YAML", help="further arguments of the task, as in a config")
     group.add_argument("--val_fraction", type=float, metavar="F", help="of train, for choices (default 0.1)")
     group.add_argument("--max_test", type=int, metavar="N", help="at most that many test samples")
     group.add_argument("--sample", type=_yaml, metavar="YAML", help="as data.datasets.NAME.sample in a config")
@@ -103,7 +104,18 @@ def _run(args: argparse.Namespace) -> None:
 
     part = None if args.part is None else Part.parse(args.part)
     task = find("tasks", args.task)
-    names = ("modes", "fractions", "seeds", "steps", "choice_steps", "batch_size", "learning_rates", "metric", "target")
+    names = (
+        "modes",
+        "fractions",
+        "seeds",
+        "steps",
+        "choice_steps",
+        "batch_size",
+        "learning_rates",
+        "metric",
+        "target",
+        "init_args",
+    )
     given = {name: getattr(args, name) for name in (*names, "val_fraction", "max_test", "sample", "augment")}
     options = {"modes": modes_of(task.load().target), **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})

@@ -77,7 +77,7 @@ def data(root: Path, options: argparse.Namespace, num_workers: int = 0) -> DataM
 def module(options: argparse.Namespace) -> MultiTaskModule:
     """Return a new module; the same weights each time."""
     tasks = {"organ": MedicalSegmentation(datasets=["seg"]), "shape": VolumeClassification(datasets=["shapes"])}
-    config = BackboneConfig(name=options.name, norm="per_domain", stems={"ct": 1, "mask": 1})
+    config = BackboneConfig(name=options.name, plan="isotropic", norm="per_domain", stems={"ct": 1, "mask": 1})
     return MultiTaskModule(config, tasks, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
 
 

@@ -144,6 +144,13 @@ def faulty(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str,
         yield url, handler
 
 
+def free_port() -> int:
+    """Return a port of loopback on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def nginx(folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
     """Serve a folder by a real nginx; give its address and its access log. Skips where it is not installed."""
@@ -151,9 +158,7 @@ def nginx(folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
     if program is None:
         pytest.skip("nginx is not installed: apt-get install nginx")
     work.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     (work / "nginx.conf").write_text(
         f"daemon off; pid {work}/pid; error_log {work}/error.log; events {{}}\n"
         f"http {{ log_format short '$request_method $uri $status $bytes_sent'; access_log {work}/access.log short;\n"

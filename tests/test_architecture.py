@@ -160,8 +160,8 @@ def test_every_module_says_what_it_is_and_stays_short(module: str) -> None:
     assert text.count("\n") <= LONGEST_FILE, f"{module} has {text.count(chr(10))} lines: two nouns?"
 
 
-def test_these_modules_and_every_dataset_import_without_torch() -> None:
-    names = [*WITHOUT_TORCH, *(m for m in modules() if part(m) == "datasets")]
+def test_these_modules_and_every_dataset_medium_and_target_import_without_torch() -> None:
+    names = [*WITHOUT_TORCH, *(m for m in modules() if part(m) in ("datasets", "media", "targets"))]
     code = "import importlib, sys\n" + "".join(
         f"importlib.import_module({name!r}); assert 'torch' not in sys.modules, {name!r}\n" for name in names
     )

@@ -9,36 +9,47 @@ from typing import Any
 import pytest
 from inflate3d.cli.check import check_config
 from inflate3d.cli.config import Config, load_config, packaged_configs
+from inflate3d.contracts import AbstractTask
+from inflate3d.contracts.task import fit_target
+from inflate3d.datasets.toy import Toy
 from inflate3d.discover import find
+from inflate3d.errors import InputError
 
 CONFIGS = packaged_configs()
 # What a config is laid over, for those that are no whole by themselves.
 OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
-KINDS = {
-    "video_action": "video_classification",
-    "medical_segmentation": "volume_segmentation",
-    "volume_classification": "volume_classification",
-}
-TOYS = {"rgb": "video_classification", "ct": "volume_segmentation", "mask": "volume_classification"}
+TOYS = ("video_classification", "volume_segmentation", "volume_classification")
+
+
+def toy_kind(task: type[AbstractTask]) -> str:
+    """The kind of toy that has the medium and the target which a task takes."""
+    wanted = None if task.target is None else task.target.__name__
+    for kind in TOYS:
+        try:
+            fit_target(task.__name__, kind, Toy(kind=kind).card, media=task.media, target=wanted, given=None)
+        except InputError:
+            continue
+        return kind
+    raise AssertionError(f"no toy for {task.__name__}")
 
 
 def on_toy_data(name: str, root: Path) -> Config:
-    """Return a config whose datasets are toys of the same kinds, and whose net is tiny and wants no file."""
+    """Return a config whose datasets are toys that its tasks take, and whose net is tiny and wants no file."""
     config = load_config([*OVER.get(name, []), name])
     kind_of = {}
     for task in config.values["model"]["tasks"].values():
         for dataset in task["init_args"]["datasets"]:
-            kind_of[dataset] = KINDS[find("tasks", task["class_path"]).name]
+            kind_of[dataset] = toy_kind(find("tasks", task["class_path"]).load())
     for dataset, values in config.values["data"]["datasets"].items():
         toy = {"kind": kind_of[dataset], "num_train": 4, "num_val": 4, "size": 24}
         values["build"] = {"class_path": "Toy", "init_args": toy}
     backbone = config.values["model"]["backbone"]
-    stems = {modality: 3 if modality == "rgb" else 1 for modality, kind in TOYS.items() if kind in kind_of.values()}
+    inputs = {card.modality: card.input.channels for card in (Toy(kind=kind).card for kind in kind_of.values())}
     backbone.update(name="resnet10t", pretrained=False, timm_kwargs={})
     if "stems" in backbone:
-        backbone["stems"] = stems
+        backbone["stems"] = {modality: len(channels) for modality, channels in inputs.items()}
     config.values["data"]["root"] = str(root)
     return config
 

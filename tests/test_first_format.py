@@ -132,5 +132,5 @@ def test_a_mapping_of_tars_may_still_name_kind_and_classes() -> None:
     new = {"card": {**said, "media": "volume", "targets": {"label": {"type": "class_label", "names": ["a", "b"]}}}}
     members = {"members": {"image": "npy", "label": "cls"}}
     assert TarMapping.from_dict(old | members) == TarMapping.from_dict(new | members)
-    with pytest.raises(InputError, match="unknown kind 'volume'; close names: 'volume_"):
-        DatasetCard.from_dict({**said, "kind": "volume"})
+    with pytest.raises(InputError, match="unknown kind 'segmentation'; close names: 'volume_segmentation'"):
+        DatasetCard.from_dict({**said, "kind": "segmentation"})

@@ -419,7 +419,7 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(
         assert message in capsys.readouterr().err
     shutil.copy(made.run / "config.yaml", tmp_path)
     assert main(["predict", str(tmp_path), *rest]) == 2
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "has no checkpoint yet" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- the saved run

@@ -279,17 +279,17 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         for name, value in {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": "none"}.items():
             patch.setenv(name, value)
         handler.faults[:] = ["the Hub is down"] * 99
-        failed = platform_command(*command)
+        failed = platform_command(*command, cold=True)
         assert failed.returncode == 2, failed.stderr
         assert "nothing was published" in failed.stderr
         assert handler.commits["lab/run"] == [{}]
         handler.faults.clear()
-        first = platform_command(*command)
+        first = platform_command(*command, cold=True)
         assert first.returncode == 0, first.stderr
         (_, tree) = handler.commits["lab/run"]
         assert {"model.safetensors", "heads.safetensors", "SHA256SUMS", "README.md"} <= set(tree)
         assert 'create_model("hf-hub:lab/run"' in tree["README.md"].decode()
-        again = platform_command(*command)
+        again = platform_command(*command, cold=True)
         assert "nothing changed" in again.stdout, again.stderr
         assert len(handler.commits["lab/run"]) == 2
         code = "import inflate3d; print(inflate3d.create_segmenter('hf-hub:lab/run@main', pretrained=True).label_names)"

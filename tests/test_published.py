@@ -146,12 +146,13 @@ def test_inflation_that_is_not_the_weights_own_is_refused(published, argument, v
 
 
 def test_what_the_weights_carry_may_be_said_and_random_weights_take_another(published):
-    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.taps.name == "mean"
+    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.inflation.taps.name == "mean"
     with pytest.warns(UserWarning, match="weights are random"):
         net = inflate3d.create_model(
             f"local-dir:{published[1]}", inflation="overshoot", statistics="frame", spacing_mm=(9, 1, 1)
         )
-    assert (net.net_spec.taps.name, net.net_spec.statistics, net.plan.name) == ("overshoot", "frame", "auto")
+    taken = net.net_spec.inflation
+    assert (taken.taps.name, taken.statistics, taken.plan.name, net.plan.name) == ("overshoot", "frame", "auto", "auto")
     assert net.input_spec["inflation"]["taps"] == "overshoot"
 
 

@@ -17,7 +17,7 @@ from inflate3d.heads.linear import LinearHead
 from inflate3d.models import BackboneConfig
 from inflate3d.models.headed import HeadedNet
 from inflate3d.models.publication.heads import target_of
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.nn import Head
 from inflate3d.publishing.from_run import publish_run
 from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
@@ -225,7 +225,7 @@ def test_the_first_format_is_read_as_todays(published: str, tmp_path: Path) -> N
         old["heads"][name]["input"] = {"kind": kind, **{k: v for k, v in entry["input"].items() if k != "media"}}
     old["heads"]["scans"]["channels"] = heads["scans"]["head"]["channels"]
     (tmp_path / "config.json").write_text(json.dumps(old))
-    found = read_config(tmp_path)
+    found = read_published_config(tmp_path)
     assert found["format"] == "inflate3d-weights/2"
     assert found["heads"]["scans"] == {**heads["scans"], "target": {"type": "mask", "names": ["background", "lesion"]}}
     linear = {**heads["kinds"], "dataset": "kinds", "head": {"num_classes": 3}}
@@ -233,4 +233,4 @@ def test_the_first_format_is_read_as_todays(published: str, tmp_path: Path) -> N
     old["heads"]["scans"]["classes"] = 7
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(InputError, match="is no publication of format 'inflate3d-weights/1'"):
-        read_config(tmp_path)
+        read_published_config(tmp_path)

@@ -233,6 +233,7 @@ def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> Non
         for entry in entries[:3]:
             os.close(cache.open(folder, entry))
         cache.prefetch(folder, [entries[i] for i in (2, 0, 1)])  # used longest ago is 0; needed last is 1
+        assert not cache._fetches  # what is there is marked, not opened: a file in use is not evicted
         os.close(cache.open(folder, entries[3]))
         assert held_now() == [0, 2, 3]
         cache.prefetch(folder, [entries[i] for i in (3, 0, 2, 4)])  # for 4 nothing that is needed sooner must go

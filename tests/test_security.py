@@ -244,30 +244,6 @@ def test_attack_12_a_changed_file_is_refused_and_a_changed_answer_told(victim: P
 # --------------------------------------------------------------------------------- older and newer directories
 
 
-def test_a_directory_of_before_attention_and_statistics_were_stated_loads_as_it_was_trained(victim: Path) -> None:
-    def older(config: dict[str, Any]) -> None:
-        del config["net"]["attention"], config["net"]["statistics"], config["versions"]
-
-    change(victim, older)
-    net = inflate3d.create_model(f"local-dir:{victim}", pretrained=True)
-    assert (net.net_spec.attention, net.net_spec.statistics) == ("frame", "frame")
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda c: c.update(format="inflate3d-weights/2"), "It is newer: pip install -U inflate3d"),
-        (lambda c: c.update(format="inflate3d-weights/0"), "Publish it again from its run: platform publish"),
-        (lambda c: c.update(format="keras/3"), "It is no publication of inflate3d"),
-        (lambda c: c["net"].update(mixer="new"), r"unknown key 'mixer'.*written by inflate3d .*, this is"),
-        (lambda c: c["net"].pop("plan"), "'plan' is missing"),
-    ],
-)
-def test_other_formats_are_refused_with_what_to_do(victim: Path, edit: Callable[..., Any], message: str) -> None:
-    change(victim, edit)
-    refused(victim, message)
-
-
 def test_a_directory_of_timm_is_told_from_one_of_ours(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": {}}))
     refused(tmp_path, "2D weights of timm; load them by timm's own name, such as 'resnet18'")

@@ -320,7 +320,7 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
     target = Target(root, SHAPES)
     scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
     assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
-    assert scratch.backbone.plan == inflated.backbone.plan == net.net_spec.plan.to_dict()
+    assert scratch.backbone.inflation.plan == inflated.backbone.inflation.plan == net.plan
     assert (inflated.backbone.name, inflated.backbone.inflation) == ("test_resnet", "mean")
     backbone = build_module(mine, target, seed=0).backbone
     assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
@@ -335,7 +335,7 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
             "--task medical_segmentation: MedicalSegmentation needs a MaskTarget; targets of",
         ),
         (["--task", "volume_classification", "--modes", "prob"], "--modes: unknown mode 'prob'; close names: 'probe'"),
-        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is no share of the labels"),
+        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is not a share of the labels"),
         (["--task", "volume_classification", "--metric", "dice"], "--metric: unknown metric 'dice'; allowed"),
         (["--task", "volume_classification", "--pretrained", "x=none.st"], "--pretrained x=none.st: no file 'none.st'"),
         (["--task", "volume_classification", "--part", "3/2"], "part is 3/2; expected I/N"),

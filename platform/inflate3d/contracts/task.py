@@ -142,6 +142,8 @@ def fit_target(
     if media and card.media not in media:
         raise InputError(f"{task} takes {' or '.join(media)}; dataset {dataset!r} holds {card.media}")
     if target is None:
+        if given is not None:
+            raise InputError(f"{task} needs no target, but is given {given!r}; name the dataset alone: [{dataset}]")
         return None
     fitting = [n for n, t in card.targets.items() if target in (c.__name__ for c in type(t).__mro__)]
     told = "; ".join(f"{n}: {t.describe()}" for n, t in card.targets.items()) or "none"

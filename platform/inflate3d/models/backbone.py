@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import AttentionName, StatisticsName
+from inflate3d.inflation import InflationPlan
+from inflate3d.models.backbone_config import BackboneConfig
 from inflate3d.models.create import create_model
 from inflate3d.models.levels import Intermediates, distinct_levels
-from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
+from inflate3d.models.spec import NetSpec
+from inflate3d.nn.domain import NORMS, Domain, convert_norms
 from inflate3d.nn.stems import StemSwitch
-
-
-@dataclass
-class BackboneConfig:
-    """What `model.backbone` says in a config; see create_model for the fields that it shares.
-
-    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for
-    all, grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine),
-    shared, frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
-    """
-
-    name: str
-    pretrained: bool = False
-    inflation: str = "center"
-    overshoot: float = 0.25
-    plan: str | dict[str, Any] = "auto"
-    attention: AttentionName = "frame"
-    statistics: StatisticsName = "clip"
-    input_size: Sequence[int] | None = None
-    spacing_mm: Sequence[float] | None = None
-    stems: dict[str, int] | None = None
-    norm: NormName = "per_domain"
-    drop_path_rate: float = 0.0
-    timm_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -59,10 +37,6 @@ class Backbone(nn.Module):
             config.name,
             config.pretrained,
             inflation=config.inflation,
-            overshoot=config.overshoot,
-            plan=config.plan,
-            attention=config.attention,
-            statistics=config.statistics,
             input_size=config.input_size,
             spacing_mm=config.spacing_mm,
             num_classes=0,
@@ -77,6 +51,19 @@ class Backbone(nn.Module):
         self.domain = Domain()
         self.map_indices, self.feature_info = distinct_levels(self.net)
         self.intermediates = Intermediates(self.net, self.map_indices)
+
+    def check_trained_with(self, net: Mapping[str, Any]) -> None:
+        """InputError where weights come from a net with another plan: strides along D leave no trace in their shapes.
+
+        net: as NetSpec.to_dict gave it.
+        """
+        own: InflationPlan = self.net.plan  # type: ignore[assignment]
+        trained = NetSpec.from_dict(net).inflation.laid
+        if replace(trained, name=own.name) != own:
+            raise InputError(
+                f"model.backbone.plan: these weights were trained with plan {trained}; this net has plan {own}. "
+                f"Give theirs: model.backbone.plan: {trained.to_dict()}"
+            )
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
         """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""
@@ -93,11 +80,11 @@ class Backbone(nn.Module):
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""
-        self.domain.activate(domain)
         if self.config.stems is None and image_BCDHW.shape[1] == 1 and self.in_chans > 1:
             image_BCDHW = image_BCDHW.expand(-1, self.in_chans, -1, -1, -1)
-        final, maps = self.intermediates(image_BCDHW)
-        pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        with self.domain.serving(domain):
+            final, maps = self.intermediates(image_BCDHW)
+            pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
         return Features(maps, pooled, tuple(image_BCDHW.shape[2:]))  # type: ignore[arg-type]
 
     @property

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from inflate3d.contracts import FeatureInfo, Features
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.heads.unet import UNetDecoder
+from inflate3d.inflation import Inflation
+from inflate3d.inflation.kernels import of_any_rank
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.heads import is_per_voxel, load_head, target_of
 from inflate3d.models.publication.layout import PREFIX
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.sources.image_size import Fit, Size, fit_size, size_options
 from inflate3d.nn import Head
 from inflate3d.nn.pyramid import Pyramid
@@ -77,6 +79,10 @@ class Segmenter(nn.Module):
         size = (depth, *fit.size) if fit.how == "pad" else (depth, height, width)
         logits = self.decoder(Features(maps, maps[-1].mean((2, 3, 4)), size))
         return logits[..., :height, :width]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Segmenter:
+        """As nn.Module's; memory formats for four axes fit kernels of five as well, and the other way round."""
+        return super()._apply(of_any_rank(fn), recurse)
 
     def _fit(self, height: int, width: int) -> Fit:
         size = (height, width)
@@ -143,8 +149,16 @@ def create_segmenter(
         raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")
     size = as_triple(kwargs.get("input_size"), "input_size")
     frame = size[1:] if size else None
-    kwargs.update(size_options(name, frame, {k: v for k, v in kwargs.items() if k not in _OURS}))
-    segmenter = Segmenter(_encoder(name, pretrained, kwargs), num_classes)
+    try:
+        kwargs.update(size_options(name, frame, {k: v for k, v in kwargs.items() if k not in _OURS}))
+        segmenter = Segmenter(_encoder(name, pretrained, kwargs), num_classes)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(
+            f"create_segmenter({name!r}): {error}. It takes num_classes, head, create_model's options, and those of "
+            "the 2D net; the decoder has none: build inflate3d.models.segmenter.Segmenter for another one"
+        ) from error
     if frame:
         segmenter._fit(*frame)
     return segmenter
@@ -157,7 +171,7 @@ def published_segmenter(
     folder = published_folder(name, kwargs.get("cache_dir"))
     if folder is None:
         return None
-    config = read_config(folder)
+    config = read_published_config(folder)
     heads = {n: h for n, h in config.get("heads", {}).items() if is_per_voxel(h)}
     if head is None:
         own = [n for n, h in heads.items() if h["dataset"] == config["input"].get("domain")]
@@ -209,7 +223,4 @@ def _encoder(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return Intermediates(net)
 
 
-_OURS = {
-    *("inflation", "overshoot", "plan", "attention", "statistics"),
-    *("input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"),
-}
+_OURS = {*Inflation().to_dict(), "input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"}

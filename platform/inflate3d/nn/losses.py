@@ -80,7 +80,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _SumOverRanks.forward(ctx, gradient)
+        total: Tensor = _SumOverRanks.apply(gradient)  # type: ignore[no-untyped-call]
+        return total  # by the Function itself, so that a gradient of it is summed over ranks too
 
 
 def _sum_over_ranks(value: Tensor) -> Tensor:

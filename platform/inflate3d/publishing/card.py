@@ -17,7 +17,7 @@ _CLASSIFICATION = ("image-classification", "video-classification")  # the Hub's 
 def render_card(
     config: Mapping[str, Any], *, parameters: int, address: str = "local-dir:PATH", picture: str | None = None
 ) -> str:
-    """Return the card of a publication as Markdown. address: what its loading lines name; picture: a file beside it."""
+    """Return the card of a publication as Markdown. address: for its loading lines; picture: a file beside it."""
     training = config["training"]
     source = config["source_weights"]
     data = training.get("data", [])
@@ -47,7 +47,7 @@ def render_card(
 
 
 def pipeline_tag(config: Mapping[str, Any]) -> str:
-    """Return the Hub's word for what the weights answer."""
+    """Return the Hub's tag for the task of the weights."""
     own = [head for head in config["heads"].values() if head["dataset"] == config["input"].get("domain")]
     if any(is_per_voxel(head) for head in own):
         return "image-segmentation"
@@ -65,7 +65,7 @@ def _head(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_intensity(intensity: Mapping[str, Any] | None) -> str:
-    """Say in words how stored values become the net's (contracts.Intensity)."""
+    """Say in words how stored values become the net's input (contracts.Intensity)."""
     if intensity is None:
         return "as the 2D net's"
     if intensity["mode"] == "zscore":

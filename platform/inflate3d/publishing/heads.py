@@ -73,7 +73,7 @@ def own_classifier(module: MultiTaskModule, domain: str) -> tuple[nn.Linear, lis
 def install_classifier(net: Any, layer: nn.Linear) -> bool:
     """Put a layer in the place of the net's own classifier; return whether the net then answers as both did.
 
-    False, and the net pools as before, where the classifier is no Linear or stands elsewhere than after the pooling.
+    False, and the net pools as before, if the classifier is not a Linear or does not follow the pooling directly.
     """
     net.reset_classifier(layer.out_features)
     classifier = net.get_classifier()

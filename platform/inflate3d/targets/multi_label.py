@@ -23,16 +23,16 @@ class MultiLabelTarget(AbstractTarget):
 
     def encode(self, value: Any) -> list[int | None]:
         """Take the names that hold, a mapping {name: 0 or 1 or None}, or one entry for each name in order."""
+        value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, dict):
             self._check_names(value)
             value = [value.get(name) for name in self.names]
         elif isinstance(value, Collection) and all(isinstance(v, str) for v in value) and not isinstance(value, str):
             self._check_names(value)
             value = [name in value for name in self.names]
-        entries = value.tolist() if hasattr(value, "tolist") else value
-        if not isinstance(entries, Collection) or len(entries) != len(self.names) or not all(map(_is_entry, entries)):
+        if not isinstance(value, Collection) or len(value) != len(self.names) or not all(map(_is_entry, value)):
             raise InputError(f"is {str(value)[:80]}; expected {len(self.names)} entries, each 0, 1 or None")
-        return [None if v is None or v != v else int(v) for v in entries]
+        return [None if v is None or v != v else int(v) for v in value]
 
     def check(self, stored: Any) -> None:
         """Refuse what is no list of 0, 1 and null."""

@@ -31,6 +31,7 @@ from inflate3d.data.stream.mixture import Mixture, tempered
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import NetInput
 from inflate3d.remote.address import is_remote, join, shown
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
@@ -176,6 +177,12 @@ class DataModule(pl.LightningDataModule):
         """The window (D, H, W) that slides over whole samples in evaluation, of each dataset that has one."""
         options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
         return {name: o.window for name, o in options.items() if o.window is not None}
+
+    @cached_property
+    def net_inputs(self) -> list[NetInput]:
+        """What a net is given of each dataset in training, as far as card and sample options tell."""
+        options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
+        return [NetInput(options[n].input_size, m.card.input.spacing_mm) for n, m in self.manifests.items()]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a dataset, for the table before the first step: media, tasks, share, samples, shapes."""

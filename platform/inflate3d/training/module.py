@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import NetInput
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
@@ -101,6 +101,7 @@ class MultiTaskModule(pl.LightningModule):
         self.window_batch_size = window_batch_size
         self.cards: dict[str, DatasetCard] = {}
         self.windows: dict[str, Triple] = {}
+        self.net_inputs: list[NetInput] = []  # what plan "auto" looks at
         self.means, self.watch = TrainMeans(), LossWatch()
         self.last_row: dict[str, float] = {}
         self.learning_rate = 0.0  # of the step under way: after it, the schedule has moved on
@@ -113,7 +114,7 @@ class MultiTaskModule(pl.LightningModule):
         """Tell the data module which tasks each dataset serves, for its table."""
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         datamodule.tasks_of = dict(self.tasks_of)
-        self.windows = dict(datamodule.windows)
+        self.windows, self.net_inputs = dict(datamodule.windows), datamodule.net_inputs
 
     def configure_model(self) -> None:
         """Build the backbone and the heads from the cards in the shards' manifests; once."""
@@ -132,7 +133,7 @@ class MultiTaskModule(pl.LightningModule):
         self.cards = {name: cards[name] for name in self.tasks_of}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, "weights"))
-            self.backbone = Backbone(self.backbone_config)
+            self.backbone = Backbone(self.backbone_config.resolved(self.net_inputs))
             self.backbone.setup_domains(self.cards)
             self.heads = nn.ModuleDict()
             for name, task in self.tasks.items():
@@ -359,7 +360,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
-        checkpoint["backbone"] = asdict(self.backbone_config)
+        checkpoint["backbone"] = self.backbone.config.to_dict()
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit
             own = {"data": published.get("training", {}).get("data", []), "source": published.get("source_weights")}
@@ -371,6 +372,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the means since the last row, and what was measured before the first step."""
+        self.backbone.check_trained_with(checkpoint["net"])
         self.means.load_state_dict(checkpoint["train_means"])
         self.watch.load_state_dict(checkpoint["first_means"])
         self.constant_losses = dict(checkpoint["constant_losses"])

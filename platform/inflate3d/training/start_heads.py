@@ -10,7 +10,7 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.heads import head_tensors, target_of
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.nn import Head
 from inflate3d.nn.heads import head_type
 from inflate3d.training.assignment import PlacedHead
@@ -34,7 +34,7 @@ def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, s
                 f"{where}: heads come with published weights, and model.backbone is {backbone.name!r} with pretrained "
                 f"{str(backbone.pretrained).lower()}; name a publication and pretrained true, or leave start_heads out"
             )
-        described = read_config(folder).get("heads", {})
+        described = read_published_config(folder).get("heads", {})
         if published not in described:
             raise unknown_name("head", published, described, where=f"{where}: {backbone.name}")
         theirs = head_type(described[published]["type"], where=where)

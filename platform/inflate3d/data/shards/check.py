@@ -127,9 +127,9 @@ def _check_sample(raw: RawMembers, card: DatasetCard) -> None:
     }
     built_from = RawSample(
         image=_whole(sample.get("image")),
-        video=sample.get("video"),
         video_suffix=next((s for s in raw.members if s in byte_members()), "none"),
         targets=targets,
+        **{name: sample.get(name) for name in set(byte_members().values())},
         **{name: record.get(name) for name in ("spacing_mm", "affine")},
     )
     encode_sample(built_from, card, key=raw.key)

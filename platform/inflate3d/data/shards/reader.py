@@ -49,7 +49,7 @@ class RawMembers:
     foreign: bool = False
 
     def decode(self) -> dict[str, Any]:
-        """Return {"image", "video", "json", TARGET...}, what the sample has; BrokenSample if a member is damaged."""
+        """Return {MEMBER..., TARGET..., "json"}, what the sample has; BrokenSample if a member is damaged."""
         try:
             decoded = decode_members(self.members)
             if self.foreign:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, Features, InputSpec, Intensity, Prediction, medium_of
+from inflate3d.contracts.card import UNSTATED_MEDIA
 from inflate3d.data.samples.options import sample_options
 from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
@@ -18,11 +19,11 @@ from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.heads import target_of
 from inflate3d.models.publication.layout import CONFIG, PREFIX
-from inflate3d.models.publication.schema import read_config as read_published
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.sample import Batch
 from inflate3d.training.assignment import placed_heads
 from inflate3d.training.run.folder import CONFIG as RUN_CONFIG
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.saved import choose_checkpoint, load_module
 from inflate3d.training.windows import Windows
 
@@ -72,7 +73,7 @@ class RunAnswerer:
     """A run's checkpoint; needs no shards."""
 
     def __init__(self, run_folder: Path, checkpoint: str = "best") -> None:
-        self.config = read_config(run_folder)
+        self.config = read_run_config(run_folder)
         self.checkpoint = choose_checkpoint(run_folder, checkpoint)
         self.title = f"{self.checkpoint.path.name} of {run_folder}"
         self.module = load_module(run_folder, str(self.checkpoint.path))
@@ -109,7 +110,7 @@ class PublishedAnswerer:
         folder = published_folder(name, cache_dir)
         assert folder is not None, name
         self.title, self.name = name, f"{PREFIX}{folder}"
-        config = read_published(folder)
+        config = read_published_config(folder)
         self.entries: dict[str, dict[str, Any]] = config.get("heads", {})
         own = config["input"]
         self.inputs = {name: entry.get("input", own) for name, entry in self.entries.items()}
@@ -183,7 +184,7 @@ def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:
     spacing = spec.get("spacing_mm")
     return DatasetCard(
         name=name,
-        media=spec.get("media", "volume"),
+        media=spec.get("media", UNSTATED_MEDIA),
         title=name,
         modality=spec.get("modality", "rgb"),
         url="",

@@ -34,7 +34,7 @@ def fine_tune(
     """Train a fresh copy of an arm for `steps` optimiser steps; everything random follows from the seed.
 
     AdamW, gradients clipped at a norm of 1, a tenth of the steps of warm-up and a half cosine to 0. A gradient that is
-    not finite makes no step.
+    not finite skips the step.
     """
     module = build_module(arm, target, seed=seed, device=device)
     task = module.tasks[target.protocol.task]
@@ -61,7 +61,7 @@ def fine_tune(
 
 @torch.no_grad()
 def answer(module: MultiTaskModule, target: Target, samples: Sequence[Listed], split: Split) -> Answers:
-    """Return what a module answers on these samples; volumes to be segmented go through whole, in sliding windows."""
+    """Return a module's predictions on these samples; volumes are segmented whole, by sliding windows."""
     module.eval()
     book = AnswerBook(target)
     for batch in target.batches(samples, split):

@@ -1,4 +1,4 @@
-"""Answers on held-out samples: what the task's own metrics make of them, together and sample by sample."""
+"""Predictions on held-out samples, scored by the task's own metrics, together and per sample."""
 
 # N samples, K classes
 
@@ -18,10 +18,10 @@ from inflate3d.evaluation.transfer.target import Target
 
 @dataclass
 class Answers:
-    """What one arm answered on one split.
+    """The predictions of one arm on one split.
 
-    total: each metric over all samples. per_sample: each metric on each sample alone, None where that says nothing (a
-    class that is absent, an area under a curve). probabilities, target: of classification.
+    total: each metric over all samples. per_sample: each metric on each sample alone, None if undefined (a class
+    that is absent, an area under a curve). probabilities, target: for classification.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class AnswerBook:
             for name, value in _compute(self._one).items():
                 answers.per_sample.setdefault(name, []).append(_plain(value))
         if answers.probabilities is not None and answers.target is not None:
-            # All that float32 holds: rounded, those of a sure probe tie, and the area under their curve is another.
+            # Full float32: if rounded, those of a confident probe tie, and the area under the curve changes.
             answers.probabilities += [[float(f"{p:.9g}") for p in row] for row in probabilities.tolist()]
             answers.target += target.tolist()
 
@@ -79,7 +79,7 @@ def score(target: Target, probabilities: Tensor, truth: Tensor) -> float:
 
 def _compute(metrics: MetricCollection) -> dict[str, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that one sample cannot hold
+        warnings.simplefilter("ignore")  # for classes that one sample cannot have
         return {name: float(value) for name, value in metrics.compute().items()}
 
 

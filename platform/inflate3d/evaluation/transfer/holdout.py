@@ -1,4 +1,4 @@
-"""Who may see which sample: the validation split carved out of train, and the labelled shares of what is left."""
+"""Which samples each step may see: the validation split taken from train, and labelled shares of the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Listed:
-    """A sample of a split: where it lies (shard, index in the shard), and what its record says without its voxels."""
+    """A sample of a split: its place (shard, index in the shard), and its record without voxels."""
 
     key: str
     place: Place
@@ -63,7 +63,7 @@ def list_samples(reader: ShardReader, target: str | None) -> list[Listed]:
 
 
 def carve(samples: Sequence[Listed], *, val_fraction: float, seed: int) -> tuple[list[Listed], list[Listed]]:
-    """Return (to train on, to choose by): a seeded split in which no group straddles and every class is in both."""
+    """Return (to train on, to choose by): a seeded split with no group in both and every class in both."""
     rule = SplitRule(val_fraction=val_fraction, seed=seed)
     splits: Mapping[str, Split] = rule.assign(
         [s.key for s in samples], groups=[s.group for s in samples], labels=[s.label for s in samples]
@@ -72,7 +72,7 @@ def carve(samples: Sequence[Listed], *, val_fraction: float, seed: int) -> tuple
 
 
 def labelled_share(samples: Sequence[Listed], fraction: float, *, seed: int) -> list[Listed]:
-    """Return the samples whose labels may be used: of every class its share, one at least, drawn by the seed.
+    """Return the samples whose labels may be used: the share of every class, at least one, drawn by the seed.
 
     A smaller share is part of every larger one of the same seed.
     """

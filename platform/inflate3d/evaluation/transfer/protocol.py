@@ -15,7 +15,7 @@ Mode = Literal["probe", "knn", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FROZEN: tuple[Mode, ...] = ("probe", "knn")
 _ON_REQUEST = ("target", "init_args")  # said where they are given alone: results without them stay comparable
-# What may grow in an output folder: further cells beside those that are done.
+# What may grow in an output folder: more cells beside finished ones.
 _MAY_GROW = ("modes", "fractions", "seeds")
 
 
@@ -29,8 +29,7 @@ class Protocol:
     of it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps).
     val_fraction: share of the training samples held out for choices, by group where there are groups; nothing is
     ever trained on them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test
-    samples, evenly spaced. recalibration_batches: batches of unlabelled training data that BatchNorm's statistics
-    are taken from.
+    samples, evenly spaced. recalibration_batches: batches of unlabelled training data for BatchNorm's statistics.
     """
 
     dataset: str
@@ -60,22 +59,24 @@ class Protocol:
         for name in ("modes", "fractions", "seeds", "learning_rates"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise InputError(f"--{name} is {list(values)}; give at least one, and none twice")
+                raise InputError(f"--{name} is {list(values)}; give at least one, and no duplicates")
         for share in self.fractions:
             if not 0 < share <= 1:
-                raise InputError(f"--fractions: {share:g} is no share of the labels; it must be above 0, and 1 at most")
+                raise InputError(
+                    f"--fractions: {share:g} is not a share of the labels; it must be above 0 and at most 1"
+                )
         for rate in self.learning_rates:
             if not rate > 0:
-                raise InputError(f"--learning_rates: {rate:g}; a learning rate is above 0")
+                raise InputError(f"--learning_rates: {rate:g}; it must be above 0")
         for name in ("steps", "batch_size", "recalibration_batches", "choice_steps", "max_test"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} is {value}; it must be at least 1")
         if not 0 < self.val_fraction < 1:
-            raise InputError(f"--val_fraction is {self.val_fraction}; choices need a share between 0 and 1")
+            raise InputError(f"--val_fraction is {self.val_fraction}; it must be between 0 and 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Read a protocol from plain values; InputError for a key that none has."""
+        """Read a protocol from plain values; InputError for an unknown key."""
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -90,7 +91,7 @@ class Protocol:
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     def fixed(self) -> dict[str, Any]:
-        """Return what may not differ between two results of one folder."""
+        """Return the settings that must agree between two results of one folder."""
         return {k: v for k, v in self.to_dict().items() if k not in _MAY_GROW}
 
 

@@ -1,4 +1,4 @@
-"""The target of a transfer: one dataset's shards, who may see what of them, and the streams that the arms read."""
+"""The target of a transfer: one dataset's shards, which samples each step may see, and the arms' streams."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _EVAL_BATCH = 32
 
 
 class Target:
-    """One dataset under a protocol. fit: what arms may train on; choice: what they choose by; test: read at the end.
+    """One dataset under a protocol. fit: samples to train on; choice: samples for choices; test: read at the end.
 
-    test is the dataset's own test split, or its val split where it has no test. InputError where task and dataset do
+    test is the dataset's test split, or its val split if it has no test. InputError if task and dataset do
     not fit.
     """
 
@@ -65,7 +65,7 @@ class Target:
 
     @property
     def metric(self) -> str:
-        """The metric that chooses and is reported first."""
+        """The metric for choices, reported first."""
         return self.protocol.metric or self.new_task().main_metric or ""
 
     @property
@@ -112,7 +112,7 @@ class Target:
         return [s for s in self.fit if s.key in keys]
 
     def train_batches(self, samples: Sequence[Listed], *, seed: int) -> Iterator[Batch]:
-        """Return endless training batches, cropped and augmented by the seed."""
+        """Return endless training batches, with crops and augmentation drawn by the seed."""
         source = self._source("train", samples, seed=seed, training=True)
         return iter(TrainStream({source.name: source}, Mixture({source.name: 1.0})))
 
@@ -125,7 +125,7 @@ class Target:
         return (stream[i] for i in range(len(stream)))
 
     def unlabelled_batches(self) -> Iterator[Batch]:
-        """Yield the training data that BatchNorm's statistics are taken from; their labels are not looked at."""
+        """Yield the training data for BatchNorm's statistics; labels are not used."""
         batches = self.train_batches(self.fit, seed=self.protocol.split_seed)
         return (next(batches) for _ in range(self.protocol.recalibration_batches))
 

@@ -57,13 +57,13 @@ def cached_directory(url: str, *, cache_dir: str | Path | None = None, sha256: s
     place = cache_folder(cache_dir) / "weights" / _slug(address)
     if sha256 is not None and (folder := place / sha256[:32]).is_dir():
         return folder
-    if is_offline():
-        if (folder := _seen_last(place, sha256)) is None:
-            raise InputError(f"{address}: no copy in {place.parents[1]}, and the environment says: offline")
-        return folder
     latest = _seen_last(place, sha256)
+    if is_offline():
+        if latest is None:
+            raise InputError(f"{address}: no copy in {place.parents[1]}, and the environment says: offline")
+        return latest
     try:
-        sums = read(address / SUMS, limit=most_bytes(SUMS), outage_s=latest and _ASK_S)
+        sums = read(address / SUMS, limit=most_bytes(SUMS), outage_s=_ASK_S if latest else None)
     except Unreachable as fault:
         if latest is None:
             raise Unreachable(f"no copy in {place.parents[1]}, and {fault}") from fault

@@ -5,6 +5,7 @@ The client resumes, locks, shows progress and heeds HF_ENDPOINT, HF_HUB_OFFLINE,
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from inflate3d.errors import InputError
@@ -33,9 +34,9 @@ def hub_directory(place: HubPlace, *, cache_dir: str | Path | None = None) -> Pa
     )
 
     def get(name: str, revision: str | None) -> Path:
-        at = {"revision": revision, "cache_dir": cache_dir, "library_name": "inflate3d"}
+        ask = partial(hf_hub_download, revision=revision, cache_dir=cache_dir, library_name="inflate3d")
         try:
-            return Path(hf_hub_download(place.repository, name, **at))
+            return Path(ask(place.repository, name))
         except OSError:
             raise
         except Exception as fault:  # the client's transport raises kinds of its own

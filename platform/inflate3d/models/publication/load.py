@@ -16,23 +16,24 @@ from typing import Any
 from torch import nn
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import Taps, resolve_plan
+from inflate3d.inflation import Inflation, NetInput, resolve_plan
 from inflate3d.models.headed import HeadedNet
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.levels import distinct_levels
-from inflate3d.models.publication.adaptation import describe_changes, fit_tensors, plan_for_depth
+from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
 from inflate3d.models.publication.allocation import build_within
 from inflate3d.models.publication.fetch import check_directory
 from inflate3d.models.publication.heads import entry_of, head_tensors, is_per_voxel, load_head, target_of
 from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.publication.replay import check_replay
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.publication.tensor_file import Stored, read_header, read_tensors
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.heads import head_type
 from inflate3d.nn.stems import first_conv_path
+from inflate3d.sample import Spacing, Triple
 
 _ROOM = 64 * 2**20  # numbers that a net may hold beyond a few times those of its file
 _TIMES = 8
@@ -40,47 +41,46 @@ _TIMES = 8
 
 def load_published(
     folder: Path,
+    given: Inflation,
     *,
     build: Callable[[NetSpec], nn.Module],
     pretrained: bool,
     norm_domain: str | None,
-    plan: Any,
-    head: str | None = None,
-    input_size: Sequence[int] | None = None,
-    inflated: Mapping[str, Any] | None = None,
-    **options: Any,
+    head: str | None,
+    input_size: Triple | None,
+    spacing_mm: Spacing | None,
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Build the net of a published directory and load its weights.
 
-    plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
-    input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
-    adapts the stem as timm does; another num_classes brings a fresh classifier. head: a published one, with the stem
-    and statistics of its dataset; one that is no classifier comes as a HeadedNet. inflated: what is given of inflation,
-    overshoot, attention, statistics and spacing_mm. The log tells what was adapted. InputError where a file has
-    changed, or `inflated` is not what the weights carry.
+    given: what is not as when left out stands against what the weights carry. Its plan "auto" keeps the net's own;
+    another one may have other strides, and other kernels, which are resized along D. input_size: with plan "auto",
+    fewer strides along D where its D is too short for the net's own. head: a published one, with the stem and
+    statistics of its dataset; one that is no classifier comes as a HeadedNet. options: as NetSpec's; another in_chans
+    adapts the stem as timm does, another num_classes brings a fresh classifier. The log tells what was adapted.
+    InputError where a file has changed, or `given` or spacing_mm is not what the weights carry.
     """
     plain_file(folder, CONFIG)
-    config = read_config(folder)
+    config = read_published_config(folder)
     stated = check_directory(folder) if pretrained else {}
     header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
     if not pretrained:
         warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
     entry = _entry_of(config, head, options) if head is not None else {}
     classifier = head_type(entry["type"], where=f"{folder}: head {head!r}").classifier if entry else ""
-    if entry and options.get("num_classes") is None:
-        options["num_classes"] = entry["head"]["num_classes"] if classifier else 0
-    norm_domain = norm_domain or (entry["dataset"] if entry.get("dataset") in config["norm_domains"] else None)
-    norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
-    stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
-    if norm_domain is not None and options.get("in_chans") is None:
-        options["in_chans"] = stems.get(norm_domain)
+    theirs = entry["dataset"] if entry.get("dataset") in config["norm_domains"] else None
+    norm_domain = _other_domain(config, norm_domain or theirs)
     contract = _input_of(config, norm_domain)
-    own = _own_spec(folder, config, contract, inflated or {}, plan, input_size, pretrained=pretrained)
-    spec = _adapted(own, plan, input_size, options)
+    brought = {
+        "in_chans": _stem_channels(header, config, norm_domain),
+        "num_classes": (entry["head"]["num_classes"] if classifier else 0) if entry else None,
+    }
+    own = NetSpec.from_dict(config["net"])
+    inputs = NetInput(input_size, spacing_mm)
+    inflation = _inflation_of(own, given, inputs, contract, folder, pretrained=pretrained)
+    spec = _adapted(own, inflation, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
-    if config["norm"] == "group":
-        convert_norms(net, "group", Domain())
     _give_contract(net, config, contract, entry)
     if not pretrained:
         return net
@@ -108,6 +108,11 @@ def domain_keys(
     return keys
 
 
+def _other_domain(config: Mapping[str, Any], norm_domain: str | None) -> str | None:
+    """Return a domain's name; None for the one whose stem and statistics stand under timm's own keys."""
+    return None if norm_domain == config["input"].get("domain") else norm_domain
+
+
 def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, Any]:
     """Return the input contract of a domain; without intensity where the publication does not state that domain's."""
     if norm_domain is None:
@@ -118,53 +123,43 @@ def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, A
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _own_spec(
-    folder: Path,
-    config: Mapping[str, Any],
+def _inflation_of(
+    own: NetSpec,
+    given: Inflation,
+    inputs: NetInput,
     contract: Mapping[str, Any],
-    inflated: Mapping[str, Any],
-    plan: Any,
-    input_size: Sequence[int] | None,
+    folder: Path,
     *,
     pretrained: bool,
-) -> NetSpec:
-    """Return the published net, for random weights inflated as given. InputError where weights carry other values."""
-    own = NetSpec.from_dict(config["net"])
-    carried = {
-        "inflation": own.taps.name,
-        "overshoot": own.taps.overshoot,
-        "attention": own.attention,
-        "statistics": own.statistics,
-        "spacing_mm": contract.get("spacing_mm"),
-    }
-    for argument, value in inflated.items():
-        if pretrained and (list(value) if argument == "spacing_mm" else value) != carried[argument]:
+) -> Inflation:
+    """Return how the net is inflated: as published but for the plan, or for random weights as given."""
+    carried = {**own.inflation.to_dict(), "spacing_mm": contract.get("spacing_mm")}
+    asked = given.differs_from(Inflation())
+    size, spacing_mm = inputs
+    for word, value in {**asked, **({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})}.items():
+        if pretrained and value != carried[word]:
             raise InputError(
-                f"{folder}: {argument} is {value!r}, but the published weights carry their own: {carried[argument]!r}. "
-                f"Leave {argument} out, or start from random weights: pretrained=False"
+                f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
+                f"Leave {word} out, or start from random weights: pretrained=False"
             )
-    if pretrained:
-        return own
-    if plan == "auto" and "spacing_mm" in inflated:
-        own = replace(own, plan=resolve_plan(plan, input_size=input_size, spacing_mm=inflated["spacing_mm"]))
-    taken = {**carried, **inflated}
-    taps = Taps(taken["inflation"], taken["overshoot"])
-    return replace(own, taps=taps, attention=taken["attention"], statistics=taken["statistics"])
+    # Random weights for a spacing have no strides to keep.
+    kept = own.inflation.laid if pretrained or spacing_mm is None else None
+    plan = resolve_plan(given.plan, input_size=size, spacing_mm=spacing_mm, own=kept)
+    return Inflation.from_dict({**own.inflation.to_dict(), **asked, "plan": plan})
 
 
-def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
+def _adapted(own: NetSpec, inflation: Inflation, options: Mapping[str, Any]) -> NetSpec:
     changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
-    if plan != "auto":
-        changes["plan"] = resolve_plan(plan)
-    elif input_size is not None:
-        changes["plan"] = plan_for_depth(own.plan, input_size[0])
-    return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
+    kwargs = {**own.timm_kwargs, **options["timm_kwargs"]}
+    return replace(own, inflation=inflation, timm_kwargs=kwargs, **changes)
 
 
 def _give_contract(
     net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], entry: Mapping[str, Any]
 ) -> None:
-    """Put what the weights of a domain expect, and what the classes of a head are called, on the net."""
+    """Put the norms of a publication, what the weights of a domain expect and their classes' names on the net."""
+    if config["norm"] == "group":
+        convert_norms(net, "group", Domain())
     target = target_of(entry)
     net.input_spec = {  # type: ignore[assignment]
         **contract_of_2d(net, net.net_spec.in_chans),  # type: ignore[union-attr, arg-type]
@@ -265,8 +260,8 @@ def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[st
         raise InputError(f"{folder / HEADS}: head {head!r} does not fit the net: {str(fault)[:200]}") from fault
 
 
-def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str) -> int | None:
-    """The input channels of a domain's own stem; None where it shares the net's."""
-    prefix = f"{STEM_KEY}{config['norm_domains'][domain]}."
+def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str | None) -> int | None:
+    """The input channels of a domain's own stem; None where it shares the net's, or is none of the publication's."""
+    prefix = f"{STEM_KEY}{config['norm_domains'].get(domain)}."
     shapes = [s.shape for name, s in header.items() if name == f"{prefix}weight" and len(s.shape) > 1]
     return shapes[0][1] if shapes else None

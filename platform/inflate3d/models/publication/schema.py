@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation.taps import TAP_NAMES
 from inflate3d.models.publication.first_format import FIRST, read_first_format
 from inflate3d.models.publication.layout import CONFIG, FORMAT
+from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS
 
 Check = Callable[[Any, str], None]
@@ -27,7 +27,7 @@ FORBIDDEN_ARGUMENTS = frozenset(
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_published_config(folder: Path) -> dict[str, Any]:
     """Return a directory's config.json. InputError for another format (with what to do) or an entry that cannot be."""
     file = folder / CONFIG
     try:
@@ -215,6 +215,7 @@ def _names(values: Collection[str]) -> Check:
 
 
 _WORD = r"[A-Za-z0-9_][\w .+-]*"
+_NAME = text(32)
 _COUNT = number(1, 128, whole=True)
 _CLASSES = list_of(text(256), 100_000)
 _TRIPLE = list_of(number(1e-6, 1e6), 3, least=3)
@@ -247,21 +248,29 @@ _PLAN = record(
         "head_pool": nullable(_COUNT),
     }
 )
-_NET = record(
+_NET_ENTRIES = record(
     {
         "base": text(128, r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?"),
         "in_chans": number(1, MOST_CHANNELS, whole=True),
         "num_classes": nullable(number(0, 1_000_000, whole=True)),
-        "inflation": record({"taps": _names(TAP_NAMES), "overshoot": number(0, 2)}),
+        "inflation": record({"taps": _NAME, "overshoot": number(0, 2)}),
         "plan": _PLAN,
+        "attention": _NAME,
+        "statistics": _NAME,
     },
-    {
-        "global_pool": nullable(text(32, r"\w*")),
-        "base_kwargs": _arguments,
-        "attention": one_of("frame", "joint"),
-        "statistics": one_of("clip", "frame"),
-    },
+    {"global_pool": nullable(text(32, r"\w*")), "base_kwargs": _arguments, "time_padding": _NAME},
 )
+
+
+def _net(value: Any, where: str) -> None:
+    """A net whose entries are bounded, and whose inflation is one."""
+    _NET_ENTRIES(value, where)
+    try:
+        NetSpec.from_dict(value)
+    except InputError as fault:
+        raise InputError(f"{where}: {fault}") from None
+
+
 _TARGET = record({"type": text(64, _WORD)}, {"names": _CLASSES, "annotated": _CLASSES}, is_open=True)
 # What is installed decides which types there are: a net loads without its heads' packages.
 _HEAD = record(
@@ -277,7 +286,7 @@ _HEAD = record(
 _CONFIG = record(
     {
         "format": one_of(FORMAT),
-        "net": _NET,
+        "net": _net,
         "norm": _names(NORMS),
         "norm_domains": mapping_of(text(128, _WORD), text(128)),
         "input": _INPUT,

@@ -77,7 +77,7 @@ def write_config(run_folder: str | Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_config(run_folder: str | Path) -> dict[str, Any]:
+def read_run_config(run_folder: str | Path) -> dict[str, Any]:
     """Return a run's config.yaml as plain values. InputError if the folder is missing or no run's."""
     import yaml
 

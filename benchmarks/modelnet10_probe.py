@@ -24,7 +24,7 @@ from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.models import create_model
 from inflate3d.publishing.from_run import split_domains
 from inflate3d.training.checkpoints.store import Checkpoint, checkpoints_folder, list_checkpoints
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.saved import load_module
 from torch import Tensor, nn
 
@@ -42,8 +42,8 @@ def main() -> None:
     """Measure every arm and print, then write, one row each."""
     arguments = _arguments()
     data = read_splits(arguments.root)
-    backbone = read_config(arguments.run)["model"]["backbone"]
-    options = {k: v for k, v in backbone.get("timm_kwargs", {}).items() if k != "pretrained_cfg_overlay"}
+    backbone = read_run_config(arguments.run)["model"]["backbone"]
+    options = {k: v for k, v in (backbone.get("timm_kwargs") or {}).items() if k != "pretrained_cfg_overlay"}
     overlay = {"pretrained_cfg_overlay": {"file": arguments.weights_2d}}
 
     def inflated(**more: Any) -> nn.Module:

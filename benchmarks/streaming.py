@@ -34,11 +34,12 @@ import torch
 import webdataset as wds
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, RawSample
 from inflate3d.data import Manifest, ShardReader, build_shards
-from inflate3d.data.samples.stages import make_stage
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import ShardCache
 from inflate3d.data.stream.batches import Source, TrainStream
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
+from inflate3d.targets import ClassTarget
 from torch.utils.data import DataLoader, default_collate
 
 SIZES = {"14 KB": (24, 4000), "111 KB": (48, 1200), "1.8 MB": (121, 120)}
@@ -56,14 +57,14 @@ class Cubes(AbstractDataset):
     def card(self) -> DatasetCard:
         fixed: dict[str, Any] = {"url": "", "licence": "CC0-1.0", "citation": "", "commercial_use": True}
         fixed |= {"weights_may_be_published": True, "input": InputSpec(("ct",))}
-        return DatasetCard("cubes", "volume_classification", "Cubes", "ct", ("a", "b"), **fixed)
+        return DatasetCard("cubes", "volume", "Cubes", "ct", targets={"label": ClassTarget(("a", "b"))}, **fixed)
 
     def cases(self) -> list[Case]:
         return [Case(f"cube_{i:06d}", "train", i) for i in range(self.count)]
 
     def read(self, case: Case) -> RawSample:
         cube = np.random.default_rng(case.source).integers(0, 256, (1, *[self.side] * 3), np.uint8)
-        return RawSample(image=cube, label=case.source % 2)
+        return RawSample(image=cube, targets={"label": case.source % 2})
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def write_all(folder: Path, side: int, count: int, shard_bytes: int) -> None:
     with mosaic().MDSWriter(out=str(folder / "mds"), columns=columns, size_limit=shard_bytes) as mds:
         for i, case in enumerate(cubes.cases()):
             raw = cubes.read(case)
-            sample = {"image": raw.image, "label": raw.label, "key": case.key}
+            sample = {"image": raw.image, "label": raw.targets["label"], "key": case.key}
             writer.add_item(i, sample)
             mds.write(sample)
     writer.done()
@@ -234,11 +235,16 @@ def _stage(folder: Path) -> Any:
     return make_stage(Manifest.load(folder / "ours").card, {}, training=True)
 
 
+def _staged(stage: Any, key: str, image: Any, label: int) -> tuple[Any, int]:
+    """Return a sample as our own readers make it."""
+    return stage(key, {"image": image, "json": {"targets": {"label": label}}}, 0).views["image"], label
+
+
 def _source(folder: Path) -> Source:
     manifest = Manifest.load(folder / "ours")
     order = SampleOrder([e.samples for e in manifest.entries("train")], seed=time.perf_counter_ns())
     reader = ShardReader(folder / "ours", manifest, "train")
-    return Source("cubes", "", reader, order, _stage(folder), BATCH, 0)
+    return Source("cubes", reader, order, _stage(folder), BATCH, 0)
 
 
 def ours_batches(folder: Path, workers: int) -> Iterator[Any]:
@@ -255,7 +261,7 @@ def webdataset_batches(folder: Path, workers: int) -> Iterator[Any]:
     stage = _stage(folder)
 
     def staged(s: dict[str, Any]) -> tuple[Any, int]:
-        return stage(s["__key__"], {"image": s["image.npy"], "json": s["json"]}, 0).image, s["json"]["label"]
+        return _staged(stage, s["__key__"], s["image.npy"], s["json"]["targets"]["label"])
 
     dataset = _webdataset(folder).map(staged).batched(BATCH, collation_fn=default_collate, partial=False)
     for images, _ in DataLoader(dataset, batch_size=None, num_workers=workers):
@@ -271,7 +277,7 @@ def litdata_batches(folder: Path, workers: int) -> Iterator[Any]:
         def __getitem__(self, index: Any) -> Any:
             s = super().__getitem__(index)
             image = s["image"].numpy() if isinstance(s["image"], torch.Tensor) else s["image"]
-            return stage(s["key"], {"image": image, "json": {"label": s["label"]}}, 0).image, s["label"]
+            return _staged(stage, s["key"], image, s["label"])
 
     dataset = Staged(str(folder / "litdata"), shuffle=True, drop_last=True)
     for images, _ in lit.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True):
@@ -285,7 +291,7 @@ def mosaicml_batches(folder: Path, workers: int) -> Iterator[Any]:
     class Staged(streaming.StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
             s = super().__getitem__(index)
-            return stage(s["key"], {"image": s["image"], "json": {"label": s["label"]}}, 0).image, s["label"]
+            return _staged(stage, s["key"], s["image"], s["label"])
 
     dataset = Staged(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
     for images, _ in DataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True):

@@ -31,8 +31,10 @@ from inflate3d.sample import Batch
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, trainer_defaults, with_default_callbacks
+from inflate3d.training.idle import idle_loss
 from inflate3d.training.optim import warmup_cosine
 from inflate3d.training.run.step_meter import TimedLoader
+from inflate3d.training.step_encoder import StepEncoder
 from torch.utils.data import IterableDataset
 
 WARM_UP = 4
@@ -75,7 +77,7 @@ def data(root: Path, options: argparse.Namespace, num_workers: int = 0) -> DataM
 def module(options: argparse.Namespace) -> MultiTaskModule:
     """Return a new module; the same weights each time."""
     tasks = {"organ": MedicalSegmentation(datasets=["seg"]), "shape": VolumeClassification(datasets=["shapes"])}
-    config = BackboneConfig(name=options.name, norm="per_domain", stems={"ct": 1, "mask": 1})
+    config = BackboneConfig(name=options.name, plan="isotropic", norm="per_domain", stems={"ct": 1, "mask": 1})
     return MultiTaskModule(config, tasks, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
 
 
@@ -97,10 +99,9 @@ def bare(
     marks = []
     for number in range(options.steps + WARM_UP):
         batch = batches[number % len(batches)]
-        features = net.backbone(batch.image, domain=batch.dataset)
-        loss = net.tasks[batch.task].loss(features, batch)["loss"]
+        loss = net.tasks[KINDS[batch.dataset][0]].step(StepEncoder(net.backbone), batch, seed=0)["loss"]
         if idle:
-            loss = loss + net._idle(batch)
+            loss = loss + idle_loss(net.tasks, batch.dataset, net.backbone, loss)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -142,7 +143,6 @@ def main() -> None:
         for name, (_, kind) in KINDS.items():
             build_shards(Toy(kind=kind, num_train=16, num_val=2, size=options.size), root / name, progress=False)
         loaded = data(root, options)
-        loaded.task_of = {name: task for name, (task, _) in KINDS.items()}
         batches = [loaded.first_batches(name, 1)[0] for name in KINDS]
         ratios: dict[str, list[float]] = {name: [] for name in BARE}
         waits = []

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Subset:
-    """What the source states of one file. field_of_view_mm: the edge of the crop, where it is stated and the same for
+    """What the source states of one file. field_of_view_mm: the edge of the crop, if it is stated and the same for
     all.
 
-    commercial_use: MedMNIST gives all six under CC BY 4.0; None where they come from data whose own terms are narrower
-    (LiTS, RibFrac) or not stated (IntrA), so that a lawyer should look before a product does.
+    commercial_use: MedMNIST gives all six under CC BY 4.0; None if they come from data whose own terms are narrower
+    (LiTS, RibFrac) or not stated (IntrA); check the terms before commercial use.
     """
 
     modality: str
@@ -130,7 +130,7 @@ class MedMNIST3D(AbstractDataset):
         return RawSample(image=image[None], targets={"label": label}, spacing_mm=self._spacing_mm)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Arrays are read again in each worker: sending them would cost more.
+        # Each worker reads the arrays itself; sending them would cost more.
         return {**self.__dict__, "_arrays": {}}
 
     @property

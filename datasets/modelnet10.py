@@ -1,4 +1,4 @@
-"""ModelNet10 as 20^3 occupancy grids in one .npz: ten kinds of furniture, a quick check that a 3D net learns."""
+"""ModelNet10 as 20^3 occupancy grids in one .npz: ten types of furniture, a quick check that a 3D net learns."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ModelNet10(AbstractDataset):
         return RawSample(image=grid[None, ..., 0], targets={"label": label})
 
     def __getstate__(self) -> dict[str, Any]:
-        # Arrays are read again in each worker: sending them would cost more.
+        # Each worker reads the arrays itself; sending them would cost more.
         return {**self.__dict__, "_arrays": {}}
 
     def _array(self, name: str) -> np.ndarray:
@@ -83,7 +83,7 @@ class ModelNet10(AbstractDataset):
                     f"{self.file} has no array {name!r}; expected train_voxels, train_labels, dev_..."
                 ) from None
             except Exception as error:
-                raise InputError(f"{self.file} cannot be read ({error}); fetch it again") from error
+                raise InputError(f"{self.file} cannot be read ({error}); download it again") from error
         return self._arrays[name]
 
     @classmethod

@@ -20,12 +20,12 @@ _SOFT_TISSUE_HU = (-175.0, 250.0)
 
 
 class MSD(AbstractDataset):
-    """One task folder: dataset.json, imagesTr/, labelsTr/. The test images carry no labels and are left alone.
+    """One task folder: dataset.json, imagesTr/, labelsTr/. The test images have no labels and are not used.
 
-    root: the task folder itself, or its parent with `task` naming the folder. spacing_mm (z, y, x): resample to it;
-    None keeps each volume's own. window: intensities are clipped to it and scaled, CT's in HU; None takes for CT the
-    lung's window in Task06 and soft tissue's in the others, for MRI each volume's z-score. Splits: the labelled cases,
-    dealt by SplitRule (val_count wins over val_fraction; split_file over both).
+    root: the task folder itself, or its parent with `task`, the folder's name. spacing_mm (z, y, x): resample to it;
+    None keeps each volume's own. window: intensities are clipped to it and scaled, for CT in HU; None uses a lung
+    window for CT in Task06, a soft-tissue window in the others, and each volume's z-score for MRI. Splits: SplitRule
+    divides the labelled cases (val_count overrides val_fraction; split_file overrides both).
     """
 
     base_card = DatasetCard(
@@ -94,7 +94,7 @@ class MSD(AbstractDataset):
         return [Case(key, splits[key], pair) for key, pair in zip(keys, pairs, strict=True)]
 
     def read(self, case: Case) -> RawSample:
-        """Read image and mask, both brought to RAS and, if stated, to the spacing."""
+        """Read image and mask, both turned to RAS and, if stated, resampled to the spacing."""
         image, mask = (self.root / p for p in case.source)
         return read_volume_case([image], self.card, where=case.key, masks={"mask": mask})
 

@@ -1,4 +1,4 @@
-"""nnU-Net raw folder (Dataset123_Name or v1's Task123_Name): your own segmentation cases, one file a channel."""
+"""nnU-Net raw folder (Dataset123_Name or v1's Task123_Name): your own segmentation cases, one file per channel."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
 
 
 class NnunetRaw(AbstractDataset):
-    """imagesTr/CASE_0000.nii.gz (one file a channel), labelsTr/CASE.nii.gz and dataset.json; v1 and v2 of the format.
+    """imagesTr/CASE_0000.nii.gz (one file per channel), labelsTr/CASE.nii.gz and dataset.json; v1 and v2 of the format.
 
     Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
     window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
-    group_pattern: a regular expression whose first group names the patient in a case's name, so that no patient
-    straddles. Licence and the like are the user's to state; until then the card says unknown and weights stay private.
+    group_pattern: a regular expression whose first group is the patient in a case's name, so that no patient is in
+    two splits. You state the licence and similar facts; until then the card says unknown and weights stay private.
     """
 
     base_card = DatasetCard(
@@ -84,7 +84,7 @@ class NnunetRaw(AbstractDataset):
 
     @property
     def card(self) -> DatasetCard:
-        """The card; reads up to 20 training cases, once, if it must measure a CT window."""
+        """The card; reads up to 20 training cases, once, if it has to measure a CT window."""
         return self._card
 
     @cached_property
@@ -101,7 +101,7 @@ class NnunetRaw(AbstractDataset):
         if not names:
             raise InputError(
                 f"{self.where}: imagesTr holds no *_0000{self._ending}; see file_ending in dataset.json. "
-                "Names without _0000, as the Medical Segmentation Decathlon has them, are for the dataset MSD"
+                "For names without _0000, as in the Medical Segmentation Decathlon, use the dataset MSD"
             )
         tests = [n for n in self._names("imagesTs") if (self.root / "labelsTs" / f"{n}{self._ending}").is_file()]
         keys = case_keys(names + tests, where=self.where)
@@ -111,7 +111,7 @@ class NnunetRaw(AbstractDataset):
         return train + [Case(k, "test", ("Ts", n)) for k, n in zip(keys[len(names) :], tests, strict=True)]
 
     def read(self, case: Case) -> RawSample:
-        """Read the channels and the mask, brought to RAS and, if stated, to the spacing."""
+        """Read the channels and the mask, turned to RAS and, if stated, resampled to the spacing."""
         part, name = case.source
         card = self._card_without_window
         images = [
@@ -142,7 +142,7 @@ class NnunetRaw(AbstractDataset):
         if all(_MRI_NAMES.fullmatch(c) for c in self._channels):
             return False
         raise InputError(
-            f"{self.where}: channels {list(self._channels)} don't tell the modality; give modality: ct, mri, ..."
+            f"{self.where}: channels {list(self._channels)} do not show the modality; give modality: ct, mri, ..."
         )
 
     def _names(self, folder: str) -> list[str]:
@@ -160,7 +160,7 @@ class NnunetRaw(AbstractDataset):
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
-        """Write Dataset999_Toy: six two-channel cases of 10x12x14, two a patient, and one labelled test case."""
+        """Write Dataset999_Toy: six two-channel cases of 10x12x14, two per patient, and one labelled test case."""
         import numpy as np
         from inflate3d.data.raw.readers import write_nifti
 

@@ -32,13 +32,13 @@ _RGB = InputSpec(
 
 
 class Toy(AbstractDataset):
-    """Cases drawn from (seed, split, index), so that case 7 is the same whatever else is made. Nothing is read from
+    """Cases drawn from (seed, split, index), so case 7 is the same whatever else is made. Nothing is read from
     disk.
 
     kind: what is made.
     volume_segmentation: a bright ball and a dimmer cube in noise, (1, size, size, size) with a mask.
     volume_classification: one of a ball, a cube and a cross, of random size and place.
-    video_classification: a square moving left, right, up or down over `num_frames` frames; no single frame tells which.
+    video_classification: a square moving left, right, up or down over `num_frames` frames; one frame is not enough.
     volume_targets: one shape in noise with three targets: its class, its mask, and its volume in millilitres.
     """
 
@@ -96,7 +96,7 @@ class Toy(AbstractDataset):
 
         generator = np.random.default_rng([self.seed, list(self.counts).index(case.split), case.source])
         made = _MAKERS[self.kind]
-        # Classes in turn: every split holds them in equal shares.
+        # Classes in turn, so every split has equal shares.
         return made.draw(self, case.source % made.turns, generator)
 
     def _draw_blobs(self, label: int, generator: np.random.Generator) -> RawSample:
@@ -141,7 +141,7 @@ class Toy(AbstractDataset):
         return RawSample(video=encode_video(frames, fps=8), targets={"label": label})
 
     def _shape(self, name: str, least: float, most: float, generator: np.random.Generator) -> np.ndarray:
-        """Return where one shape stands, (size, size, size) bool, wholly inside; radius `least` to `most` of size."""
+        """Return the mask of one shape, (size, size, size) bool, fully inside; radius `least` to `most` of size."""
         import numpy as np
 
         radius = int(generator.integers(round(self.size * least), round(self.size * most) + 1))
@@ -162,7 +162,7 @@ class Toy(AbstractDataset):
 
 @dataclass(frozen=True)
 class _Made:
-    """turns: cases take so many classes in turn."""
+    """turns: cases go through so many classes in turn."""
 
     media: str
     title: str

@@ -1,4 +1,4 @@
-"""Your own videos, or Kinetics, by lists: PySlowFast and MMAction2 style (path label), Kinetics CSV, or path,label."""
+"""Your videos, or Kinetics, from lists: PySlowFast and MMAction2 style (path label), Kinetics CSV, or path,label."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Clip(NamedTuple):
 
 
 class VideoCSV(AbstractDataset):
-    """Lists train.csv, val.csv (or validate.csv) and test.csv under root, in any of three forms, told apart by the
+    """Lists train.csv, val.csv (or validate.csv) and test.csv under root, in one of three forms, recognised by the
     first line:
 
     - "path label" or "path,label" without a header; label an integer (PySlowFast, MMAction2);
@@ -40,10 +40,10 @@ class VideoCSV(AbstractDataset):
       `videos`;
     - a header with path and label, and perhaps group.
 
-    videos: the folder that paths are relative to (default: root). class_file: names of the classes, one a line in index
-    order; without it classes are the labels found, sorted. Without a val list, train is dealt by SplitRule.
-    skip_missing: leave out clips whose file is absent and log how many, as in every copy of Kinetics; otherwise each is
-    rejected by the build.
+    videos: the folder that paths are relative to (default: root). class_file: class names, one per line in index
+    order; without it classes are the labels found, sorted. Without a val list, SplitRule divides train.
+    skip_missing: leave out clips without a file and log how many (every copy of Kinetics has some); otherwise the build
+    rejects each.
     """
 
     base_card = DatasetCard(
@@ -118,13 +118,13 @@ class VideoCSV(AbstractDataset):
         if dealt:
             dealt_groups, dealt_labels = [groups[i] for i in dealt], [labels[i] for i in dealt]
             splits |= self._rule.assign([keys[i] for i in dealt], groups=dealt_groups, labels=dealt_labels)
-        # Where the lists state the splits, they stand as published.
+        # Splits stated by the lists are kept as published.
         stated = [c.group if dealt and c.split == "train" else None for c in clips]
         rows = zip(keys, clips, labels, stated, strict=True)
         return [Case(key, splits[key], (c.path, label), group) for key, c, label, group in rows]
 
     def read(self, case: Case) -> RawSample:
-        """Read the file as it is; InputError if it is absent or no video."""
+        """Read the unchanged file; InputError if it is missing or not a video."""
         path, label = case.source
         return read_video_case(self.videos / path, where=case.key, targets={"label": label})
 
@@ -137,11 +137,13 @@ class VideoCSV(AbstractDataset):
         present = [c for c in self._clips if (self.videos / c.path).is_file()]
         if not present:
             raise InputError(
-                f"video_csv: none of {len(self._clips)} listed clips lies under {self.videos}; give `videos`"
+                f"video_csv: none of {len(self._clips)} listed clips is under {self.videos}; give `videos`"
             )
         absent = len(self._clips) - len(present)
         if absent:
-            logging.getLogger(__name__).warning("%d of %d clips have no file: left out", absent, len(self._clips))
+            logging.getLogger(__name__).warning(
+                "%d of %d clips have no file and are left out", absent, len(self._clips)
+            )
         return present
 
     @cached_property
@@ -155,12 +157,12 @@ class VideoCSV(AbstractDataset):
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        """Label as a list writes it -> class index; an integer that is no class name counts as an index."""
+        """Label as written in a list -> class index; an integer that is not a class name counts as an index."""
         index = {name: i for i, name in enumerate(self._classes)}
         for label in {c.label for c in self._clips} - set(index):
             if not label.isdigit() or int(label) >= len(self._classes):
                 raise InputError(
-                    f"video_csv: label {label!r} is none of the {len(self._classes)} classes; mend the class_file"
+                    f"video_csv: label {label!r} is not one of the {len(self._classes)} classes; fix the class_file"
                 )
             index[label] = int(label)
         return index

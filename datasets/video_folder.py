@@ -1,4 +1,4 @@
-"""Your own videos, a folder a class; split by file, or by a pattern for the scene so that scenes don't leak."""
+"""Your own videos, one folder per class; split by file, or by a pattern for the scene so that scenes don't leak."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from inflate3d.targets import ClassTarget
 
 
 class VideoFolder(AbstractDataset):
-    """root/CLASS/*.mp4, or root/{train,val,test}/CLASS/*.mp4 where the splits are made already.
+    """root/CLASS/*.mp4, or root/{train,val,test}/CLASS/*.mp4 where the splits already exist.
 
-    group_pattern: a regular expression searched in a file's name without suffix; its first group names the scene (or
-    the source video), and a scene never falls into two splits: r"_(\\d+)_\\d+$" finds 11 in Jump_11_3. Scenes are
-    chosen such that every class stands in both splits if that is possible, so val may take more than val_fraction.
-    file_pattern: only files in whose name without suffix this is found: r"_1[01]_\\d+$" takes scenes 10 and 11.
-    Licence and the like are the user's to state; until then the card says unknown and weights stay private.
+    group_pattern: a regular expression searched in a file's name without suffix; its first group is the scene (or the
+    source video), and a scene is never in two splits: r"_(\\d+)_\\d+$" finds 11 in Jump_11_3. Scenes are
+    chosen so that every class is in both splits if possible, so val may take more than val_fraction.
+    file_pattern: only files whose name without suffix matches this: r"_1[01]_\\d+$" takes scenes 10 and 11.
+    You state the licence and similar facts; until then the card says unknown and weights stay private.
     """
 
     base_card = DatasetCard(
         name="video_folder",
         media="video",
-        title="Videos in a folder a class",
+        title="Videos in one folder per class",
         modality="rgb",
         url="",
         licence="unknown",
         commercial_use=None,
         weights_may_be_published=False,
         citation="",
-        # Mean and standard deviation of ImageNet, what most 2D weights were trained with.
+        # Mean and standard deviation of ImageNet, used to train most 2D weights.
         input=InputSpec(
             ("red", "green", "blue"),
             intensity=Intensity("window", (0.0, 255.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -61,7 +61,7 @@ class VideoFolder(AbstractDataset):
         commercial_use: bool | None = None,
         weights_may_be_published: bool = False,
     ) -> None:
-        self.root = require_folder(root, where="video_folder", holds="a folder of videos for each class")
+        self.root = require_folder(root, where="video_folder", holds="one folder of videos per class")
         self._group_pattern = _compiled("group_pattern", group_pattern)
         self._file_pattern = _compiled("file_pattern", file_pattern)
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
@@ -106,7 +106,7 @@ class VideoFolder(AbstractDataset):
         return [Case(k, splits[k], (str(f.relative_to(self.root)), label), g) for k, f, label, g in rows]
 
     def read(self, case: Case) -> RawSample:
-        """Read the file as it is; InputError if it is no video."""
+        """Read the unchanged file; InputError if it is not a video."""
         path, label = case.source
         return read_video_case(self.root / path, where=case.key, targets={"label": label})
 
@@ -160,4 +160,4 @@ def _compiled(option: str, pattern: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:
-        raise InputError(f"video_folder: {option} {pattern!r} is no regular expression: {error}") from error
+        raise InputError(f"video_folder: {option} {pattern!r} is not a regular expression: {error}") from error

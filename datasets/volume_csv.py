@@ -34,10 +34,10 @@ class VolumeCSV(AbstractDataset):
     image: a path relative to root (.nii.gz, .nrrd, .mha, .npy, or a folder with a DICOM series); several channels are
     separated by ';'. label: a class name; `classes` gives their order. mask: a path to a label map in every row; then
     `classes` names its labels, background first. values: columns of numbers with their units, "age:years,score".
-    A label or number whose cell is empty is not known; a table with none of them is unlabelled. A column of groups
+    An empty cell means that the label or number is unknown; a table without any is unlabelled. A column of groups
     (patients) keeps each in one split. modality chooses the stem: ct, mri, mask, ...
-    Intensities: `window` where given; else ct takes 0.5 to 99.5 % of the values of up to 20 training volumes, mask 0 to
-    1, all others a z-score.
+    Intensities: `window` if given; else ct uses 0.5 to 99.5 % of the values of up to 20 training volumes, mask 0 to 1,
+    all others a z-score.
     """
 
     base_card = DatasetCard(
@@ -100,7 +100,7 @@ class VolumeCSV(AbstractDataset):
 
     @property
     def card(self) -> DatasetCard:
-        """The card; reads up to 20 training cases, once, if it must measure a CT window."""
+        """The card; reads up to 20 training cases, once, if it has to measure a CT window."""
         return self._card
 
     @cached_property
@@ -114,7 +114,7 @@ class VolumeCSV(AbstractDataset):
         return replace(card, input=replace(card.input, intensity=Intensity("window", window))) if window else card
 
     def cases(self) -> list[Case]:
-        """Every row, in the CSV's order; the `split` column where there is one, else SplitRule."""
+        """Every row, in the CSV's order; splits from the column `split`, else from SplitRule."""
         names = [r.get("key") or stem(r["image"].split(";")[0]) for r in self._rows]
         keys = case_keys(names, where=self.file.name)
         groups = [r.get("group") or None for r in self._rows]
@@ -134,7 +134,7 @@ class VolumeCSV(AbstractDataset):
         return read_volume_case(images, self._card_without_window, where=case.key, masks=masks, targets=targets)
 
     def _targets(self, row: dict[str, str]) -> dict[str, Any]:
-        """Return what a row says beside its mask; None where a cell is empty."""
+        """Return the values of a row besides its mask; None for an empty cell."""
         label = {"label": row["label"] or None} if "label" in self._has else {}
         return {**label, **{name: self._number(row, name) for name in self._units}}
 
@@ -150,7 +150,7 @@ class VolumeCSV(AbstractDataset):
         channels = self._channels or tuple(
             f"{self._modality}_{i}" if len(paths) > 1 else self._modality for i in range(len(paths))
         )
-        # A .npy states no anatomy.
+        # A .npy has no anatomy.
         orientation = None if all(r["image"].endswith(".npy") for r in self._rows) else self._orientation
         return replace(
             self.base_card,
@@ -171,7 +171,7 @@ class VolumeCSV(AbstractDataset):
 
     @cached_property
     def _label_names(self) -> tuple[str, ...]:
-        """The classes of the column `label`: as given, unless they are a mask's; else those found, sorted."""
+        """The classes of the column `label`: as given, unless they belong to a mask; else those found, sorted."""
         found = {row["label"] for row in self._rows if row.get("label")}
         if not self._classes or "mask" in self._has:
             return tuple(sorted(found, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n)))
@@ -186,7 +186,7 @@ class VolumeCSV(AbstractDataset):
         if empty := [row["image"] for row in self._rows if not row.get("mask")]:
             raise InputError(f"{self.file}: no mask for {empty[0]}; fill the column in every row, or leave it out")
         if not self._classes:
-            raise InputError(f"{self.file}: masks need names for their labels; give classes: background,liver,...")
+            raise InputError(f"{self.file}: the labels of masks need names; give classes: background,liver,...")
 
     def _stated_split(self, row: dict[str, str]) -> Any:
         if (split := row.get("split", "")) not in SPLITS:

@@ -1,1 +1,1 @@
-"""SLURM: the sbatch script, what a site wants in it, and the questions asked of the queue (inflate3d.slurm)."""
+"""SLURM: the sbatch script, a site's settings, and queries to the queue (inflate3d.slurm)."""

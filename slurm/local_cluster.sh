@@ -2,14 +2,14 @@
 # A real SLURM controller with two nodes on this one machine, for tests and for trying `platform submit`.
 #
 #   slurm/local_cluster.sh install        apt-get: slurm-wlm and munge (Debian, Ubuntu; needs root)
-#   slurm/local_cluster.sh start DIR      munged, slurmctld and slurmd for the nodes n1 and n2; all files lie in DIR
-#   slurm/local_cluster.sh node DIR n2    start one node's daemon again
-#   slurm/local_cluster.sh stop DIR       end what `start` started
+#   slurm/local_cluster.sh start DIR      munged, slurmctld and slurmd for the nodes n1 and n2; all files are in DIR
+#   slurm/local_cluster.sh node DIR n2    restart the daemon of one node
+#   slurm/local_cluster.sh stop DIR       stop what `start` started
 #
-# Then: export SLURM_CONF=DIR/slurm.conf; sinfo. Ports are free ones and nothing outside DIR is touched, so several such
-# clusters can run side by side. A job in the partition `high` preempts those in `low` (the default): SIGTERM, 60 seconds
-# of grace, then the end; SLURM does not requeue what it preempts, that is left to the job.
-# Nodes claim 4 cores and 8 GPUs that nobody has: enough for jobs that ask for them to be accepted.
+# Then: export SLURM_CONF=DIR/slurm.conf; sinfo. It uses free ports and touches nothing outside DIR, so several such
+# clusters can run side by side. A job in the partition `high` preempts jobs in `low` (the default): SIGTERM, 60 seconds
+# of grace, then the job is killed. SLURM does not requeue what it preempts; the job does that itself.
+# Nodes claim 4 cores and 8 GPUs that do not exist, so that jobs asking for them are accepted.
 set -euo pipefail
 
 fail() { echo "local_cluster: $*" >&2; exit 1; }
@@ -22,7 +22,7 @@ install_packages() {
   apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge > /dev/null
 }
 
-# Four different ports that nobody listens on now.
+# Four different ports that are free now.
 free_ports() {
   python3 -c '
 import socket
@@ -76,7 +76,7 @@ PartitionName=high Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF 
 CONF
   touch "$dir"/gpu{0..7}
   echo "Name=gpu File=$dir/gpu[0-7]" > "$dir/gres.conf"
-  # Newer daemons would want cgroups of their own; those before 24 know no such word and need none.
+  # Newer daemons want cgroups of their own; those before 24 reject this setting and do not need it.
   [ "$(slurmctld -V | sed 's/[^0-9]*\([0-9]*\).*/\1/')" -lt 24 ] || echo "CgroupPlugin=disabled" > "$dir/cgroup.conf"
 }
 
@@ -93,7 +93,7 @@ start() {
   chmod 755 "$dir"
   dir=$(cd "$dir" && pwd)
   head -c 1024 /dev/urandom > "$dir/munge.key" && chmod 600 "$dir/munge.key"
-  # --force: munged wants folders that only its user may write to, which a folder below /tmp is not.
+  # --force: munged wants folders that only its user can write to; a folder below /tmp is not one.
   munged --force --socket="$dir/munge.socket" --key-file="$dir/munge.key" --pid-file="$dir/munged.pid" \
     --log-file="$dir/munged.log" --seed-file="$dir/munged.seed" > "$dir/munged.out" 2>&1 || fail "$(cat "$dir/munged.out")"
   write_config "$dir"

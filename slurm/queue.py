@@ -1,4 +1,4 @@
-"""The few things that are asked of SLURM's own commands: submit a script, and what became of a job."""
+"""SLURM's own commands: submit a script, and find out what became of a job."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of a job, or of one task of an array. state: SLURM's word, such as RUNNING or TIMEOUT.
+    """What SLURM reports of a job or of one task of an array. state: SLURM's word, such as RUNNING or TIMEOUT.
 
-    reason: why it waits; nodes: where it runs; left: of its time; all as SLURM writes them, "" where it says nothing.
+    reason: why it waits; nodes: where it runs; left: time left; all as SLURM writes them, "" where it reports none.
     """
 
     id: str
@@ -33,7 +33,7 @@ class JobState:
 
 
 def need_slurm() -> None:
-    """Raise InputError where there is no sbatch."""
+    """Raise InputError if sbatch is not installed."""
     if shutil.which("sbatch") is None:
         raise InputError(
             "no `sbatch` on this machine: submit from a login node of a SLURM cluster; --dry-run shows the script"
@@ -41,7 +41,7 @@ def need_slurm() -> None:
 
 
 def submit(script: Path) -> str:
-    """Submit a script; return the job's id. InputError with sbatch's own words if it refuses."""
+    """Submit a script; return the job's id. InputError with sbatch's message if it refuses."""
     need_slurm()
     done = _run("sbatch", "--parsable", str(script))
     if done is None or done.returncode:
@@ -51,9 +51,9 @@ def submit(script: Path) -> str:
 
 
 def job_states(job: str) -> list[JobState]:
-    """Return what SLURM knows of a job, each of an array's tasks by itself; [] if nothing, or if there is no SLURM.
+    """Return what SLURM knows of a job, one entry per task of an array; [] if nothing, or without SLURM.
 
-    1. squeue: what waits and runs  2. sacct: what has ended, where accounting is kept  3. scontrol: what ended just now
+    1. squeue: waiting and running jobs  2. sacct: ended jobs, if accounting is on  3. scontrol: jobs that just ended
     """
     queued = _lines("squeue", "--noheader", "--array", f"--jobs={job}", "--states=all", "--format=%i|%T|%r|%N|%L")
     if found := [JobState(*fields) for line in queued if len(fields := line.split("|")) == 5]:

@@ -1,4 +1,4 @@
-"""What was submitted for a run: `slurm/job.json` in its folder, for `platform status` and against a second writer."""
+"""What was submitted for a run: `slurm/job.json` in its folder, for `platform status` and against second writers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMAT = "inflate3d-job/1"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A submitted job. tasks: of an array, by its number, the run folder of each task. log: its folder is the run's."""
+    """A submitted job. tasks: for an array, the run folder of each task by its number. log: its folder is the run's."""
 
     id: str
     submitted: float
@@ -28,7 +28,7 @@ class JobRecord:
 
 
 def write_job(job: Job, number: str, *, tasks: Mapping[str, str]) -> None:
-    """Write job.json beside the script, whole."""
+    """Write job.json beside the script, in one step."""
     content = {
         "format": _FORMAT,
         "id": number,
@@ -43,7 +43,7 @@ def write_job(job: Job, number: str, *, tasks: Mapping[str, str]) -> None:
 
 
 def read_job(run_folder: str | Path) -> JobRecord | None:
-    """Return what was submitted last for a run folder; None if nothing was."""
+    """Return the last submitted job of a run folder; None if there is none."""
     try:
         content = json.loads((Path(run_folder) / FOLDER / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The sbatch script of a job, from a template, the site's settings and what the command line asks for."""
+"""The sbatch script of a job, from a template, the site's settings and the command line."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ class Job:
     """What one sbatch script runs.
 
     command: the words after `platform`; the shell replaces $SLURM_ARRAY_TASK_ID in them. run: the run's folder if the
-    command is a fit, which stops and saves when it is told to; may hold the task's number too. folder: where the script
-    and the logs lie. array: as sbatch has it ("0-7"). depends_on: the id of a job that must have succeeded. wandb: the
-    run logs to W&B.
+    command is a fit, which stops and saves on request; may contain the task's number. folder: of script and
+    logs. array: in sbatch's format ("0-7"). depends_on: a job that must have succeeded. wandb: the run logs to W&B.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Job:
 
 
 def render_script(job: Job, site: Site, *, working_folder: Path) -> str:
-    """Return the script's text. working_folder: where relative paths of the config begin."""
+    """Return the script's text. working_folder: the base of relative paths in the config."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -107,5 +106,5 @@ def _options(job: Job, site: Site) -> list[str]:
 
 
 def _with_task(word: str) -> str:
-    """Quote a word for the shell, but for the number of the array's task."""
+    """Quote a word for the shell, except the number of the array's task."""
     return '"${SLURM_ARRAY_TASK_ID}"'.join(shlex.quote(part) if part else "" for part in word.split(TASK)) or "''"

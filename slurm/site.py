@@ -1,4 +1,4 @@
-"""What a site wants in every job: account, partition, modules, container, environment. One YAML (`site.yaml`)."""
+"""What a site needs in every job: account, partition, modules, container, environment. One YAML (`site.yaml`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from inflate3d.errors import InputError, unknown_name
 GPU_OPTIONS = ("gpus-per-node", "gres")
 _TEXTS = ("account", "partition", "qos", "constraint", "memory", "setup", "container", "python")
 _LISTS = ("sbatch", "modules", "srun")
-# These stand in a comment of the script that sbatch reads: one line, no quotes.
+# These go into a comment of the script that sbatch reads: one line, no quotes.
 _ONE_WORD = ("account", "partition", "qos", "constraint", "memory")
 
 
 @dataclass(frozen=True)
 class Site:
-    """Settings of a site; the meaning of each is told in site.yaml beside this file."""
+    """Settings of a site; site.yaml beside this file explains each one."""
 
     account: str | None = None
     partition: str | None = None
@@ -52,11 +52,11 @@ class Site:
 def _read(key: str, value: Any, where: str) -> Any:
     if key in _TEXTS:
         if isinstance(value, dict | list):
-            raise InputError(f"{where} is {value!r}; expected a text")
+            raise InputError(f"{where} is {value!r}; expected text")
         return _one_word(str(value), where) if key in _ONE_WORD else str(value)
     if key in _LISTS:
         if not isinstance(value, list) or not all(isinstance(v, str) and "\n" not in v for v in value):
-            raise InputError(f"{where} is {value!r}; expected a list of texts")
+            raise InputError(f"{where} is {value!r}; expected a list of strings")
         return tuple(value)
     if key == "environment":
         return _environment(value, where)
@@ -72,7 +72,7 @@ def _read(key: str, value: Any, where: str) -> Any:
 
 def _one_word(text: str, where: str) -> str:
     if not re.fullmatch(r"[^\s\"'\\]+", text):
-        raise InputError(f"{where} is {text!r}; expected one word without blanks and quotes")
+        raise InputError(f"{where} is {text!r}; expected one word without spaces and quotes")
     return text
 
 
@@ -81,7 +81,7 @@ def _environment(value: Any, where: str) -> dict[str, str]:
         raise InputError(f"{where} is {value!r}; expected NAME: value")
     for name, text in value.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise InputError(f"{where}: {name!r} cannot be the name of a variable")
+            raise InputError(f"{where}: {name!r} is not a valid variable name")
         if isinstance(text, dict | list):
-            raise InputError(f"{where}.{name} is {text!r}; expected a text")
+            raise InputError(f"{where}.{name} is {text!r}; expected text")
     return {name: "" if text is None else str(text) for name, text in value.items()}

@@ -12,7 +12,18 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # loopback_servers, which several test files use
+sys.path.insert(0, str(Path(__file__).parent))  # loopback_servers and warm_process, which several test files use
+
+from warm_process import PLATFORM, WarmProcess  # noqa: E402
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without a CUDA device the tests that need one say so."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +43,18 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def platform_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `platform ARGUMENTS...` in a process of its own, in `tmp_path`."""
+    """Run `platform ARGUMENTS...` in a process of its own, in `tmp_path`.
 
-    def run(*arguments: str, timeout_s: float = 300, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "inflate3d.cli.main", *arguments]
+    cold: one that imports everything itself. So does `platform shards`, which needs little.
+    """
+
+    def run(
+        *arguments: str, timeout_s: float = 300, cwd: Path = tmp_path, cold: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "160"}
+        if not cold and arguments[0] != "shards":
+            return WarmProcess(PLATFORM, *arguments, cwd=cwd, env=environment).done(timeout_s)
+        command = [sys.executable, "-m", "inflate3d.cli.main", *arguments]
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=timeout_s
         )

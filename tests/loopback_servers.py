@@ -12,12 +12,15 @@ import http.server
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +28,108 @@ import pytest
 
 
 class FaultyServer(http.server.BaseHTTPRequestHandler):
-    """Serves ranges of the files of `folder`; `faults` takes what goes wrong, one a request for `model.safetensors`."""
+    """Serves ranges of the files of `folder`, to `user` ("name:password") alone if one is named.
+
+    faults: what goes wrong, one a request for a tar or for weights: a status ("503 2": with Retry-After), "to ADDRESS",
+    "drop", "stall", "reset" and "cut" (after half of the bytes), "rot", "vast", "gzip", or an odd but allowed answer:
+    "no ranges", "chunked", "aligned" (whole blocks), "star" (the size is not told). taken: files and first bytes sent;
+    asked: every path, as it came, and the Authorization with it.
+    """
 
     protocol_version = "HTTP/1.1"
     folder: Path
+    user = ""
     faults: list[str]
     taken: list[str]
+    asked: list[tuple[str, str | None]]
 
     def do_GET(self) -> None:
-        path = self.folder / self.path.lstrip("/")
-        fault = self.faults.pop(0) if self.faults and path.name == "model.safetensors" else ""
-        if fault.startswith("to "):
-            self.send_response(302)
-            self.send_header("Location", fault[3:])
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if fault.isdecimal() or not path.is_file():
-            self.send_error(int(fault or 404))
-            return
-        content = path.read_bytes()
-        start = int(self.headers.get("Range", "bytes=0-")[6:].partition("-")[0])
-        if fault == "no ranges":
-            start = 0
-        self.taken.append(f"{path.name} {start}")
+        authorization = self.headers.get("Authorization")
+        self.asked.append((self.path, authorization))
+        path = self.folder / urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
+        fault = self.faults.pop(0) if self.faults and path.name.endswith((".tar", "model.safetensors")) else ""
+        status, _, further = fault.partition(" ")
+        if self.user and authorization != f"Basic {base64.b64encode(self.user.encode()).decode()}":
+            self._end(401, {"WWW-Authenticate": "Basic"})
+        elif status == "to":
+            self._end(302, {"Location": further})
+        elif status.isdecimal():
+            self._end(int(status), {"Retry-After": further} if further else {})
+        elif fault == "drop":
+            self._break()
+        elif not path.is_file():
+            self._end(404)
+        else:
+            if fault == "stall":
+                time.sleep(1)
+            self._send(path.name, path.read_bytes(), fault)
+
+    def _send(self, name: str, content: bytes, fault: str) -> None:
+        start, stop, headers = 0, len(content), {}
+        if (wanted := self.headers.get("Range", "")) and fault != "no ranges":
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
+            start = start // 4096 * 4096 if fault == "aligned" else start
+            total = "*" if fault == "star" else len(content)
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
+        self.taken.append(f"{name} {start}")
         if start >= len(content):
-            self.send_error(416)
-            return
-        part = content[start:]
+            return self._end(416)
+        part = content[start:stop]
         if fault == "rot":
             part = bytes([part[0] ^ 1]) + part[1:]
-        self.send_response(206 if "Range" in self.headers and fault != "no ranges" else 200)
-        self.send_header("Content-Length", str(10**15 if fault == "vast" else len(part)))
         if fault == "gzip":
-            self.send_header("Content-Encoding", "gzip")
+            headers["Content-Encoding"] = "gzip"
+        if fault == "chunked":
+            headers["Transfer-Encoding"] = "chunked"
+            part = b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part)
+        else:
+            headers["Content-Length"] = str(10**15 if fault == "vast" else len(part))
+        self._head(206 if "Content-Range" in headers else 200, headers)
+        self.wfile.write(part[: len(part) // 2] if fault in ("cut", "reset") else part)
+        if fault in ("cut", "reset"):
+            self._break(reset=fault == "reset")
+
+    def _break(self, *, reset: bool = False) -> None:
+        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _end(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self._head(status, {"Content-Length": "0", **(headers or {})})
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name, text)
         self.end_headers()
-        if fault == "cut":
-            part, self.close_connection = part[: len(part) // 2], True
-        self.wfile.write(part)
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+class Clock:
+    """The client's time, for tests of outages: nobody waits, and `pauses` holds how long it would have been."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 0.0, list[float]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses.append(seconds)
 
 
 @contextmanager
 def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Run a handler's server on a free port of loopback; give its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
@@ -80,9 +137,18 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 @contextmanager
 def faulty(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str, type[FaultyServer]]]:
     """Serve a folder with faults; give the address and the handler, which notes what was asked for."""
-    handler = type("Handler", (FaultyServer,), {"folder": folder, "faults": faults or [], "taken": []})
+    handler = type(
+        "Handler", (FaultyServer,), {"folder": folder, "faults": list(faults or []), "taken": [], "asked": []}
+    )
     with serving(handler) as url:
         yield url, handler
+
+
+def free_port() -> int:
+    """Return a port of loopback on which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -92,7 +158,7 @@ def nginx(folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
     if program is None:
         pytest.skip("nginx is not installed: apt-get install nginx")
     work.mkdir(parents=True, exist_ok=True)
-    port = 20_000 + (os.getpid() * 7 + 3) % 20_000
+    port = free_port()
     (work / "nginx.conf").write_text(
         f"daemon off; pid {work}/pid; error_log {work}/error.log; events {{}}\n"
         f"http {{ log_format short '$request_method $uri $status $bytes_sent'; access_log {work}/access.log short;\n"
@@ -105,14 +171,11 @@ def nginx(folder: Path, work: Path) -> Iterator[tuple[str, Path]]:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(url, timeout=1).close()
+        while process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60):
                 break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.05)
+            time.sleep(0.05)
+        assert process.poll() is None, (work / "error.log").read_text()
         (work / "access.log").write_text("")
         yield url, work / "access.log"
     finally:

@@ -45,6 +45,7 @@ WITHOUT_TORCH = [
     "inflate3d.inflation.plan",
     "inflate3d.data.shards.manifest",
     "inflate3d.data.raw.readers",
+    "inflate3d.training.check",
     "inflate3d.cli.main",
     "inflate3d.cli.check",
     "inflate3d.cli.submit",

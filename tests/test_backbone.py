@@ -4,16 +4,16 @@ import pytest
 import torch
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.errors import InputError
+from inflate3d.inflation import folding
 from inflate3d.models import Backbone, BackboneConfig
 
 
 def card(name, modality, channels):
     return DatasetCard(
         name=name,
-        kind="volume_classification",
+        media="volume",
         title=name,
         modality=modality,
-        classes=("a", "b"),
         url="",
         licence="CC0-1.0",
         commercial_use=True,
@@ -95,12 +95,11 @@ def test_the_grey_stem_is_the_sum_of_the_rgb_one():
     backbone = make(stems={"rgb": 3, "mri": 1}).eval()
     grey = torch.randn(1, 1, 8, 32, 32)
     norm_free = backbone.stem_switch
-    backbone.domain.activate("brain")
-    backbone.net.clip.batch_size = 1
     frames = grey.transpose(1, 2).flatten(0, 1)
-    as_grey = norm_free(frames)
-    backbone.domain.activate("clips")
-    torch.testing.assert_close(norm_free(frames.expand(-1, 3, -1, -1)), as_grey, rtol=1e-4, atol=1e-5)
+    with folding(1), backbone.domain.serving("brain"):
+        as_grey = norm_free(frames)
+    with folding(1), backbone.domain.serving("clips"):
+        torch.testing.assert_close(norm_free(frames.expand(-1, 3, -1, -1)), as_grey, rtol=1e-4, atol=1e-5)
 
 
 def test_feature_info_tells_the_maps():

@@ -76,11 +76,11 @@ def test_exponents_without_a_dot_are_numbers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trainer: {max_steps: 1}\ntrainer: {max_steps: 2}\n", "bad.yaml:2: trainer stands twice, first on line 1"),
-        ("trainer:\n  devices: 1\n  max_steps: 3\n  devices: 2\n", "bad.yaml:4: trainer.devices stands twice"),
+        ("trainer: {max_steps: 1}\ntrainer: {max_steps: 2}\n", "bad.yaml:2: trainer appears twice, first on line 1"),
+        ("trainer:\n  devices: 1\n  max_steps: 3\n  devices: 2\n", "bad.yaml:4: trainer.devices appears twice"),
         ("trainer: {max_steps: [1\n", "bad.yaml:2: not valid YAML"),
         ("- a\n- b\n", "bad.yaml:1: expected keys (trainer:, model:, data:), got a seq"),
-        ("data: {datasets: {1: {weight: 2}}}\n", "bad.yaml:1: the key 1 is no text"),
+        ("data: {datasets: {1: {weight: 2}}}\n", "bad.yaml:1: the key 1 is not text"),
         ("a: !!python/object/apply:os.system [echo]\n", "bad.yaml:1: not valid YAML"),
     ],
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
@@ -26,6 +24,7 @@ from inflate3d.targets import MaskTarget
 from inflate3d.training.datamodule import DataModule, DatasetConfig
 from jsonargparse import ArgumentParser
 from torch import nn
+from warm_process import WarmProcess
 
 DATASETS: dict[str, dict[str, Any]] = {
     "motion": {"batch_size": 4, "sample": {"num_frames": 4, "crop_size": 16, "short_side": 16}},
@@ -299,28 +298,27 @@ from itertools import islice
 import torch.distributed as dist
 from inflate3d.training.datamodule import DataModule
 
-root, store, rank, world_size, workers, datasets = sys.argv[1:]
-dist.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=int(world_size))
-data = DataModule(root, json.loads(datasets), seed=3, num_workers=int(workers)).prepare()
-train = [[b.dataset, b.keys] for b in islice(data.train_dataloader(), 12)]
-print(json.dumps({"train": train, "val": [[b.dataset, b.keys] for b in data.val_dataloader()]}))
-dist.barrier()
-dist.destroy_process_group()
+if __name__ == "__main__":
+    root, store, rank, world_size, workers, datasets = sys.argv[1:]
+    dist.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=int(world_size))
+    data = DataModule(root, json.loads(datasets), seed=3, num_workers=int(workers)).prepare()
+    train = [[b.dataset, b.keys] for b in islice(data.train_dataloader(), 12)]
+    print(json.dumps({"train": train, "val": [[b.dataset, b.keys] for b in data.val_dataloader()]}))
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_two_processes_share_out_the_same_global_batches(root, tmp_path, workers):
+    (tmp_path / "rank.py").write_text(_RANK)
+    given = [json.dumps(DATASETS)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, root, tmp_path / "store", str(r), "2", str(workers), json.dumps(DATASETS)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        WarmProcess(tmp_path / "rank.py", root, tmp_path / "store", r, 2, workers, *given, cwd=tmp_path)
         for r in range(2)
     ]
-    ranks = [json.loads(p.communicate(timeout=120)[0].splitlines()[-1]) for p in processes]
+    ranks = [json.loads(p.done().stdout.splitlines()[-1]) for p in processes]
     joined = [(a[0], a[1] + b[1]) for a, b in zip(ranks[0]["train"], ranks[1]["train"], strict=True)]
     assert joined == keys(module(root), 12)
     evaluated = sorted((d, key) for rank in ranks for d, batch in rank["val"] for key in batch)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchio as tio
 from inflate3d.contracts import Features
-from inflate3d.nn import UNetDecoder, sliding_window
+from inflate3d.heads.unet import UNetDecoder
+from inflate3d.nn import sliding_window
 from inflate3d.nn.sliding_window import window_corners
 from torch.nn import functional as F
 
@@ -116,6 +117,17 @@ def test_windows_weigh_most_at_their_centre():
 
     answer = sliding_window(torch.zeros(1, 1, 16, 8, 8), predict, window=(8, 8, 8))
     assert (answer[0, 1, 2:14, 3:5, 3:5] > 0.5).all()
+
+
+def test_answers_without_a_grid_are_averaged_over_the_windows():
+    image = torch.randn(2, 1, 16, 8, 8)
+
+    def predict(patch):
+        return patch.amax((2, 3, 4)).repeat(1, 3)
+
+    answer = sliding_window(image, predict, window=(8, 8, 8), overlap=0.5, batch_size=2)
+    expected = torch.stack([predict(image[:, :, start : start + 8]) for start in (0, 4, 8)]).mean(0)
+    torch.testing.assert_close(answer, expected)
 
 
 @pytest.mark.parametrize("mode", ["average", "hann"])

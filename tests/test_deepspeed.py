@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from inflate3d.publishing import publish_run
 from inflate3d.training import find_checkpoint
 from inflate3d.training.checkpoints.store import list_checkpoints, remove
 from inflate3d.training.run.metrics_csv import read_metrics
+from loopback_servers import free_port
+from warm_process import PLATFORM, WarmProcess
 
 STEPS = 50
 CONFIG = f"""
@@ -54,14 +55,18 @@ data:
 """
 
 
-def fit(folder: Path, *options: str, succeeds: bool = True) -> subprocess.CompletedProcess[str]:
+def fit(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=550)
-    assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
-    return done
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    ranks = [environment]
+    if "--trainer.devices=2" in options:  # as a cluster starts them; Lightning would start the second cold
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+        ranks = [{**environment, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    command = (PLATFORM, "fit", "--config", "tiny.yaml", *options)
+    done = [process.done(550) for process in [WarmProcess(*command, cwd=folder, env=env) for env in ranks]]
+    assert all(d.returncode == 0 for d in done), "".join(d.stdout + d.stderr for d in done)
+    return done[0]
 
 
 def zero(stage: int, **options: Any) -> list[str]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
+from warm_process import WarmProcess
 
 STOPS = (0, 1, 4, 7, 22)  # of micro-batches; 22 lies in the second epoch of every set
 BATCHES = 6
@@ -77,15 +75,10 @@ def run(folder: Path, world: int, stops: tuple[int, ...], batches: int, workers:
     (folder / "rank.py").write_text(RANK)
     out, meeting = folder / f"out-{world}-{len(stops)}.json", folder / f"meeting-{world}-{len(stops)}"
     rest = [json.dumps(a) for a in (str(folder / "shards"), str(out), stops, batches, workers)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, str(folder / "rank.py")]
-    ranks = [
-        subprocess.Popen([*command, str(r), str(world), str(meeting), *rest], env=environment, stderr=subprocess.PIPE)
-        for r in range(world)
-    ]
+    ranks = [WarmProcess(folder / "rank.py", r, world, meeting, *rest, cwd=folder) for r in range(world)]
     for process in ranks:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors.decode()[-3000:]
+        done = process.done(400)
+        assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
 

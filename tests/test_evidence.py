@@ -70,9 +70,9 @@ def test_weights_under_other_names_are_taken_in_order_and_only_the_very_file(tmp
     tensors = load_file(written)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in net.state_dict().items())
     (tmp_path / "net.pth").write_bytes(b"something else")
-    with pytest.raises(InputError, match=r"net.pth: sha256 .*, expected .*; install the package anew"):
+    with pytest.raises(InputError, match=r"net.pth: sha256 .*, expected .*; install the package again"):
         lite_weights.convert(tmp_path, tmp_path / "out")
-    with pytest.raises(InputError, match="brings it"):
+    with pytest.raises(InputError, match="installs it"):
         lite_weights.convert(tmp_path / "none", tmp_path / "out")
     with pytest.raises(InputError, match=r"a is \(2,\) where b is \(3,\); this is another net"):
         lite_weights.in_order({"a": torch.zeros(2)}, {"b": torch.zeros(3)})

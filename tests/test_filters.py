@@ -14,6 +14,7 @@ from inflate3d.evaluation.pictures.filters import filter_rows
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.models import BackboneConfig
 from inflate3d.models.filters import draw_filters, slice_grids
+from inflate3d.targets import ClassTarget
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
@@ -23,8 +24,8 @@ from torch import nn
 
 CARDS = {
     name: DatasetCard(
-        *(name, "volume_classification", name, modality, ("a", "b")),
-        *("http://x", "CC-BY-4.0", True, True, "X"),
+        *(name, "volume", name, modality, "http://x", "CC-BY-4.0", True, True, "X"),
+        {"label": ClassTarget(("a", "b"))},
         InputSpec(("value",)),
     )
     for name, modality in (("scans", "ct"), ("shapes", "mask"))

@@ -5,17 +5,21 @@ import torch
 import torch.nn.functional as F
 from inflate3d.inflation import convolution
 from inflate3d.inflation.convolution import FoldedConv, FoldedPointwise, depth_padding, fold_pointwise
-from inflate3d.inflation.layers import Clip, FoldedDropPath, FoldedPool, fold_layer
+from inflate3d.inflation.layers import FoldedDropPath, FoldedPool, fold_layer, folding
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from timm.layers import Conv2dSame, DropPath, ScaledStdConv2d, StdConv2d
 from torch import nn
 
 
 def fold(layer, mixin, clips, kernel, stride):
-    clip = Clip()
-    clip.batch_size = clips
-    fold_layer(layer, mixin, clip, kernel, stride)
-    return layer
+    """Fold a layer; what comes back runs it on the frames of that many clips."""
+    fold_layer(layer, mixin, kernel, stride)
+
+    def run(frames):
+        with folding(clips):
+            return layer(frames)
+
+    return run
 
 
 def replicate(x_BCDHW, kernel, stride):
@@ -29,8 +33,8 @@ def to_frames(x_BCDHW):
 
 def check_against_conv3d(conv, x, stride=1):
     """A 2D layer with a 3D weight answers and learns as torch's Conv3d on clips whose ends are replicated."""
-    fold(conv, FoldedConv, x.shape[0], conv.weight.shape[2], stride)
-    got = conv(to_frames(x))
+    run = fold(conv, FoldedConv, x.shape[0], conv.weight.shape[2], stride)
+    got = run(to_frames(x))
     padded = replicate(x, conv.weight.shape[2], stride)
     options = ((stride, *conv.stride), (0, *conv.padding), (1, *conv.dilation), conv.groups)
     expected = to_frames(F.conv3d(padded, conv.weight, conv.bias, *options))
@@ -61,10 +65,10 @@ def test_a_kernel_larger_than_the_map_is_trimmed_exactly(dilation, groups, size)
     pad = 3 * dilation
     conv = nn.Conv2d(4, 4, 7, padding=pad, groups=groups, dilation=dilation).double()
     conv.weight = nn.Parameter(torch.randn(4, 4 // groups, 5, 7, 7, dtype=torch.float64))
-    fold(conv, FoldedConv, 2, 5, 1)
+    run = fold(conv, FoldedConv, 2, 5, 1)
     x = torch.randn(2, 4, 2, *size, dtype=torch.float64)
     expected = F.conv3d(replicate(x, 5, 1), conv.weight, conv.bias, 1, (0, pad, pad), (1, dilation, dilation), groups)
-    torch.testing.assert_close(conv(to_frames(x)), to_frames(expected))
+    torch.testing.assert_close(run(to_frames(x)), to_frames(expected))
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
@@ -92,8 +96,8 @@ def test_weight_standardisation_uses_the_temporal_sum(cls):
     expected = conv(x)
     share = torch.tensor([0.2, 0.5, 0.3])
     conv.weight = nn.Parameter(conv.weight.data[:, :, None] * share[:, None, None])
-    fold(conv, FoldedConv, 1, 3, 1)
-    torch.testing.assert_close(conv(x.repeat(4, 1, 1, 1)), expected.repeat(4, 1, 1, 1), rtol=1e-4, atol=1e-5)
+    run = fold(conv, FoldedConv, 1, 3, 1)
+    torch.testing.assert_close(run(x.repeat(4, 1, 1, 1)), expected.repeat(4, 1, 1, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_same_padding_stays_spatial():
@@ -102,13 +106,13 @@ def test_same_padding_stays_spatial():
     x = torch.randn(1, 3, 7, 8)
     expected = conv(x)
     conv.weight = nn.Parameter(conv.weight.data[:, :, None] / 3 * torch.ones(3, 1, 1))
-    fold(conv, FoldedConv, 1, 3, 1)
-    torch.testing.assert_close(conv(x.repeat(5, 1, 1, 1)), expected.repeat(5, 1, 1, 1))
+    run = fold(conv, FoldedConv, 1, 3, 1)
+    torch.testing.assert_close(run(x.repeat(5, 1, 1, 1)), expected.repeat(5, 1, 1, 1))
 
 
 def test_drop_path_drops_whole_clips():
     torch.manual_seed(0)
-    drop = fold(DropPath(0.5), FoldedDropPath, 64, 1, 1).train()
+    drop = fold(DropPath(0.5).train(), FoldedDropPath, 64, 1, 1)
     kept = drop(torch.ones(64 * 5, 3)).unflatten(0, (64, 5)).flatten(1)
     assert ((kept == 0).all(1) | (kept == 2).all(1)).all()
     assert 16 < (kept[:, 0] == 0).sum() < 48
@@ -177,15 +181,16 @@ def test_half_precision_takes_the_librarys_own_convolutions(means):
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 8, 3, padding=1)
     conv.weight = nn.Parameter(torch.randn(8, 8, 3, 3, 3) / 15)
-    fold(conv, FoldedConv, 2, 3, 1)
+    run = fold(conv, FoldedConv, 2, 3, 1)
     x = torch.randn(8, 8, 12, 12)
-    expected = conv(x)
+    expected = run(x)
     if means == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
-            got = conv(x)
+            got = run(x)
             got.float().sum().backward()
     else:
-        got = conv.bfloat16()(x.bfloat16())
+        conv.bfloat16()
+        got = run(x.bfloat16())
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.05)
     assert means == "bfloat16" or conv.weight.grad.shape == conv.weight.shape
@@ -200,7 +205,7 @@ def test_what_a_convolution_gives_may_be_changed_in_place(channels, groups, kern
     conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups, bias=False).double()
     shape = (channels, channels // groups, 3, kernel, kernel)
     conv.weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
-    fold(conv, FoldedConv, clips, 3, 1)
+    run = fold(conv, FoldedConv, clips, 3, 1)
     x = torch.randn(4, channels, size, size, dtype=torch.float64)
-    gradients = [torch.autograd.grad(F.relu(conv(x), inplace).sum(), conv.weight)[0] for inplace in (True, False)]
+    gradients = [torch.autograd.grad(F.relu(run(x), inplace).sum(), conv.weight)[0] for inplace in (True, False)]
     torch.testing.assert_close(*gradients)

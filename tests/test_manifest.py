@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
-from inflate3d.data.raw.splits import read_split_file
+from inflate3d.data.raw.split_rule import read_split_file
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.errors import InputError
 from inflate3d.targets import MaskTarget

@@ -6,19 +6,13 @@ import torch
 import torch.nn.functional as F
 from inflate3d import inflate
 from inflate3d.inflation.joint import joint_attention
-from inflate3d.inflation.layers import AtRate, Clip, FoldedDropPath, FoldedLinear, fold_layer
+from inflate3d.inflation.layers import AtRate, FoldedDropPath, FoldedLinear, fold_layer, folding
 from timm.layers import DropPath, GroupNorm, SEModule
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 
 CLIPS, FRAMES = 2, 5
 LAYERS = [GroupNorm(16, 4), SEModule(16, rd_channels=4), GlobalResponseNorm(16, channels_last=False)]
-
-
-def clip_of(batch_size=CLIPS, frames=FRAMES):
-    clip = Clip()
-    clip.batch_size, clip.frames = batch_size, frames
-    return clip
 
 
 def one_layer(layer, statistics):
@@ -85,18 +79,20 @@ def test_joint_attention_makes_a_vit_see_other_frames_where_taps_do_not():
 def test_a_linear_over_time_equals_a_1d_convolution_with_replicated_ends(kernel, frames):
     layer = nn.Linear(6, 4).double()
     layer.weight = nn.Parameter(torch.randn(4, 6, kernel, dtype=torch.float64))
-    fold_layer(layer, FoldedLinear, clip_of(frames=frames), kernel)
+    fold_layer(layer, FoldedLinear, kernel)
     x = torch.randn(CLIPS * frames, 9, 6, dtype=torch.float64)
     rows = x.unflatten(0, (CLIPS, frames)).permute(0, 2, 3, 1).flatten(0, 1)  # (B*L, I, D)
     padded = F.pad(rows, ((kernel - 1) // 2, kernel // 2), mode="replicate")
     expected = F.conv1d(padded, layer.weight, layer.bias).unflatten(0, (CLIPS, 9)).permute(0, 3, 1, 2).flatten(0, 1)
-    torch.testing.assert_close(layer(x), expected)
+    with folding(CLIPS):
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_stochastic_depth_drops_clips():
     layer = DropPath(0.5).train()
-    fold_layer(layer, FoldedDropPath, clip_of(batch_size=64))
-    kept = layer(torch.ones(64 * FRAMES, 3)).unflatten(0, (64, FRAMES))[..., 0]
+    fold_layer(layer, FoldedDropPath)
+    with folding(64):
+        kept = layer(torch.ones(64 * FRAMES, 3)).unflatten(0, (64, FRAMES))[..., 0]
     assert set(kept.unique().tolist()) == {0.0, 2.0}
     assert (kept == kept[:, :1]).all()
 
@@ -104,10 +100,11 @@ def test_stochastic_depth_drops_clips():
 @pytest.mark.parametrize("frames", [1, 4, 7])
 def test_a_module_at_a_rate_of_its_own_runs_on_some_frames_and_holds_them(frames):
     layer = nn.Linear(3, 3, bias=False).double()
-    fold_layer(layer, AtRate, clip_of(frames=frames))
+    fold_layer(layer, AtRate)
     layer.rate_in = layer.hold = 3
     x = torch.randn(CLIPS, frames, 5, 3, dtype=torch.float64)
-    got = layer(x.flatten(0, 1)).unflatten(0, (CLIPS, frames))
+    with folding(CLIPS, frames):
+        got = layer(x.flatten(0, 1)).unflatten(0, (CLIPS, frames))
     expected = (x @ layer.weight.T)[:, [3 * (d // 3) for d in range(frames)]]
     torch.testing.assert_close(got, expected)
 

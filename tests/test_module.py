@@ -8,12 +8,12 @@ from typing import ClassVar
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.contracts import DatasetCard
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.sample import Batch
+from inflate3d.targets import ClassTarget, MaskTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
@@ -26,10 +26,12 @@ from inflate3d.training import (
     trainer_defaults,
     with_default_callbacks,
 )
-from inflate3d.training.module import evaluation_mode
+from inflate3d.training.check import Needs, check_run, task_problems
+from inflate3d.training.idle import evaluation_mode
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering.loss_watch import LossWatch, TrainingFailure
+from toy_batches import toy_card
 
 STEMS = {"rgb": 3, "ct": 1, "mask": 1}
 
@@ -77,9 +79,7 @@ def built_module(shards: Path) -> MultiTaskModule:
 
 
 def batches(shards: Path, count: int) -> list[Batch]:
-    data = toy_data(shards)
-    data.task_of = {"seg": "organ", "shapes": "shape", "clips": "motion"}
-    loader = iter(data.train_dataloader())
+    loader = iter(toy_data(shards).train_dataloader())
     return [next(loader) for _ in range(count)]
 
 
@@ -121,14 +121,15 @@ def test_every_parameter_gets_a_gradient_in_every_micro_batch(shards):
 def test_idle_heads_change_neither_loss_nor_gradient(shards):
     module = built_module(shards).eval()
     batch = batches(shards, 1)[0]
-    task = module.tasks[batch.task]
-    alone = task.loss_weight * task.loss(module.backbone(batch.image, domain=batch.dataset), batch)["loss"]
+    (name,) = module.tasks_of[batch.dataset]
+    task = module.tasks[name]
+    alone = task.loss_weight * task.step(module.backbone, batch, seed=0)["loss"]
     everything = module.training_step(batch, 0)
     assert torch.equal(alone, everything)
     everything.backward()
-    for name, head in module.heads.items():
+    for other, head in module.heads.items():
         gradients = [p.grad for p in head.parameters()]
-        assert any(g.abs().sum() > 0 for g in gradients) == (name == batch.task)
+        assert any(g.abs().sum() > 0 for g in gradients) == (other == name)
 
 
 def test_norms_of_idle_heads_do_not_update_and_decay_does(shards):
@@ -143,7 +144,7 @@ def test_norms_of_idle_heads_do_not_update_and_decay_does(shards):
         def forward(self, features):
             return self.linear(self.norm(features.pooled))
 
-    module.heads["motion"]["clips"] = ToyHead()
+    module.heads["motion"]["clips"] = module.tasks["motion"].heads["clips"] = ToyHead()
     batch = next(b for b in batches(shards, 3) if b.dataset != "clips")
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
     before = module.heads["motion"]["clips"].linear.weight.detach().clone()
@@ -178,11 +179,9 @@ def test_whole_volumes_are_predicted_in_windows_of_the_training_patch(shards):
     module.windows = {"seg": (8, 16, 16)}
     sizes = []
     module.backbone.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[2:])))
-    batch = batches(shards, 6)
-    batch = next(b for b in batch if b.dataset == "seg")
-    batch.image = torch.randn(1, 1, 13, 16, 20)
+    batch = Batch({"image": torch.randn(1, 1, 13, 16, 20)}, {}, ["k"], "seg", torch.ones(1, 3))
     with torch.no_grad():
-        probabilities = module.predict(batch).probabilities
+        probabilities = module.predict(batch).tensor
     assert probabilities.shape[2:] == (13, 16, 20)
     assert set(sizes) == {(8, 16, 16)}
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 13, 16, 20))
@@ -195,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_interval_task_and_sam
     (report,) = (tmp_path / "failures").glob("step-*-rank0.json")
     content = json.loads(report.read_text())
     bad = next(m for m in content["micro_batches"] if m["loss"] in ("nan", "inf"))
-    assert bad["task"] == module.task_of[bad["dataset"]]
+    assert [bad["task"]] == module.tasks_of[bad["dataset"]]
     for part in (f"task {bad['task']}, dataset {bad['dataset']}", *bad["keys"], str(report)):
         assert part in str(failure.value)
 
@@ -215,8 +214,7 @@ def test_weights_that_are_not_finite_are_never_saved_between_two_rows(shards, tm
 
 
 def watched(watch: LossWatch, folder: Path, value: float) -> None:
-    batch = Batch(None, None, ["case_7"], "liver", "organ", None, 3)
-    watch.add(batch, torch.tensor(value))
+    watch.add(Batch({}, {}, ["case_7"], "liver", None, 3), "organ", torch.tensor(value))
     watch.check({"train/organ/liver/loss": value}, step=20, steps=10, lr=0.1, folder=folder, rank=0)
 
 
@@ -261,38 +259,43 @@ def test_a_run_that_is_ended_inside_an_accumulation_window_ends_after_it_and_is_
 
 
 class TestCrossReferences:
-    card: ClassVar = {
-        kind: DatasetCard("x", kind, "X", "ct", ("a", "b"), "", "MIT", True, True, "")
-        for kind in ("volume_segmentation", "volume_classification", "video_classification")
-    }
+    mask: ClassVar = toy_card("a", mask=MaskTarget(("background", "organ")))
+    label: ClassVar = toy_card("a", label=ClassTarget(("well", "ill")))
 
-    def build(self, tasks, cards):
-        MultiTaskModule(BackboneConfig(name="test_resnet", stems=STEMS), tasks).build(cards)
+    def build(self, tasks, cards, stems=STEMS):
+        MultiTaskModule(BackboneConfig(name="test_resnet", stems=stems), tasks).build(cards)
 
     def test_an_absent_dataset_is_refused_with_the_close_name(self):
-        with pytest.raises(InputError, match=r"model\.tasks\.t\.datasets.*'livr'.*'liver'"):
-            self.build({"t": MedicalSegmentation(datasets=["livr"])}, {"liver": self.card["volume_segmentation"]})
+        with pytest.raises(InputError, match=r"model\.tasks\.t\.init_args\.datasets: .*'livr'.*'liver'"):
+            self.build({"t": MedicalSegmentation(datasets=["livr"])}, {"liver": self.mask})
 
-    def test_a_dataset_of_another_kind_is_refused(self):
-        with pytest.raises(InputError, match="kind 'volume_classification', MedicalSegmentation takes"):
-            self.build({"t": MedicalSegmentation(datasets=["a"])}, {"a": self.card["volume_classification"]})
+    def test_a_dataset_without_the_tasks_target_is_refused(self):
+        with pytest.raises(InputError, match="MedicalSegmentation needs a MaskTarget; targets of dataset 'a': label"):
+            self.build({"t": MedicalSegmentation(datasets=["a"])}, {"a": self.label})
 
-    def test_two_tasks_cannot_share_a_dataset(self):
-        tasks = {"t": MedicalSegmentation(datasets=["a"]), "u": MedicalSegmentation(datasets=["a"])}
-        with pytest.raises(InputError, match="belongs to task 't' already"):
-            self.build(tasks, {"a": self.card["volume_segmentation"]})
+    def test_a_dataset_of_another_medium_is_refused(self):
+        with pytest.raises(InputError, match="VideoAction takes video; dataset 'a' holds volume"):
+            self.build({"t": VideoAction(datasets=["a"])}, {"a": self.label})
 
     def test_a_dataset_that_no_task_uses_is_refused(self):
-        cards = {"a": self.card["volume_segmentation"], "b": self.card["volume_segmentation"]}
-        with pytest.raises(InputError, match="no task uses"):
-            self.build({"t": MedicalSegmentation(datasets=["a"])}, cards)
+        with pytest.raises(InputError, match=r"data\.datasets\.b: no task uses it"):
+            self.build({"t": MedicalSegmentation(datasets=["a"])}, {"a": self.mask, "b": self.mask})
 
     def test_a_modality_without_a_stem_is_refused(self):
-        cards = {"a": self.card["volume_segmentation"]}
         with pytest.raises(InputError, match=r"model\.backbone\.stems.*'ct'"):
-            MultiTaskModule(
-                BackboneConfig(name="test_resnet", stems={"cta": 1}), {"t": MedicalSegmentation(datasets=["a"])}
-            ).build(cards)
+            self.build({"t": MedicalSegmentation(datasets=["a"])}, {"a": self.mask}, stems={"cta": 1})
+
+    def test_every_problem_is_told_at_once_by_class_or_object(self):
+        tasks = {"t": MedicalSegmentation(datasets=["a", "c"]), "u": VideoAction(datasets=["a"])}
+        found = check_run(tasks, {"a": self.label, "b": self.mask})
+        assert [problem.key_path[1:3] for problem in found] == [
+            ("tasks", "t"),
+            ("tasks", "t"),
+            ("tasks", "u"),
+            ("datasets", "b"),
+        ]
+        by_class = task_problems("t", Needs.of(MedicalSegmentation), ["a", "c"], {"a": self.label, "b": self.mask})
+        assert by_class == found[:2]
 
 
 def test_norms_and_biases_do_not_decay():
@@ -385,7 +388,8 @@ def test_a_row_averages_all_micro_batches_since_the_last_one(shards, tmp_path):
 
     class Spy(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen.append(float(outputs["loss"]) * 3 / pl_module.tasks[batch.task].loss_weight)
+            (task,) = pl_module.tasks_of[batch.dataset]
+            seen.append(float(outputs["loss"]) * 3 / pl_module.tasks[task].loss_weight)
 
     trainer.callbacks.insert(0, Spy())
     trainer.fit(module, datamodule=toy_data(shards))

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from inflate3d.inflation.layers import FoldedLinear
-from inflate3d.models.architectures import smallest_of_each_family
 from inflate3d.reports import pass_table
 from inflate3d.reports.pass_report import append_row, load_rows, render
 from inflate3d.reports.pass_table import CASES, FULL_CASE, AllInDouble, Case, Row, measure_all
+from nightly import families
 from timm.layers import RmsNormFp32
 from torch import nn
 
@@ -88,11 +88,7 @@ TOO_LARGE = ("halonet_h1",)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "row",
-    [row for row in smallest_of_each_family() if row.name not in TOO_LARGE],
-    ids=lambda row: f"{row.family}-{row.name}",
-)
+@pytest.mark.parametrize("row", families(without=TOO_LARGE))
 def test_the_smallest_of_every_family_passes(row):
     (measured,) = measure_all(row.name, [Case("mean", "isotropic")])
     assert measured.faults == []

@@ -54,7 +54,7 @@ def test_a_value_beyond_float16_is_refused_by_name(net, tmp_path):
     other = inflate3d.create_model("test_resnet", num_classes=3)
     with torch.no_grad():
         other.get_classifier().weight[0, 0] = 1e5
-    with pytest.raises(InputError, match=r"weight holds 1e\+05, and float16 ends at 65504"):
+    with pytest.raises(InputError, match=r"weight holds 1e\+05, but float16 ends at 65504"):
         inflate3d.publish(other, str(tmp_path / "w"), precision="float16")
     assert not list(tmp_path.iterdir())
 

@@ -13,23 +13,25 @@ import numpy as np
 import pytest
 import torch
 from inflate3d.cli.main import main
-from inflate3d.contracts import DatasetCard, InputSpec
+from inflate3d.contracts import InputSpec
 from inflate3d.data.raw.readers import read_volume, write_nifti
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.answers import onto_grid
-from inflate3d.evaluation.prediction.inputs import families, find_cases, read_case
+from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
 from inflate3d.evaluation.prediction.predict import mixed_precision
 from inflate3d.models import BackboneConfig, create_model
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.publishing import publish
 from inflate3d.publishing.from_run import publish_run
+from inflate3d.targets import MaskTarget
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, find_checkpoint, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
 from inflate3d.training.run.saved import choose_checkpoint, load_data, load_module
+from toy_batches import toy_card
 
 pytestmark = pytest.mark.slow  # its runs alone take half a minute to make
 
@@ -67,7 +69,7 @@ class Made:
 
     run: Path
     raw: Path
-    probabilities: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    answers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 
 def affine_of(codes: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -125,8 +127,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         module = load_module(made.run)
         with torch.no_grad():
             for batch in load_data(made.run).val_dataloader():
-                answers = module.predict(batch).probabilities
-                made.probabilities.setdefault(batch.dataset, {}).update(zip(batch.keys, answers, strict=True))
+                answers = module.predict(batch).tensor
+                made.answers.setdefault(batch.dataset, {}).update(zip(batch.keys, answers, strict=True))
         shutil.rmtree(root / "shards")
         for dataset in ("stored", "even"):
             source, output = root / "raw/images", root / "out" / dataset
@@ -216,14 +218,14 @@ def test_true_labels_give_each_case_its_dice_at_its_own_spacing(
     said = predict(one, tmp_path / "x.nii.gz", "--dataset", "even", "--labels", str(masks / "case_5.nii.gz"), code=2)
     assert "they must be equal" in said
     said = predict(made.raw / "clips", tmp_path / "clips", "--labels", str(masks), code=2)
-    assert "--labels scores label maps; video_classification has none" in said
+    assert "--labels scores label maps; 'clips' gives 4 classes" in said
 
 
 def test_resampled_label_maps_are_nearest_to_what_validation_saw(made: Made) -> None:
     for i in range(5, len(CODES)):
         path = made.raw / f"raw/images/case_{i}.nii.gz"
         seen = read_volume(path, spacing_mm=(1.1, 1.6, 1.9))
-        labels = made.probabilities["even"][f"case_{i}"].argmax(0).numpy()
+        labels = made.answers["even"][f"case_{i}"].argmax(0).numpy()
         assert labels.shape == seen.array.shape[1:]
         written = nib.load(made.raw / "out/even" / path.name)
         index = np.argwhere(np.ones(written.shape, bool))
@@ -250,7 +252,7 @@ def test_one_volume_gets_one_answer_whatever_its_axes_and_format(
     sitk.WriteImage(itk, str(tmp_path / "in/itk.mha"))
     sitk.WriteImage(itk, str(tmp_path / "in/other.nrrd"))
     predict(tmp_path / "in", tmp_path / "out", "--dataset", "stored")
-    expected = made.probabilities["stored"]["case_6"].argmax(0).numpy()
+    expected = made.answers["stored"]["case_6"].argmax(0).numpy()
     assert len(np.unique(expected)) > 1
     for name in ("RAS", "LPS", "IAR", "itk", "other"):
         assert np.array_equal(as_ras(tmp_path / "out" / f"{name}.nii.gz"), expected), name
@@ -302,8 +304,8 @@ def test_the_table_holds_what_validation_saw(
     assert f"head of {dataset}" in printed
     rows = rows_of(tmp_path / "out/predictions.csv")
     assert len(rows) == len(list((made.raw / folder).iterdir()))
-    classes = load_module(made.run).cards[dataset].classes
-    for key, expected in made.probabilities[dataset].items():
+    classes = load_module(made.run).cards[dataset].targets["label"].names
+    for key, expected in made.answers[dataset].items():
         assert list(rows[key]) == ["key", "predicted", *(f"probability_{name}" for name in classes)]
         found = [float(rows[key][f"probability_{name}"]) for name in classes]
         assert found == pytest.approx(expected.tolist(), abs=2e-6)
@@ -326,13 +328,13 @@ def test_mixed_precision_is_that_of_validation(precision: str, dtype: torch.dtyp
 
 
 def test_channels_in_files_of_their_own_are_one_case(tmp_path: Path) -> None:
-    card = DatasetCard("two", "volume_segmentation", "", "mri", ("a", "b"), "", "", None, False, "")
+    card = toy_card("two", mask=MaskTarget(("a", "b")))
     two = replace(card, input=InputSpec(("t1", "t2"), None, "RAS"))
     for name in ("p_0000", "p_0001", "q_0000"):
         write_nifti(tmp_path / f"{name}.nii.gz", np.full((3, 4, 5), ord(name[0]) + int(name[-1]), np.int16), np.eye(4))
     whole, halved = find_cases(tmp_path, two)
     assert (whole.key, halved.key) == ("p", "q")
-    assert read_case(whole, two)["image"][:, 0, 0, 0].tolist() == [ord("p"), ord("p") + 1]
+    assert read_case(whole, two)[0]["image"][:, 0, 0, 0].tolist() == [ord("p"), ord("p") + 1]
     with pytest.raises(InputError, match=r"q_0001\.nii\.gz"):
         read_case(halved, two)
     assert [c.key for c in find_cases(tmp_path, card)] == ["p_0000", "p_0001", "q_0000"]  # one channel, one file
@@ -371,11 +373,15 @@ def test_unreadable_cases_are_named_after_the_others_were_done(
     [
         ("clip", [], "no file or folder"),
         ("clip", [], "close names: 'clips'"),
-        ("config.yaml", [], "is neither volume nor video"),
+        ("config.yaml", [], "is neither video nor volume"),
         ("shadow", [], "(folders below it are not searched)"),
-        ("raw/images", [], "Name one by --dataset: stored (volume_segmentation), even (volume_segmentation), scans"),
+        (
+            "raw/images",
+            [],
+            "Name one by --dataset: stored (volume, a mask of 3 classes: background, box, bar), even (volume",
+        ),
         ("raw/images", ["--dataset", "store"], "--dataset: unknown dataset 'store'; close names: 'stored'"),
-        ("raw/images", ["--dataset", "clips"], "'clips' is of kind 'video_classification', but --input holds volumes"),
+        ("raw/images", ["--dataset", "clips"], "'clips' takes videos, but --input holds volumes"),
         ("clips", ["--checkpoint", "step-00000099"], "step-00000099 does not exist"),
         ("clips", ["--device", "abacus"], "--device: 'abacus' cannot be used"),
     ],
@@ -396,12 +402,12 @@ def test_an_input_is_never_overwritten(made: Made, predict: Callable[..., str], 
 
 
 def test_files_that_would_be_called_the_same_are_refused(tmp_path: Path) -> None:
-    card = DatasetCard("one", "volume_classification", "", "ct", ("a", "b"), "", "", None, False, "")
+    card = toy_card("one")
     for name in ("a.nii", "a.nii.gz"):
         write_nifti(tmp_path / name, np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(InputError, match=r"a\.nii and a\.nii\.gz would both be called 'a'"):
         find_cases(tmp_path, card)
-    assert families(tmp_path) == {"volume"}
+    assert media_in(tmp_path) == {"volume"}
 
 
 def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(
@@ -413,7 +419,7 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint_is_refused(
         assert message in capsys.readouterr().err
     shutil.copy(made.run / "config.yaml", tmp_path)
     assert main(["predict", str(tmp_path), *rest]) == 2
-    assert "holds no checkpoint yet" in capsys.readouterr().err
+    assert "has no checkpoint yet" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- the saved run
@@ -461,7 +467,7 @@ def test_published_weights_write_the_run_s_own_label_maps(
 ) -> None:
     source = ["--input", str(made.raw / "raw/images"), "--dataset", dataset]
     assert main(["predict", f"local-dir:{weights}", *source, "--output", str(tmp_path)]) == 0
-    assert f"head of {dataset} (volume_segmentation)" in capsys.readouterr().out
+    assert f"head of {dataset} (volume, a mask of 3 classes" in capsys.readouterr().out
     for path in sorted((made.raw / "out" / dataset).iterdir()):
         ours, theirs = nib.load(path), nib.load(tmp_path / path.name)
         assert np.array_equal(ours.affine, theirs.affine)
@@ -475,7 +481,7 @@ def test_published_classifiers_write_what_validation_saw(
     source = ["--input", str(made.raw / folder), "--dataset", dataset]
     assert main(["predict", str(weights), *source, "--output", str(tmp_path / "a.csv")]) == 0
     rows = rows_of(tmp_path / "a.csv")
-    for key, expected in made.probabilities[dataset].items():
+    for key, expected in made.answers[dataset].items():
         found = [float(v) for k, v in rows[key].items() if k.startswith("probability_")]
         assert found == pytest.approx(expected.tolist(), abs=1e-4)
 

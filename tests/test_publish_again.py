@@ -62,7 +62,7 @@ def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(
     # A page that was not fetched, as from a server, is not lost without a word.
     (place / "transfer-organs.html").unlink()
     assert main(["publish", str(place), "--output", str(tmp_path / "third")]) == 2
-    assert "transfer-organs.html is not at hand" in capsys.readouterr().err
+    assert "transfer-organs.html is missing" in capsys.readouterr().err
 
 
 def restated(folder: Path, **changed: object) -> None:
@@ -107,9 +107,9 @@ def test_weights_of_data_that_forbid_it_stay_private_whatever_the_config_says(
         (
             "PUBLISHED",
             ["--heads", "--domain", "adrenal"],
-            "is no run folder or checkpoint, and --domain, --heads is for those",
+            "is not a run folder or checkpoint; --domain, --heads needs one",
         ),
-        ("PUBLISHED", ["--transfer", "nowhere"], "--transfer nowhere: holds no results.json and report.html"),
+        ("PUBLISHED", ["--transfer", "nowhere"], "--transfer nowhere: has no results.json and report.html"),
         ("PUBLISHED", ["--output", "hf-hub:lab/run"], "forbids publishing weights"),
         ("DAMAGED", [], "SHA256SUMS"),
     ],

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import inflate3d
@@ -20,27 +20,29 @@ from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
 from inflate3d.publishing.additions import read_additions
 from inflate3d.publishing.from_run import publish_run
+from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
 from loopback_servers import hub_stand_in, moto_s3
+from toy_batches import toy_card
 
 CARDS = {
     "organs": DatasetCard(
-        *("organs", "volume_segmentation", "Organs", "ct", ("background", "liver", "spleen")),
-        *("http://organs", "CC-BY-4.0", True, True, "Organs et al."),
+        *("organs", "volume", "Organs", "ct", "http://organs", "CC-BY-4.0", True, True, "Organs et al."),
+        {"mask": MaskTarget(("background", "liver", "spleen"))},
         InputSpec(("hu",), (2.0, 1.0, 1.0), "RAS", Intensity("window", (-100.0, 300.0))),
     ),
     "scans": DatasetCard(
-        *("scans", "volume_classification", "Scans", "ct", ("well", "ill")),
-        *("http://scans", "CC-BY-NC-4.0", False, True, ""),
+        *("scans", "volume", "Scans", "ct", "http://scans", "CC-BY-NC-4.0", False, True, ""),
+        {"label": ClassTarget(("well", "ill")), "age": ValueTarget("years", 0, 120)},
         InputSpec(("hu",), None, "RAS", Intensity("zscore")),
     ),
     "clips": DatasetCard(
-        *("clips", "video_classification", "Clips", "rgb", ("jump", "run", "wave", "sit")),
-        *("http://clips", "CC-BY-4.0", True, True, ""),
+        *("clips", "video", "Clips", "rgb", "http://clips", "CC-BY-4.0", True, True, ""),
+        {"label": ClassTarget(("jump", "run", "wave", "sit"))},
         InputSpec(("red", "green", "blue")),
     ),
 }
@@ -81,7 +83,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "act": VideoAction(datasets=["clips"]),
     }
     config = BackboneConfig("test_resnet", stems={"rgb": 3, "ct": 1})
-    module = MultiTaskModule(config, tasks).build(CARDS)  # type: ignore[arg-type]
+    module = MultiTaskModule(config, tasks).build(CARDS)
     module.backbone.train()
     for i, (name, card) in enumerate(CARDS.items()):
         module.backbone(torch.randn(2, len(card.input.channels), 8, 32, 32) * (i + 1) + i, domain=name)
@@ -101,7 +103,7 @@ def published(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(run: Run, dataset: str, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         features = run.module.backbone(x, domain=dataset)
-        return run.module.heads[run.module.task_of[dataset]][dataset](features)  # type: ignore[index]
+        return run.module.heads[run.module.tasks_of[dataset][0]][dataset](features)  # type: ignore[index]
 
 
 def test_a_published_segmenter_loads_whole_with_the_names_of_its_classes(run: Run, published: Path) -> None:
@@ -133,8 +135,8 @@ def test_a_classifier_loads_by_its_head_with_its_own_stem_and_statistics(
     x = torch.randn(2, len(CARDS[dataset].input.channels), 8, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(net(x), logits(run, dataset, x), rtol=1e-4, atol=1e-5)
-    assert net.label_names == list(CARDS[dataset].classes)
-    assert net.input_spec["kind"] == CARDS[dataset].kind
+    assert net.label_names == list(CARDS[dataset].targets["label"].names)
+    assert net.input_spec["media"] == CARDS[dataset].media
     features = inflate3d.create_model(f"local-dir:{published}", pretrained=True, norm_domain=dataset, num_classes=0)
     with torch.no_grad():
         torch.testing.assert_close(features.eval()(x), run.module.backbone(x, domain=dataset).pooled)
@@ -148,7 +150,7 @@ def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with
         spec, own = net.input_spec, json.loads(json.dumps(card.to_dict()["input"]))
         own["intensity"]["std"] = [0.2] if name == "clips" else own["intensity"]["std"]  # as the run's sample says
         assert {k: spec[k] for k in own} == own
-        assert (spec["domain"], spec["kind"], spec["modality"]) == (name, card.kind, card.modality)
+        assert (spec["domain"], spec["media"], spec["modality"]) == (name, card.media, card.modality)
         assert ("crop_size" in spec["sample"]) == (name == "clips")
 
 
@@ -277,17 +279,17 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         for name, value in {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": "none"}.items():
             patch.setenv(name, value)
         handler.faults[:] = ["the Hub is down"] * 99
-        failed = platform_command(*command)
+        failed = platform_command(*command, cold=True)
         assert failed.returncode == 2, failed.stderr
         assert "nothing was published" in failed.stderr
         assert handler.commits["lab/run"] == [{}]
         handler.faults.clear()
-        first = platform_command(*command)
+        first = platform_command(*command, cold=True)
         assert first.returncode == 0, first.stderr
         (_, tree) = handler.commits["lab/run"]
         assert {"model.safetensors", "heads.safetensors", "SHA256SUMS", "README.md"} <= set(tree)
         assert 'create_model("hf-hub:lab/run"' in tree["README.md"].decode()
-        again = platform_command(*command)
+        again = platform_command(*command, cold=True)
         assert "nothing changed" in again.stdout, again.stderr
         assert len(handler.commits["lab/run"]) == 2
         code = "import inflate3d; print(inflate3d.create_segmenter('hf-hub:lab/run@main', pretrained=True).label_names)"
@@ -312,7 +314,7 @@ def test_private_weights_leave_no_local_folder(run: Run, tmp_path: Path, monkeyp
 
 def test_weights_inherit_the_licences_of_what_they_began_with(run: Run, published: Path, tmp_path: Path) -> None:
     task = VolumeClassification(datasets=["mine"])
-    mine = DatasetCard(*("mine", "volume_classification", "Mine", "ct", ("a", "b"), "", "CC0-1.0", True, True, ""))
+    mine = replace(toy_card("mine", label=ClassTarget(("a", "b"))), licence="CC0-1.0")
     name = f"local-dir:{published}"
     module = MultiTaskModule(BackboneConfig(name, pretrained=True), {"mine": task}).build({"mine": mine})
     tasks = {"mine": {"class_path": "VolumeClassification", "init_args": {"datasets": ["mine"]}}}

@@ -56,7 +56,7 @@ def test_the_directory_is_what_the_design_says(published):
     names = {p.name for p in published[1].iterdir()}
     assert names == {"model.safetensors", "config.json", "README.md", "conv1.png", "replay.safetensors", "SHA256SUMS"}
     config = json.loads((published[1] / "config.json").read_text())
-    assert config["format"] == "inflate3d-weights/1"
+    assert config["format"] == "inflate3d-weights/2"
     assert config["net"]["plan"]["name"] == "slow"
     assert "create_model" in (published[1] / "README.md").read_text()
     assert all(p.stat().st_mode & 0o044 for p in published[1].iterdir())
@@ -110,7 +110,7 @@ def test_missing_files_other_formats_and_hostile_names_are_refused(copy):
         load(copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "format": "inflate3d-weights/9"}))
-    with pytest.raises(InputError, match="this version reads 'inflate3d-weights/1'"):
+    with pytest.raises(InputError, match="this version reads 'inflate3d-weights/2'"):
         load(copy)
 
 
@@ -146,12 +146,13 @@ def test_inflation_that_is_not_the_weights_own_is_refused(published, argument, v
 
 
 def test_what_the_weights_carry_may_be_said_and_random_weights_take_another(published):
-    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.taps.name == "mean"
+    assert load(published[1], inflation="mean", overshoot=0.25).net_spec.inflation.taps.name == "mean"
     with pytest.warns(UserWarning, match="weights are random"):
         net = inflate3d.create_model(
             f"local-dir:{published[1]}", inflation="overshoot", statistics="frame", spacing_mm=(9, 1, 1)
         )
-    assert (net.net_spec.taps.name, net.net_spec.statistics, net.plan.name) == ("overshoot", "frame", "auto")
+    taken = net.net_spec.inflation
+    assert (taken.taps.name, taken.statistics, taken.plan.name, net.plan.name) == ("overshoot", "frame", "auto", "auto")
     assert net.input_spec["inflation"]["taps"] == "overshoot"
 
 
@@ -174,14 +175,14 @@ def test_other_channels_adapt_the_first_convolution_and_say_so(published, caplog
 
 
 def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
+    from inflate3d.files import file_sha256
     from inflate3d.models.publication.tensor_file import read_tensors
-    from inflate3d.remote.download import sha256_of
     from safetensors.torch import save_file
 
     stored = read_tensors(copy / "replay.safetensors")
     save_file({**stored, "features": stored["features"] * 1.01}, copy / "replay.safetensors")
     sums = {line.split("  ")[1]: copy for line in (copy / "SHA256SUMS").read_text().splitlines()}
-    (copy / "SHA256SUMS").write_text("".join(f"{sha256_of(copy / name)}  {name}\n" for name in sums))
+    (copy / "SHA256SUMS").write_text("".join(f"{file_sha256(copy / name)}  {name}\n" for name in sums))
     with pytest.warns(UserWarning, match=r"replay differs by 0\.0\d+ .*got \[.*stored \["):
         load(copy)
 
@@ -205,10 +206,9 @@ def test_without_pretrained_a_published_name_warns_that_it_is_random(published):
 def card(name, modality, channels, **changes):
     values = {
         "name": name,
-        "kind": "volume_classification",
+        "media": "volume",
         "title": name,
         "modality": modality,
-        "classes": ("a", "b"),
         "url": "",
         "licence": "CC-BY-4.0",
         "commercial_use": True,

@@ -181,10 +181,10 @@ def test_a_nifti_cut_short_is_named(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 10, 300, len(whole) // 2, len(whole) - 4):
         path.write_bytes(whole[:size])
-        assert "corrupt or cut short" in broken(path)
+        assert "corrupt or truncated" in broken(path)
     raw = save(tmp_path / "a.nii", np.ones((9, 9, 9), np.float32))
     raw.write_bytes(raw.read_bytes()[:-1])
-    assert "cut short" in broken(raw)
+    assert "truncated" in broken(raw)
 
 
 def test_one_flipped_bit_in_a_compressed_nifti_is_found(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_check_pair_names_shape_label_and_place() -> None:
     here, there = np.eye(4), np.eye(4)
     there[0, 3] = 5
     volumes = [Volume(a, (1, 1, 1), m.tolist()) for a, m in ((image, here), (mask[None], there))]
-    with pytest.raises(InputError, match=r"case a: mask lies up to 5\.0 mm away"):
+    with pytest.raises(InputError, match=r"case a: mask is up to 5\.0 mm away"):
         check_pair(*volumes, ["background"], where="case a")
 
 

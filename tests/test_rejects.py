@@ -63,7 +63,7 @@ FAULTS = {
     _image_of_other_shape: ["(12, 14, 15)", "(1, 12, 14, 16)"],
     _label_outside_the_classes: ["[7]", "0 to 1"],
     _label_between_two_integers: [f"{BROKEN}.nii.gz"],
-    _cut_short: [f"{BROKEN}.nii.gz", "corrupt or cut short"],
+    _cut_short: [f"{BROKEN}.nii.gz", "corrupt or truncated"],
     _not_a_nifti: [f"{BROKEN}.nii.gz"],
     _empty_file: [f"{BROKEN}.nii.gz"],
     _no_file: [f"{BROKEN}.nii.gz", "missing"],

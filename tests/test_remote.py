@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import resource
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +16,14 @@ from typing import Any
 import pytest
 from inflate3d.data import BrokenSample, Manifest, ShardReader, build_shards, check_shards
 from inflate3d.data.shards.cache import ShardCache
-from inflate3d.data.shards.tar_index import index_tars
+from inflate3d.data.shards.tar_index import find_tars, index_tars
 from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
-from inflate3d.remote.folder import RemoteFolder
+from inflate3d.remote.address import Address
+from inflate3d.remote.outcomes import Unreachable
 from inflate3d.training.datamodule import DataModule
+from loopback_servers import Clock, faulty, moto_s3, nginx
 
 KIND = "volume_classification"
 
@@ -40,56 +37,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves ranges of the files of `folder`; `faults` takes what goes wrong, one a request for a tar."""
-
-    protocol_version = "HTTP/1.1"
-    folder: Path
-    faults: list[str]
-    taken: list[str]
-
-    def do_GET(self) -> None:
-        path = self.folder / self.path.lstrip("/")
-        fault = self.faults.pop(0) if self.faults and path.suffix == ".tar" else ""
-        if fault == "stall":
-            time.sleep(1)
-        if fault == "drop":
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        if fault == "500" or not path.is_file():
-            self.send_error(500 if fault else 404)
-            return
-        content = path.read_bytes()
-        if fault == "no ranges":
-            del self.headers["Range"]
-        start, _, stop = self.headers.get("Range", "bytes=0-")[6:].partition("-")
-        part = content[int(start) : int(stop) + 1 if stop else None]
-        self.taken.append(f"{path.name} {start}")
-        self.send_response(206 if "Range" in self.headers else 200)
-        self.send_header("Content-Length", str(len(part)))
-        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}")
-        self.end_headers()
-        if fault == "cut":
-            part, self.close_connection = part[: len(part) // 2], True
-        if fault == "rot":
-            part = bytes([part[0] ^ 1]) + part[1:]
-        self.wfile.write(part)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str, type[Server]]]:
-    handler = type("Handler", (Server,), {"folder": folder, "faults": faults or [], "taken": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", handler
-        server.shutdown()
-
-
 def every_sample(reader: ShardReader) -> list[tuple[str, dict[str, bytes]]]:
     raw = (reader.sample(s, i) for s, e in enumerate(reader.entries) for i in range(e.samples))
     return [(r.key, {k: bytes(v) for k, v in r.members.items()}) for r in raw]  # type: ignore[arg-type]
@@ -99,22 +46,23 @@ def local(root: Path) -> list[tuple[str, dict[str, bytes]]]:
     return every_sample(ShardReader(root / "shapes", Manifest.load(root / "shapes")))
 
 
-def remote(url: str, cache: Path, limit: int = 10**9) -> ShardReader:
-    return ShardReader(f"{url}/shapes", Manifest.load(f"{url}/shapes"), cache=ShardCache(cache, limit))
+def remote(url: str, cache: Path, limit: int = 10**9, outage_s: float = 60) -> ShardReader:
+    return ShardReader(f"{url}/shapes", Manifest.load(f"{url}/shapes"), cache=ShardCache(cache, limit, outage_s))
 
 
 def held(cache: Path) -> int:
-    total = 0
-    for path in cache.iterdir() if cache.is_dir() else ():
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
+    """Bytes in the cache at one moment: nothing is evicted meanwhile, and what gets its name counts once."""
+    found: dict[str, int] = {}
+    with ShardCache(cache, 0)._locked() if (cache / "lock").exists() else nullcontext():
+        for path in cache.iterdir() if cache.is_dir() else ():
+            with suppress(FileNotFoundError):
+                sha256 = path.name.removeprefix(".part-").partition("-")[0]
+                found[sha256] = max(found.get(sha256, 0), path.stat().st_size)
+    return sum(found.values())
 
 
 def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, tmp_path: Path) -> None:
-    with served(root) as (url, handler):
+    with faulty(root) as (url, handler):
         assert every_sample(remote(url, tmp_path)) == local(root)
         tars = [t for t in handler.taken if ".tar" in t]
         assert len(tars) == len(Manifest.load(root / "shapes").shards)
@@ -130,7 +78,7 @@ def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
     mapping = TarMapping.from_dict({"card": card, "splits": {"train": "train*", "val": "val*"}, "members": members})
     tars = [f"{url}/shapes/{{train-00000{{0..7}},val-000000}}.tar"]
     manifest = index_tars(tars, mapping, tmp_path / "out", progress=False)
-    assert manifest.tars == f"{url}/shapes"
+    assert manifest.tars == f"{url}/shapes" == Manifest.load(tmp_path / "out").tars
     reader = ShardReader(tmp_path / "out", manifest, cache=ShardCache(tmp_path / "cache", 10**9))
     found = [(key, members["image.npy"]) for key, members in every_sample(reader)]
     assert found == [(key, members["image.npy"]) for key, members in local(root)]
@@ -138,7 +86,7 @@ def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
 
 
 def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -> None:
-    with served(root, ["500", "cut"]) as (url, _):
+    with faulty(root, ["500", "cut"]) as (url, _):
         assert_indexed(root, url, tmp_path)
         data = DataModule(
             str(tmp_path), {"out": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "cache"), num_workers=1
@@ -146,47 +94,117 @@ def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -
         assert len(next(iter(data.train_dataloader()))) == 5
 
 
+def test_credentials_and_tokens_are_used_from_the_index_to_the_batch_and_never_told(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with faulty(root) as (url, handler):
+        handler.user = "me:s3cret"
+        secret = f"http://me:s3cret@{url.removeprefix('http://')}"
+        assert_indexed(root, secret, tmp_path)
+        assert "password or token; give it to nobody" in caplog.text
+        data = DataModule(
+            f"{secret}?token=s3cret", {"shapes": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path / "c")
+        )
+        assert len(data.first_batches("shapes", 1)[0].keys) == 5
+        assert handler.asked[-1][0].endswith(".tar?token=s3cret")
+        handler.faults[:] = ["404"] * 50
+        reader = ShardReader(
+            data.shards_of("shapes"), data.manifests["shapes"], cache=ShardCache(tmp_path / "d", 10**9)
+        )
+        with pytest.raises(
+            BrokenSample, match=r"http://\*\*\*@127.0.0.1:\d+/shapes/train-000000.tar\?\.\.\.: no"
+        ) as told:
+            reader.sample(0, 0)
+        with pytest.raises(InputError, match=r"several folders, or have a query each: http://\*\*\*@"):
+            find_tars([f"{secret}/shapes/a.tar?sig=s3cret1", f"{secret}/shapes/b.tar?sig=s3cret2"])
+        with pytest.raises(InputError, match=r"http://\*\*\*@127.0.0.1:\d+/absent/manifest.json: no such file"):
+            Manifest.load(f"{secret}/absent")
+    assert "s3cret" not in f"{told.value} {caplog.text}"
+
+
 @pytest.mark.parametrize(
     "faults", [["500"] * 3, ["cut"], ["cut", "500", "cut"], ["rot"], ["drop", "drop"], ["no ranges"]]
 )
-def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str]) -> None:
-    with served(root, list(faults)) as (url, handler):
+def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list[str], clock: Clock) -> None:
+    with faulty(root, list(faults)) as (url, handler):
         assert every_sample(remote(url, tmp_path)) == local(root)
         assert handler.faults == []
 
 
-def test_a_server_that_stays_broken_breaks_the_sample_not_the_process(root: Path, tmp_path: Path) -> None:
-    with served(root, ["500"] * 50) as (url, _), pytest.raises(BrokenSample, match="after 5 tries"):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("inflate3d.remote.client.time", clock)
+    return clock
+
+
+def test_what_arrives_wrong_or_is_not_there_breaks_the_sample(root: Path, tmp_path: Path) -> None:
+    with faulty(root, ["rot"] * 50) as (url, _), pytest.raises(BrokenSample, match="sha256"):
         remote(url, tmp_path).sample(0, 0)
-    with served(root, ["rot"] * 50) as (url, _), pytest.raises(BrokenSample, match="sha256"):
-        remote(url, tmp_path).sample(0, 0)
-    with pytest.raises(InputError, match="after 5 tries"):
-        Manifest.load("http://127.0.0.1:9/shapes")  # nobody is there
-    with served(root) as (url, _), pytest.raises(InputError, match="no such file"):
+    with faulty(root, ["404"] * 50) as (url, handler):
+        reader = remote(url, tmp_path)
+        for i in range(2):
+            with pytest.raises(BrokenSample, match=r"train-000000.tar: no such file \(HTTP 404"):
+                reader.sample(0, i)
+        assert len(handler.faults) == 49  # the next sample of the shard does not ask again
+    with faulty(root) as (url, _), pytest.raises(InputError, match="no such file"):
         Manifest.load(f"{url}/absent")
 
 
-@pytest.mark.slow
+def test_an_outage_is_no_broken_sample(root: Path, tmp_path: Path, clock: Clock) -> None:
+    with faulty(root, ["503"] * 500) as (url, handler):
+        data = DataModule(url, {"shapes": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path), outage_s=300)
+        source = data.source("shapes", "train")
+        with pytest.raises(Unreachable, match=r"shapes/train-\d+\.tar: cannot be reached \(HTTP 503 .*most 300 s"):
+            source.sample(0, 0, 0, 0)
+        assert clock.now >= 300
+        assert source.broken == {}
+        handler.faults.clear()
+        assert source.sample(0, 0, 0, 0).key.startswith("train")  # and goes on when it is over
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        Manifest.load("http://127.0.0.1:9/shapes")  # nobody is there
+
+
+def test_a_passing_outage_gives_the_same_batches_only_later(root: Path, tmp_path: Path, clock: Clock) -> None:
+    def keys(url: str, cache: str) -> list[str]:
+        data = DataModule(url, {"shapes": {"batch_size": 4}}, seed=0, cache_dir=str(tmp_path / cache))
+        return [key for batch in data.first_batches("shapes", 6) for key in batch.keys]
+
+    with faulty(root) as (url, _):
+        calm = keys(url, "calm")
+    with faulty(root, ["503 2", "429 2", "drop"] * 10) as (url, handler):
+        assert keys(url, "outage") == calm
+        assert handler.faults == []
+
+
+def test_credentials_that_expire_in_a_run_are_no_broken_samples(root: Path, tmp_path: Path) -> None:
+    with faulty(root, ["403"] * 50) as (url, _), pytest.raises(Unreachable, match=r"HTTP 403.*signed address"):
+        remote(url, tmp_path).sample(0, 0)
+
+
+def test_an_outage_in_a_loading_process_arrives_as_one(root: Path, tmp_path: Path) -> None:
+    with faulty(root, ["403"] * 50) as (url, _):
+        data = DataModule(url, {"shapes": {"batch_size": 5}}, seed=0, cache_dir=str(tmp_path), num_workers=1)
+        with pytest.raises(Unreachable) as caught:
+            next(iter(data.train_dataloader()))
+        assert str(caught.value).startswith(url)  # the message alone
+
+
 def test_a_server_that_stalls_is_given_up_and_asked_again(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inflate3d.remote.folder._READ_S", 0.2)
-    with served(root, ["stall"]) as (url, _):
-        assert every_sample(remote(url, tmp_path / "a")) == local(root)
-    with served(root, ["stall"] * 50) as (url, _):
-        reader = remote(url, tmp_path / "b")
-        with pytest.raises(BrokenSample, match=r"train-000000.tar: cannot be read after 5 tries \(.*[Tt]imed out"):
-            reader.sample(0, 0)
-        started = time.monotonic()
-        with pytest.raises(BrokenSample, match="after 5 tries"):  # the next sample of the shard does not wait again
-            reader.sample(0, 1)
-        assert time.monotonic() - started < 1
+    monkeypatch.setattr("inflate3d.remote.client.TIMEOUT_S", 0.2)
+    with faulty(root, ["stall"]) as (url, handler):
+        assert len(remote(url, tmp_path / "a").sample(0, 0).members) == 2
+        assert len([path for path, _ in handler.asked if path.endswith(".tar")]) >= 2
+    with faulty(root, ["stall"] * 50) as (url, _), pytest.raises(Unreachable, match=r"\.tar: .*[Tt]imed out"):
+        remote(url, tmp_path / "b", outage_s=1).sample(0, 0)
 
 
 def test_a_full_disk_is_one_error_that_names_the_free_space(root: Path, tmp_path: Path) -> None:
     toy = Toy(kind=KIND, num_train=40, num_val=4, size=24)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with served(root) as (url, _):
+    with faulty(root) as (url, _):
         reader = remote(url, tmp_path / "cache")
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
@@ -206,8 +224,8 @@ def test_a_full_disk_is_one_error_that_names_the_free_space(root: Path, tmp_path
 def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> None:
     entries = Manifest.load(root / "shapes").entries("train")[:5]
     size = max(e.bytes for e in entries)
-    with served(root) as (url, _):
-        folder, cache = RemoteFolder(f"{url}/shapes"), ShardCache(tmp_path, 3 * size)
+    with faulty(root) as (url, _):
+        folder, cache = Address.parse(f"{url}/shapes"), ShardCache(tmp_path, 3 * size)
 
         def held_now() -> list[int]:
             return [i for i, e in enumerate(entries) if (tmp_path / e.sha256).exists()]
@@ -215,6 +233,7 @@ def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> Non
         for entry in entries[:3]:
             os.close(cache.open(folder, entry))
         cache.prefetch(folder, [entries[i] for i in (2, 0, 1)])  # used longest ago is 0; needed last is 1
+        assert not cache._fetches  # what is there is marked, not opened: a file in use is not evicted
         os.close(cache.open(folder, entries[3]))
         assert held_now() == [0, 2, 3]
         cache.prefetch(folder, [entries[i] for i in (3, 0, 2, 4)])  # for 4 nothing that is needed sooner must go
@@ -227,7 +246,7 @@ def test_what_is_needed_last_is_evicted_first(root: Path, tmp_path: Path) -> Non
 
 
 def wait_until(holds: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300  # a bound on a hang, no expectation
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert holds()
@@ -237,14 +256,14 @@ def test_a_partial_file_is_gone_on_with(root: Path, tmp_path: Path) -> None:
     entry = Manifest.load(root / "shapes").shards[0]
     content = (root / "shapes" / entry.file).read_bytes()
     (tmp_path / f".part-{entry.sha256}-{entry.bytes}").write_bytes(content[:20_000])  # of a process that was killed
-    with served(root) as (url, handler):
+    with faulty(root) as (url, handler):
         remote(url, tmp_path).sample(0, 0)
         assert f"{entry.file} 20000" in handler.taken
     assert not list(tmp_path.glob(".part-*"))
 
 
 def test_a_cache_smaller_than_a_shard_is_refused(root: Path, tmp_path: Path) -> None:
-    with served(root) as (url, _), pytest.raises(BrokenSample, match=r"bounded to 1000.*Raise data.cache_gb"):
+    with faulty(root) as (url, _), pytest.raises(BrokenSample, match=r"bounded to 1000.*Raise data.cache_gb"):
         remote(url, tmp_path, 1000).sample(0, 0)
 
 
@@ -269,7 +288,7 @@ def test_two_ranks_share_a_cache_smaller_than_the_data_and_it_keeps_its_bound(ro
     script, cache = tmp_path / "rank.py", tmp_path / "cache"
     script.write_text(RANK)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    with served(root) as (url, _):
+    with faulty(root) as (url, _):
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(script), url, str(cache), str(limit / 1e9), str(seed)],
@@ -298,51 +317,17 @@ def test_two_ranks_share_a_cache_smaller_than_the_data_and_it_keeps_its_bound(ro
 
 
 def test_a_real_nginx_serves_shards(root: Path, tmp_path: Path) -> None:
-    nginx = shutil.which("nginx")
-    if nginx is None:
-        pytest.skip("nginx is not installed: apt-get install nginx")
-    port = 20_000 + os.getpid() % 20_000
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}\n"
-        f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
-    )
-    os.chmod(root, 0o755)
-    for folder in root.parents:
-        if folder.owner() == root.owner() and str(folder).startswith(str(root.parents[1])):
-            os.chmod(folder, 0o755)
-    command = [nginx, "-c", str(tmp_path / "nginx.conf"), "-g", "user root;" if os.getuid() == 0 else ""]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        time.sleep(0.5)
-        assert every_sample(remote(f"http://127.0.0.1:{port}", tmp_path / "cache")) == local(root)
-    finally:
-        process.terminate()
-        process.wait()
+    with nginx(root, tmp_path / "nginx") as (url, _):
+        assert every_sample(remote(url, tmp_path / "cache")) == local(root)
 
 
 def test_motos_s3_serves_shards_and_tars_to_be_indexed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boto3 = pytest.importorskip("boto3", reason="the test extra is not installed")
-    pytest.importorskip("s3fs", reason="pip install 'inflate3d[s3]'")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="shards")
+    with moto_s3(monkeypatch, "shards") as client:
         for path in (root / "shapes").iterdir():
             client.upload_file(str(path), "shards", f"sets/shapes/{path.name}")
         assert every_sample(remote("s3://shards/sets", tmp_path)) == local(root)
         assert_indexed(root, "s3://shards/sets", tmp_path / "indexed")
-    finally:
-        server.stop()
+        pattern = find_tars(["s3://shards/sets/shapes/train-*[0-3].tar"])
+        assert pattern == ("s3://shards/sets/shapes", [f"train-00000{n}.tar" for n in range(4)])

@@ -27,6 +27,7 @@ from inflate3d.training import (
 )
 from inflate3d.training.checkpoints.store import list_checkpoints
 from inflate3d.training.run.metrics_csv import read_metrics
+from warm_process import PLATFORM, WarmProcess
 
 CONFIG = """
 seed_everything: 3
@@ -112,13 +113,17 @@ class ToyKiller(pl.Callback):
 """
 
 
-def fit(folder: Path, *options: str, kill: str = "") -> subprocess.CompletedProcess:
+def fit(folder: Path, *options: str, kill: str = "", cold: bool = False) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.yaml").write_text(CONFIG)
     (folder / "toy_killer.py").write_text(KILLER)
-    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml", *options]
-    environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    command = ["fit", "--config", "tiny.yaml", *options]
+    environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+    if cold:
+        command = [sys.executable, "-m", "inflate3d.cli.main", *command]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    else:
+        done = WarmProcess(PLATFORM, *command, cwd=folder, env=environment).done()
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stdout + done.stderr
     return done
 
@@ -274,7 +279,7 @@ def test_changed_shards_are_refused_on_resume(shards, tmp_path):
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("never_killed")
-    fit(folder)
+    fit(folder, cold=True)  # with a hash seed of its own
     return folder
 
 

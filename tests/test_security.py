@@ -18,8 +18,8 @@ import pytest
 import torch
 from inflate3d.cli.main import main
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.publication.allocation import AllocationLimit
-from inflate3d.remote.download import sha256_of
 from loopback_servers import faulty
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,7 @@ def victim(whole: Path, tmp_path: Path) -> Path:
 def sign(folder: Path) -> None:
     """State the hashes of what is there now, as an attacker who publishes would."""
     names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
+    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -242,30 +242,6 @@ def test_attack_12_a_changed_file_is_refused_and_a_changed_answer_told(victim: P
 
 
 # --------------------------------------------------------------------------------- older and newer directories
-
-
-def test_a_directory_of_before_attention_and_statistics_were_stated_loads_as_it_was_trained(victim: Path) -> None:
-    def older(config: dict[str, Any]) -> None:
-        del config["net"]["attention"], config["net"]["statistics"], config["versions"]
-
-    change(victim, older)
-    net = inflate3d.create_model(f"local-dir:{victim}", pretrained=True)
-    assert (net.net_spec.attention, net.net_spec.statistics) == ("frame", "frame")
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda c: c.update(format="inflate3d-weights/2"), "It is newer: pip install -U inflate3d"),
-        (lambda c: c.update(format="inflate3d-weights/0"), "Publish it again from its run: platform publish"),
-        (lambda c: c.update(format="keras/3"), "It is no publication of inflate3d"),
-        (lambda c: c["net"].update(mixer="new"), r"unknown key 'mixer'.*written by inflate3d .*, this is"),
-        (lambda c: c["net"].pop("plan"), "'plan' is missing"),
-    ],
-)
-def test_other_formats_are_refused_with_what_to_do(victim: Path, edit: Callable[..., Any], message: str) -> None:
-    change(victim, edit)
-    refused(victim, message)
 
 
 def test_a_directory_of_timm_is_told_from_one_of_ours(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from inflate3d.models.architectures import smallest_of_each_family
 from inflate3d.models.sources import image_size
 from inflate3d.nn.pyramid import Pyramid
+from nightly import families
 from torch import nn
 
 SIZES = [(19, 96, 80), (64, 64, 64)]
@@ -37,7 +38,7 @@ def test_logits_have_the_inputs_size(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", smallest_of_each_family(), ids=lambda row: f"{row.family}-{row.name}")
+@pytest.mark.parametrize("row", families())
 def test_every_family_of_timm_segments(row):
     for size in SIZES:
         net = inflate3d.create_segmenter(row.name, num_classes=2, in_chans=1, input_size=size)

@@ -116,7 +116,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_build(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_kills", [6, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_build(tmp_path: Path, most_kills: int) -> None:
     script, moments = tmp_path / "build.py", random.Random(0)
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
@@ -127,7 +128,7 @@ def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_build(
 
     assert start("whole", 2).wait(300) == 0
     kills, at_work, number = 0, 0, 0
-    while kills < 20:
+    while kills < most_kills:
         folder = tmp_path / f"killed-{number}"
         before = len(list(folder.glob("*.index.json")))
         process = start(folder.name, moments.choice((0, 2)))
@@ -143,7 +144,7 @@ def test_twenty_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_build(
         if (folder / "manifest.json").exists():  # it was quicker than the kill
             assert contents(folder) == contents(tmp_path / "whole")
             number += 1
-    assert at_work >= 5, "the kills must fall while shards are written"
+    assert at_work >= most_kills // 4, "the kills must fall while shards are written"
     folder = tmp_path / f"killed-{number}"
     assert start(folder.name, 1).wait(300) == 0
     assert contents(folder) == contents(tmp_path / "whole")

@@ -14,7 +14,7 @@ from inflate3d.cli.main import main
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.index import entries
 from inflate3d.models.publication.replay import TOLERANCE, check_replay
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.publication.tensor_file import read_tensors
 from inflate3d.publishing.licences import commercial_use, may_be_published
 
@@ -91,7 +91,7 @@ def test_it_segments_held_out_hippocampi(folder: Path, shared_data: Path, tmp_pa
 
 
 def test_its_card_names_every_dataset_and_licence(folder: Path) -> None:
-    config, card = read_config(folder), (folder / "README.md").read_text(encoding="utf-8")
+    config, card = read_published_config(folder), (folder / "README.md").read_text(encoding="utf-8")
     data, source = config["training"]["data"], config["source_weights"]
     assert [entry["licence"] for entry in data] == ["CC-BY-SA-4.0", "CC-BY-4.0"]
     assert source["licence"] == "apache-2.0"

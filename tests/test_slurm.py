@@ -20,9 +20,10 @@ from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.training import find_checkpoint
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.metrics_csv import read_metrics
 from wandb.proto import wandb_internal_pb2
+from warm_process import PLATFORM, WarmProcess
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -80,7 +81,7 @@ class ToyPace(pl.Callback):
         if Path("fail").exists() and batch.micro_batch == 2 and trainer.global_rank == 1:
             raise ToyFailure
         if not Path("hurry").exists():
-            time.sleep(3)
+            time.sleep(6 if Path("slowly").exists() else 3)
 """
 SITE = """
 environment:
@@ -156,10 +157,7 @@ class Submitted:
 
     def platform(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(self.folder), "COLUMNS": "160"}
-        command = [sys.executable, "-m", "inflate3d.cli.main", *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, encoding="utf-8", timeout=WAIT_S
-        )
+        return WarmProcess(PLATFORM, *arguments, cwd=self.folder, env=environment).done(WAIT_S)
 
     def hurry(self) -> None:
         (self.folder / "hurry").touch()
@@ -345,7 +343,9 @@ def test_usr1_to_the_ranks_and_a_cancelled_job_is_not_requeued(undisturbed: Subm
 
 
 def test_before_its_time_limit_it_saves_and_requeues_itself(undisturbed: Submitted, tmp_path: Path) -> None:
-    job = Submitted(tmp_path / "job", save_before_s=150, limit="4:00")
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "slowly").touch()  # it still trains when the signal comes, 150 s after its start
+    job = Submitted(tmp_path / "job", save_before_s=150, limit="5:00")
     job.wait_for_requeue()
     assert "stopped by SIGUSR1 after step" in job.log
     job.hurry()
@@ -448,7 +448,7 @@ def test_a_sweep_gives_each_line_its_run(cluster: Path, tmp_path: Path) -> None:
     while not all(find_checkpoint(tmp_path / "run" / str(task)) for task in (0, 1)):
         assert time.monotonic() < until, "\n".join(p.read_text() for p in tmp_path.glob("run/slurm/*.out"))
         time.sleep(0.5)
-    rates = [read_config(tmp_path / "run" / str(task))["model"]["optimizer"]["init_args"]["lr"] for task in (0, 1)]
+    rates = [read_run_config(tmp_path / "run" / str(task))["model"]["optimizer"]["init_args"]["lr"] for task in (0, 1)]
     assert rates == [1e-3, 1e-4]
     status = job.platform("status", "run").stdout
     assert f"job {job.id}: 2 tasks" in status

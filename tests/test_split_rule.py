@@ -79,7 +79,7 @@ def test_a_split_file_says_it_case_by_case(tmp_path: Path) -> None:
 def test_nothing_is_held_out_only_when_asked() -> None:
     assert set(SplitRule(val_fraction=0).assign(KEYS[:5]).values()) == {"train"}
     assert Counter(SplitRule(val_fraction=0.01).assign(KEYS[:5]).values())["val"] == 1
-    with pytest.raises(InputError, match="no group of 5 cases"):
+    with pytest.raises(InputError, match="holding out any group of the 5 cases"):
         SplitRule().assign(KEYS[:5], groups=["p"] * 5)
     with pytest.raises(InputError, match="leave at least one"):
         SplitRule(val_count=5).assign(KEYS[:5])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import inflate3d
 import pytest
 import torch
-from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
+from inflate3d.targets import ClassTarget, MaskTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule
+from toy_batches import toy_card
 
 SHIPPED = "tf_efficientnet_lite0_3d.v1"
 OWN_CLASSES = ("background", "Anterior", "Posterior")
@@ -20,11 +23,12 @@ def built(
     wanted: dict[str, str],
     classes: tuple[str, ...] = OWN_CLASSES,
     *,
-    kind: str = "volume_segmentation",
+    segments: bool = True,
     **backbone: object,
 ) -> MultiTaskModule:
-    card = DatasetCard("mine", kind, "Mine", "mri", classes, "", "CC0-1.0", True, True, "", InputSpec(("mri",)))  # type: ignore[arg-type]
-    task = (MedicalSegmentation if kind == "volume_segmentation" else VolumeClassification)(datasets=["mine"])
+    target = MaskTarget(classes) if segments else ClassTarget(classes)
+    card = replace(toy_card("mine", channels=("mri",), target=target), modality="mri")
+    task = (MedicalSegmentation if segments else VolumeClassification)(datasets=["mine"])
     config = BackboneConfig(**{"name": SHIPPED, "pretrained": True, **backbone})  # type: ignore[arg-type]
     return MultiTaskModule(config, {"organ": task}, start_heads=wanted).build({"mine": card}).eval()
 
@@ -44,7 +48,10 @@ def test_a_run_begins_as_the_published_segmenter_answers() -> None:
 def test_of_other_classes_all_but_the_last_layer_is_taken_and_told(caplog: pytest.LogCaptureFixture) -> None:
     fresh, own = decoder(built({}, ("background", "b", "a"))), decoder(built({"mine": "hippocampus"}))
     found = decoder(built({"mine": "hippocampus"}, ("background", "b", "a")))
-    assert "begins as 'hippocampus' of tf_efficientnet_lite0_3d.v1; its classes are others" in caplog.text
+    assert (
+        "begins as 'hippocampus' of tf_efficientnet_lite0_3d.v1; its target is another (a mask of 3 classes"
+        in caplog.text
+    )
     for key, value in found.items():
         assert torch.equal(value, fresh[key] if key.startswith("classify.") else own[key]), key
     assert not torch.equal(fresh["blocks.0.0.weight"], own["blocks.0.0.weight"])
@@ -53,13 +60,13 @@ def test_of_other_classes_all_but_the_last_layer_is_taken_and_told(caplog: pytes
 @pytest.mark.parametrize(
     ("wanted", "options", "message"),
     [
-        ({"yours": "hippocampus"}, {}, "model.start_heads: unknown dataset 'yours'"),
+        ({"yours": "hippocampus"}, {}, "model.start_heads: unknown head 'yours'"),
         ({"mine": "hippocampos"}, {}, "unknown head 'hippocampos'; close names: 'hippocampus'"),
         ({"mine": "adrenal"}, {}, "'adrenal' is a LinearHead, the task's head a UNetDecoder"),
         (
             {"mine": "adrenal"},
-            {"kind": "volume_classification"},
-            "nothing can be taken of 'adrenal': its classes are others",
+            {"segments": False},
+            "nothing can be taken of 'adrenal': its target is another",
         ),
         ({"mine": "hippocampus"}, {"name": "test_resnet", "pretrained": False}, "heads come with published weights"),
     ],

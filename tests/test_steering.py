@@ -102,18 +102,17 @@ def test_uncertainty_is_learned_logged_and_saved(shards, tmp_path):
 def test_constant_weighting_divides_by_the_loss_of_the_class_frequencies(shards, tmp_path):
     module = toy_module(loss_weighting="constant")
     fit(shards, tmp_path, module, max_steps=1)
-    labels = torch.cat([b.target for b in toy_data(shards).prepare().first_batches("shapes", 4)])
-    counts = torch.bincount(labels, minlength=len(module.cards["shapes"].classes)).double() + 1
+    labels = torch.cat([b.targets["label"] for b in toy_data(shards).prepare().first_batches("shapes", 4)])
+    counts = torch.bincount(labels, minlength=3).double() + 1
     expected = -(counts / counts.sum()).log()[labels].mean()
-    assert module.constant_losses["shapes"] == pytest.approx(float(expected), rel=1e-5)
-    assert 0 < module.constant_losses["seg"] < math.inf
+    assert module.constant_losses["shape/shapes"] == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < module.constant_losses["organ/seg"] < math.inf
     saved = torch.load(find_checkpoint(tmp_path).state, weights_only=True)
     assert saved["constant_losses"] == module.constant_losses
     batch = toy_data(shards).prepare().first_batches("shapes", 1)[0]
-    batch.task = "shape"
     module.eval()
-    plain = module.tasks["shape"].loss(module.backbone(batch.image, domain="shapes"), batch)["loss"]
-    torch.testing.assert_close(module.training_step(batch, 0), plain / module.constant_losses["shapes"])
+    plain = module.tasks["shape"].step(module.backbone, batch, seed=0)["loss"]
+    torch.testing.assert_close(module.training_step(batch, 0), plain / module.constant_losses["shape/shapes"])
 
 
 # --------------------------------------------------------------------------------------- learning rates and freezing
@@ -180,7 +179,8 @@ def test_the_probe_logs_what_each_task_alone_would_give(shards, tmp_path):
             if trainer.global_step == 0:
                 weight = pl_module.backbone.net.conv1[6].weight
                 loss = pl_module.training_step(batch, batch_idx)
-                (expected[batch.task],) = torch.autograd.grad(loss, weight)
+                (task,) = pl_module.tasks_of[batch.dataset]
+                (expected[task],) = torch.autograd.grad(loss, weight)
                 pl_module.means.take(reduce=lambda t: t)
 
     fit(shards, tmp_path, module, ToySpy(), probe, max_steps=1, accumulate_grad_batches=2)
@@ -203,7 +203,7 @@ def test_an_unknown_layer_is_named_with_its_neighbour(shards, tmp_path):
 def test_a_mistake_in_the_last_task_shows_before_the_first_step(shards, tmp_path):
     module = toy_module()
 
-    def broken(features, batch):
+    def broken(logits, value, target):
         raise IndexError("7 is too many")
 
     module.tasks["shape"].loss = broken
@@ -231,8 +231,8 @@ def test_first_batches_move_neither_weights_nor_statistics_nor_modes(shards, tmp
     fit(shards, tmp_path, module, ToySpy(), max_steps=1)
 
 
-def test_ranks_with_unlike_tasks_are_told_apart():
-    def reduce(values, reduce_op):  # what two ranks would agree on, the other holding another task
+def test_ranks_with_unlike_datasets_are_told_apart():
+    def reduce(values, reduce_op):  # what two ranks would agree on, the other holding another dataset
         assert reduce_op == "max"
         other = values.clone()
         other[1] += 5
@@ -240,8 +240,8 @@ def test_ranks_with_unlike_tasks_are_told_apart():
         return torch.maximum(values, other)
 
     trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(reduce=reduce))
-    batch = SimpleNamespace(micro_batch=4, task="organ", dataset="seg")
-    with pytest.raises(RuntimeError, match=r"micro-batch 4 \(task 'organ', dataset 'seg'\)"):
+    batch = SimpleNamespace(micro_batch=4, dataset="seg")
+    with pytest.raises(RuntimeError, match=r"micro-batch 4 \(dataset 'seg'\)"):
         StepRecord().on_train_batch_start(trainer, SimpleNamespace(device="cpu"), batch, 0)
 
 

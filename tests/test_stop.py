@@ -31,6 +31,7 @@ from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering import stop_signals
 from inflate3d.training.steering.stop import Agreement
 from inflate3d.training.steering.wandb_service import outlive_service
+from warm_process import PLATFORM, WarmProcess
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
 WORKER = """
@@ -309,17 +310,17 @@ class ToySignal(pl.Callback):
 def test_all_ranks_stop_at_the_same_step_when_one_is_signalled(tmp_path: Path, where: str, step: int) -> None:
     (tmp_path / "tiny.yaml").write_text(TWO_RANKS)
     (tmp_path / "toy_signal.py").write_text(SIGNAL)
-    command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", "tiny.yaml"]
+    command = ["fit", "--config", "tiny.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "WHERE": where}
     environment["INFLATE3D_STOPPED_FILE"] = str(tmp_path / "stopped")
-    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    first = WarmProcess(PLATFORM, *command, cwd=tmp_path, env=environment).done()
     assert first.returncode == stop_signals.EXIT_STOPPED, first.stdout + first.stderr
     assert (tmp_path / "stopped").exists()
     found = find_checkpoint(tmp_path / "run")
     assert found
     assert found.step == step
     environment["WHERE"] = ""
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    second = WarmProcess(PLATFORM, *command, cwd=tmp_path, env=environment).done()
     assert second.returncode == 0, second.stdout + second.stderr
     assert f"going on from step {step}" in second.stdout
     rows = read_metrics(tmp_path / "run" / "metrics.csv")

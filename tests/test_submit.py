@@ -144,8 +144,8 @@ def test_times_are_read_as_slurm_reads_them(text: str, seconds: int) -> None:
     [
         ({"acount": "x"}, "site.yaml: unknown key 'acount'; close names: 'account'"),
         ({"account": "a b"}, "site.yaml: account is 'a b'; expected one word"),
-        ({"modules": "cuda"}, "site.yaml: modules is 'cuda'; expected a list of texts"),
-        ({"environment": {"A-B": 1}}, "'A-B' cannot be the name of a variable"),
+        ({"modules": "cuda"}, "site.yaml: modules is 'cuda'; expected a list of strings"),
+        ({"environment": {"A-B": 1}}, "'A-B' is not a valid variable name"),
         ({"gpu_option": "gpu"}, "unknown option 'gpu'; allowed: 'gpus-per-node', 'gres'"),
         ({"save_before_s": -1}, "save_before_s is -1; expected a whole number from 0"),
         ({"cpus_per_task": True}, "cpus_per_task is True; expected a whole number from 1"),
@@ -187,9 +187,9 @@ def test_without_sbatch_one_line_says_so_and_dry_run_shows_the_script_and_writes
     [
         (["submit", "--config", "quickstart.yaml"], "--time is missing"),
         ([*FIT[:-1], "soon"], "--time is 'soon'; expected hours:minutes:seconds"),
-        ([*FIT[:-1], "2:00"], "--time 2:00 is no longer than save_before_s of the site, 180 s"),
+        ([*FIT[:-1], "2:00"], "--time 2:00 is not longer than save_before_s of the site, 180 s"),
         ([*FIT, "--nodes", "0"], "--nodes is 0; it must be at least 1"),
-        ([*FIT, "--nodes", "3"], "toy_video.batch_size is 8, the micro-batch of all ranks together, which 3 ranks"),
+        ([*FIT, "--nodes", "3"], "toy_video.batch_size is 8, the micro-batch of all ranks; 3 ranks cannot share it"),
         ([*FIT, "--gpus-per-node", "8"], "trainer.accelerator is cpu, but --gpus-per-node is 8"),
         ([*FIT, "--trainer.accelerator", "gpu"], "trainer.accelerator is gpu: give --gpus-per-node N"),
         ([*FIT, "--gpus-per-node", "2", "--tasks-per-node", "3"], "each GPU has one rank"),
@@ -199,7 +199,7 @@ def test_without_sbatch_one_line_says_so_and_dry_run_shows_the_script_and_writes
         ([*FIT, "--site", "none.yaml"], "--site: no file 'none.yaml'"),
         ([*FIT, "--array", "none.txt"], "--array: no file 'none.txt'"),
         (["submit", "--time", "1:00:00"], "no --config"),
-        (["submit", "--time", "1:00:00", "--", "shards", "info", "x"], "`shards info` is no job"),
+        (["submit", "--time", "1:00:00", "--", "shards", "info", "x"], "`shards info` is not a job"),
         (["submit", "--time", "1:00:00", "--array", "x", "--", "shards", "build", "toy", "--output", "o"], "number of"),
         (["submit", "--time", "1:00:00", "--", "shards", "build", "toy"], "`shards build` needs --output"),
     ],
@@ -230,9 +230,9 @@ def test_a_submission_freezes_the_config_and_a_second_one_is_refused_while_the_f
 
     (stand_in / "queue").write_text("4711|PENDING|Priority||1:00:00\n")
     assert main(FIT) == 2
-    assert "job 4711 is PENDING and writes there" in capsys.readouterr().err
+    assert "job 4711 is PENDING and writes to it" in capsys.readouterr().err
     assert main(["status", str(run)]) == 0
-    assert capsys.readouterr().out.startswith("job        4711 PENDING because of Priority\n")
+    assert capsys.readouterr().out.startswith("job        4711 PENDING reason: Priority\n")
     (stand_in / "queue").write_text("4711|PENDING|None||1:00:00\n")
     assert main(["status", str(run)]) == 0
     assert capsys.readouterr().out.startswith("job        4711 PENDING\n")
@@ -280,7 +280,7 @@ def test_a_sweep_checks_every_line_and_gives_each_its_folder(
     assert "close names: 'max_steps'" in capsys.readouterr().err
     sweep.write_text("--trainer.default_root_dir there\n")
     assert main([*FIT, "--array", "sweep.txt"]) == 2
-    assert "sweep.txt:1: each task has its run folder" in capsys.readouterr().err
+    assert "sweep.txt:1: each task has its own run folder" in capsys.readouterr().err
 
 
 def test_a_build_goes_in_parts_and_its_merge_waits_for_all(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,10 +368,10 @@ def test_status_tells_a_dead_process_a_silent_and_a_stopped_one(
     assert "the process is gone" in capsys.readouterr().out
     write_state(folder / "run", host="elsewhere", time=time.time() - 1000)
     assert main(["status", "run"]) == 0
-    assert "silent since: a long step, or it hangs" in capsys.readouterr().out
+    assert "silent since then: a long step, or it hangs" in capsys.readouterr().out
     write_state(folder / "run", phase="stopped")
     assert main(["status", "run"]) == 0
-    assert "stopped 0 s ago; the same command again goes on" in capsys.readouterr().out
+    assert "stopped 0 s ago; run the same command again to continue" in capsys.readouterr().out
 
 
 def test_status_of_what_is_no_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,7 +379,7 @@ def test_status_of_what_is_no_run_is_refused(folder: Path, capsys: pytest.Captur
     assert "no run folder 'nowhere'" in capsys.readouterr().err
     (folder / "empty").mkdir()
     assert main(["status", "empty"]) == 2
-    assert "empty is no run folder" in capsys.readouterr().err
+    assert "empty is not a run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,4 +40,4 @@ def test_the_net_is_told_with_the_inflation_of_the_published_weights(tmp_path):
     folder = inflate3d.publish(inflate3d.create_model("test_resnet", inflation="mean"), str(tmp_path / "w"))
     config = BackboneConfig(f"local-dir:{folder}", pretrained=True)
     run = SimpleNamespace(backbone_config=config, backbone=Backbone(config), heads=torch.nn.ModuleDict())
-    assert "inflation mean" in _net(run)
+    assert "mean taps" in _net(run)

@@ -155,7 +155,7 @@ def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(
     net = Net().train()
     images = [torch.randn(3, 2, 2, 2, 2) * (i + 1) + i for i in range(4)]
     weights = net.norm.weight.clone()
-    recalibrate(net, (Batch(i, torch.zeros(3), ["a"] * 3, "shapes", "t", torch.ones(3, 3)) for i in images))
+    recalibrate(net, (Batch({"image": i}, {}, ["a"] * 3, "shapes", torch.ones(3, 3)) for i in images))
     expected = torch.stack([i.mean((0, 2, 3, 4)) for i in images]).mean(0)
     variance = torch.stack([i.transpose(0, 1).flatten(1).var(1) for i in images]).mean(0)
     assert torch.allclose(net.norm.running_mean, expected, atol=1e-6)
@@ -220,7 +220,8 @@ def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):
 
 def test_answers_that_are_all_but_sure_keep_their_interval(root):
     target = Target(root, replace(SHAPES, metric="auroc"))
-    classes, labels = len(target.card.classes), torch.arange(40) % len(target.card.classes)
+    classes = len(target.target.names)
+    labels = torch.arange(40) % classes
     first = torch.linspace(0, 1, 40) * torch.where(labels == 0, 1e-7, 1e-8)  # sure of the others, and yet in an order
     others = ((1 - first) / (classes - 1))[:, None].expand(-1, classes - 1)
     book = AnswerBook(target)
@@ -319,7 +320,7 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
     target = Target(root, SHAPES)
     scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
     assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
-    assert scratch.backbone.plan == inflated.backbone.plan == net.net_spec.plan.to_dict()
+    assert scratch.backbone.inflation.plan == inflated.backbone.inflation.plan == net.plan
     assert (inflated.backbone.name, inflated.backbone.inflation) == ("test_resnet", "mean")
     backbone = build_module(mine, target, seed=0).backbone
     assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
@@ -329,9 +330,12 @@ def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
     ("arguments", "message"),
     [
         (["--task", "volume_clasification"], "unknown task 'volume_clasification'"),
-        (["--task", "medical_segmentation"], "--task medical_segmentation is for volume_segmentation, but toy_"),
+        (
+            ["--task", "medical_segmentation"],
+            "--task medical_segmentation: MedicalSegmentation needs a MaskTarget; targets of",
+        ),
         (["--task", "volume_classification", "--modes", "prob"], "--modes: unknown mode 'prob'; close names: 'probe'"),
-        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is no share of the labels"),
+        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is not a share of the labels"),
         (["--task", "volume_classification", "--metric", "dice"], "--metric: unknown metric 'dice'; allowed"),
         (["--task", "volume_classification", "--pretrained", "x=none.st"], "--pretrained x=none.st: no file 'none.st'"),
         (["--task", "volume_classification", "--part", "3/2"], "part is 3/2; expected I/N"),
@@ -353,7 +357,30 @@ def test_whole_volumes_of_unlike_shapes_are_read_one_by_one_from_train_too(tmp_p
     for samples, split in ((target.choice, "train"), (target.fit, "train"), (target.test, "val")):
         batches = list(target.batches(samples, split))
         assert [b.keys for b in batches] == [[s.key] for s in samples]
-        assert all(b.image.shape[2:] == b.target.shape[1:] for b in batches)
+        assert all(b.image.shape[2:] == b.targets["mask"].shape[1:] for b in batches)
+
+
+def test_samples_without_a_class_are_seen_by_nobody(root, tmp_path):
+    class Unknown(Toy):
+        def read(self, case):
+            raw = super().read(case)
+            return replace(raw, targets={}) if case.source % 3 == 0 else raw
+
+    build_shards(Unknown(kind="volume_classification", num_train=12, num_val=6, size=16), tmp_path / "shapes")
+    target = Target(tmp_path, SHAPES)
+    assert (len(target.fit) + len(target.choice), len(target.test)) == (8, 4)
+    assert {s.label for s in (*target.fit, *target.choice, *target.test)} == {1, 2}
+
+
+def test_a_number_is_measured_by_fine_tuning_alone(tmp_path):
+    build_shards(Toy(kind="volume_targets", num_train=8, num_val=4, size=16), tmp_path / "all", progress=False)
+    with pytest.raises(InputError, match="is measured by finetune; leave it out"):
+        Target(tmp_path, replace(SHAPES, dataset="all", task="multi_label"))
+    protocol = replace(SHAPES, dataset="all", sample={"size": [16, 16, 16]}, target="shape")
+    target = Target(tmp_path, protocol)
+    assert (target.metric, target.target.names) == ("accuracy", ("ball", "cube", "cross"))
+    assert Protocol.from_dict(protocol.to_dict()) == protocol
+    assert "target" not in SHAPES.to_dict()
 
 
 @pytest.mark.slow

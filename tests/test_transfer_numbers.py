@@ -111,7 +111,7 @@ def test_several_architectures_are_told_as_gains_over_their_own_scratch():
     assert pairs == [("inflated a", "scratch a"), ("inflated b", "scratch b"), ("ours", "scratch a")]
     assert verdicts(rows)[0] == [
         "Frozen linear probe, 10% of labels: of 2 architectures inflated is above scratch in 1, below in 0 and not "
-        "told apart in 1; gains +0.000 to +0.200 accuracy, median +0.100.",
+        "distinguishable in 1; gains +0.000 to +0.200 accuracy, median +0.100.",
         "Frozen linear probe, 10% of labels: ours is above scratch a: +0.200 accuracy (95 % interval +0.100 to +0.300, "
         "p 0.500).",
     ]

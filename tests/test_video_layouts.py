@@ -41,7 +41,7 @@ def test_video_folder_of_one_class_or_a_wrong_pattern_is_refused(tmp_path: Path)
     with pytest.raises(InputError, match="at least two classes"):
         VideoFolder(tmp_path)
     save_clip(tmp_path / "walk" / "b.mp4")
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         VideoFolder(tmp_path, group_pattern="(")
     with pytest.raises(InputError, match=r"finds no \(group\) in 'a'"):
         VideoFolder(tmp_path, group_pattern=r"_(\d+)").cases()
@@ -55,7 +55,7 @@ def test_video_folder_takes_only_the_files_of_a_pattern(tmp_path: Path) -> None:
     assert dataset.card.targets["label"].names == ("run", "sit")
     with pytest.raises(InputError, match=r"holds 1 videos that match file_pattern '_2_'"):
         VideoFolder(tmp_path, file_pattern="_2_")
-    with pytest.raises(InputError, match=r"file_pattern '\[' is no regular expression"):
+    with pytest.raises(InputError, match=r"file_pattern '\[' is not a regular expression"):
         VideoFolder(tmp_path, file_pattern="[")
 
 
@@ -81,7 +81,7 @@ def test_video_csv_takes_names_from_a_class_file(tmp_path: Path) -> None:
     assert dataset.card.targets["label"].names == ("jump", "run", "walk")
     assert [c.source[1] for c in dataset.cases()] == [2, 0, 1]
     (tmp_path / "train.csv").write_text("a.mp4 3\n")
-    with pytest.raises(InputError, match="label '3' is none of the 3 classes"):
+    with pytest.raises(InputError, match="label '3' is not one of the 3 classes"):
         VideoCSV(tmp_path, class_file="names.txt").cases()
 
 

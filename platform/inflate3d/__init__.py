@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inflate3d.inflation import Inflation as Inflation
     from inflate3d.inflation import InflationPlan as InflationPlan
     from inflate3d.inflation import inflate as inflate
     from inflate3d.models import create_model as create_model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Inflation": "inflate3d.inflation",
     "InflationPlan": "inflate3d.inflation",
     "inflate": "inflate3d.inflation",
     "create_model": "inflate3d.models",
@@ -29,6 +31,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Inflation",
     "InflationPlan",
     "create_model",
     "create_segmenter",

@@ -77,6 +77,15 @@ def find(group: Group, name: str, *, where: str = "") -> PlugIn:
     raise unknown_name(_ONE[group], name, known, where=where, see=_SEE.get(group, ""))
 
 
+def name_of(group: Group, cls: type[Any]) -> str:
+    """Return the name of the plug-in whose class this is. InputError if it is none."""
+    path = f"{cls.__module__}.{cls.__name__}"
+    name = next((p.name for p in plug_ins(group).values() if p.class_path == path), None)
+    if name is None:
+        raise InputError(f"{path} is no plug-in; name its module under the entry-point group inflate3d.{group}")
+    return name
+
+
 def _package_folder(package: str) -> str:
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} is not installed"

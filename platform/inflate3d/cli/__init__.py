@@ -1,1 +1,1 @@
-"""The `platform` command, one file a subcommand; torch is imported only where a command must."""
+"""The `platform` command, one file per subcommand; torch is imported only where a command needs it."""

@@ -1,4 +1,4 @@
-"""Checks a merged config before torch is imported: keys, classes, cross-references, shards. Errors come in a second."""
+"""Checks a merged config before torch is imported: keys, classes, cross-references, shards. Takes a second."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard, medium_of
-from inflate3d.contracts.task import fit_target
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
-from inflate3d.models.publication.index import find_entry
+from inflate3d.inflation.plan import InflationPlan, NetInput, resolve_plan
+from inflate3d.inflation.spec import Inflation
+from inflate3d.models.publication.index import find_entry, is_published
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.places import has_place
 from inflate3d.publishing.destination import parse_destination
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote, join
+from inflate3d.sample import Triple
+from inflate3d.training.check import Needs, task_problems
 from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
@@ -35,7 +38,10 @@ _TOP = ("seed_everything", "ckpt_path", "trainer", "model", "data", "publish", "
 
 
 def check_config(config: Config) -> None:
-    """Raise InputError, with file, line and key, for the first thing that is wrong. Full class paths are written in."""
+    """Raise InputError, with file, line and key, for the first thing that is wrong.
+
+    Full class paths are written in, and the plan that "auto" is for these datasets.
+    """
     _check_keys(config, (), _TOP)
     for path, class_path in _CLASSES.items():
         if (found := signature(class_path)) and not found.is_open:
@@ -54,15 +60,17 @@ def check_config(config: Config) -> None:
     cards = {name: _card(config, name) for name in datasets}
     for task, plug_in in plug_ins.items():
         _check_targets(config, task, plug_in, cards)
+    sizes = {name: _input_size(config, name, card) for name, card in cards.items()}
+    plan = _settle_plan(config, [NetInput(sizes[n], card.input.spacing_mm) for n, card in cards.items()])
     for name, card in cards.items():
-        _check_sample(config, name, card)
+        _check_depth(config, name, sizes[name], plan)
         _check_stem(config, name, card)
 
 
 def shard_folder(config: Config, dataset: str) -> Path | str:
-    """Return where the shards of a dataset of this config lie: a folder, or an address."""
+    """Return the folder or address of a dataset's shards in this config."""
     root = str(config.get("data", "root", default="."))
-    return f"{root.rstrip('/')}/{dataset}" if is_remote(root) else Path(root).expanduser() / dataset
+    return join(root, dataset) if is_remote(root) else Path(root).expanduser() / dataset
 
 
 def _check_keys(config: Config, path: tuple[str, ...], allowed: Iterable[str]) -> None:
@@ -80,7 +88,7 @@ def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
     mapping = config.get(*path)
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(
-            f"{config.where(*path)}: names no {what}; add one, as in: platform configs show quickstart.yaml"
+            f"{config.where(*path)}: lists no {what}; add one, as in: platform configs show quickstart.yaml"
         )
     for name, value in mapping.items():
         if not isinstance(value, dict):
@@ -89,7 +97,7 @@ def _named(config: Config, path: tuple[str, ...], what: str) -> dict[str, Any]:
 
 
 def _check_destination(config: Config) -> None:
-    """Refuse a destination that holds something else before the training, not after it."""
+    """Refuse a destination that holds something else, before training and not after it."""
     if destination := config.get("publish"):
         try:
             parse_destination(str(destination))
@@ -98,7 +106,7 @@ def _check_destination(config: Config) -> None:
 
 
 def _check_optimizer(config: Config) -> None:
-    """Check the optimiser's arguments, where its source tells them; AdamW is written in where there is no class."""
+    """Check the optimiser's arguments, where its source shows them; AdamW is the default class."""
     path = ("model", "optimizer")
     value = config.get(*path, default={})
     if not isinstance(value, dict):
@@ -112,12 +120,12 @@ def _check_optimizer(config: Config) -> None:
 
 
 def _check_sync(config: Config) -> None:
-    """Refuse what Lightning would do to norms that are more than torch's own."""
+    """Refuse sync_batchnorm, which would replace norms that are not plain torch ones."""
     if config.get("trainer", "sync_batchnorm"):
         raise InputError(
-            f"{config.where('trainer', 'sync_batchnorm')} is true: it would put torch's plain SyncBatchNorm in place "
-            "of the norms of each domain and of those that activate too. Leave it out; where a rank's batch is too "
-            "small, take --model.backbone.norm group"
+            f"{config.where('trainer', 'sync_batchnorm')} is true: it would replace the norms of each domain, and ones "
+            "with an activation, by torch's plain SyncBatchNorm. Leave it out; if a rank's batch is too "
+            "small, use --model.backbone.norm group"
         )
 
 
@@ -125,17 +133,19 @@ def _check_backbone(config: Config) -> None:
     name = config.get("model", "backbone", "name")
     where = config.where("model", "backbone", "name")
     if not isinstance(name, str):
-        raise InputError(f"{where} is {name!r}; expected a model's name. All names: platform models list")
+        raise InputError(f"{where} is {name!r}; expected the name of a model. All names: platform models list")
     scheme, colon, path = name.partition(":")
     if colon and scheme == "local-dir" and not (Path(path).expanduser() / CONFIG).is_file():
-        raise InputError(f"{where}: no publication in {path!r}; local-dir: wants what `platform publish` wrote")
+        raise InputError(
+            f"{where}: no publication in {path!r}; local-dir: needs a folder written by `platform publish`"
+        )
     check_model_name(name, where=where)
 
 
 def _check_plug_in(config: Config, group: Group, path: tuple[str, ...], *others: str) -> PlugIn:
     """Check a {class_path, init_args} of a built-in or third-party class; write its full class_path into the config.
 
-    others: keys that may stand beside these two.
+    others: further keys that are allowed.
     """
     _check_keys(config, path, ("class_path", "init_args", *others))
     name = config.get(*path, "class_path")
@@ -173,7 +183,7 @@ def _check_cross_references(config: Config, datasets: dict[str, Any], tasks: dic
         if name not in used:
             raise InputError(
                 f"{config.where('data', 'datasets', name)}: no task uses this dataset; "
-                f"name it in a task's datasets, or drop it: --data.datasets.{name} null"
+                f"add it to a task's datasets, or remove it: --data.datasets.{name} null"
             )
 
 
@@ -183,7 +193,7 @@ def _check_dataset(config: Config, name: str) -> None:
         _check_keys(config, path, found.names)
         for key in (k for k in found.required if k not in config.get(*path)):
             close = close_names(name, [n for n in config.get("data", "datasets") if n != name])
-            hint = f"; is {close[0]!r} meant?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
     _check_number(config, (*path, "batch_size"), integer=True)
     _check_number(config, (*path, "weight"))
@@ -198,7 +208,7 @@ def _check_number(config: Config, path: tuple[str, ...], *, integer: bool = Fals
 
 
 def _card(config: Config, name: str) -> DatasetCard:
-    """Return what the shards say of themselves, or what the class says whose `build` will make them."""
+    """Return the card from the shards, or from the class whose `build` will make them."""
     path = ("data", "datasets", name)
     folder = shard_folder(config, name)
     build = config.get(*path, "build")
@@ -217,29 +227,46 @@ def _card(config: Config, name: str) -> DatasetCard:
         raise InputError(f"{config.where(*path)}: {error}") from None
 
 
-def _check_sample(config: Config, name: str, card: DatasetCard) -> None:
-    """Check the options of a dataset's samples and views, and that the plan leaves something of them along D."""
+def _input_size(config: Config, name: str, card: DatasetCard) -> Triple | None:
+    """Check the options of a dataset's samples and views; return the (D, H, W) of the shortest, None if not stated."""
     path = ("data", "datasets", name, "sample")
     given, views = config.get(*path, default={}), config.get(*path[:-1], "views")
     whole = sample_options(card, given, where=config.where(*path))
     options = [whole, *view_options(card, given, views, where=config.where(*path[:-1])).values()]
-    plan = config.get("model", "backbone", "plan", default="auto")
-    depths = [o.input_size[0] for o in options if o.input_size is not None]
-    if plan == "auto" or not depths:
-        return
-    from inflate3d.inflation import resolve_plan
+    return min((o.input_size for o in options if o.input_size is not None), default=None)
 
-    shortest, depth = resolve_plan(plan).min_depth, min(depths)
-    if depth < shortest:
-        shown = plan if isinstance(plan, str) else "of this config"
-        raise InputError(
-            f"{config.where(*path)}: {depth} frames or slices; the plan {shown} needs at least {shortest}. "
-            "Give longer samples, or another plan: --model.backbone.plan auto"
-        )
+
+def _settle_plan(config: Config, inputs: list[NetInput]) -> InflationPlan | None:
+    """Check how the net is inflated, and write in the plan of "auto"; None where published weights bring their own."""
+    path = ("model", "backbone")
+    backbone = config.get(*path)
+    words = {k: v for k, v in backbone.items() if k in Inflation().to_dict()}
+    try:
+        given = Inflation.from_dict(words)
+        if given.plan == "auto" and is_published(backbone["name"]):
+            return None
+        own = {key: backbone.get(key) for key in ("input_size", "spacing_mm")}
+        plan = resolve_plan(given.plan, datasets=inputs, **own)
+    except InputError as fault:
+        raise InputError(f"{config.where(*path)}: {fault}") from None
+    if given.plan == "auto":
+        backbone["plan"] = plan.to_dict()
+    return plan
+
+
+def _check_depth(config: Config, name: str, size: Triple | None, plan: InflationPlan | None) -> None:
+    """Check that the plan leaves something of a dataset's samples along D."""
+    if plan is None or size is None or size[0] >= plan.min_depth:
+        return
+    where = config.where("data", "datasets", name, "sample")
+    raise InputError(
+        f"{where}: {size[0]} frames or slices; the plan {plan.name} needs at least {plan.min_depth}. "
+        "Use longer samples, or another plan: --model.backbone.plan auto"
+    )
 
 
 def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
-    """Check that the net has a stem for a dataset's kind of input, with as many channels."""
+    """Check that the net has a stem for a dataset's modality, with as many channels."""
     path, channels = ("model", "backbone", "stems"), card.input.channels
     stems = config.get(*path)
     shown = f"{name!r} has {len(channels)} channel{'s' * (len(channels) > 1)} ({', '.join(channels)})"
@@ -247,8 +274,8 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
         takes = _channels_of_stem(config)
         if takes is not None and len(channels) not in (1, takes):
             raise InputError(
-                f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give it one of its "
-                f"own: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
+                f"{config.where('data', 'datasets', name)}: {shown}; the net's stem takes {takes}. Give the net a stem "
+                f"for it: --model.backbone.stems '{{{card.modality}: {len(channels)}}}'"
             )
     elif card.modality not in stems:
         raise unknown_name("stem", card.modality, stems, where=f"{config.where(*path)}: dataset {name!r}")
@@ -257,12 +284,12 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
 
 
 def _channels_of_stem(config: Config) -> int | None:
-    """Return what the net's own stem takes; None where only a publication knows that cannot be read from here."""
+    """Return the channels of the net's stem; None if only a publication that cannot be read from here states them."""
     if not has_place(_source(config)):
         return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
     try:
         return int(_publication(config)["net"]["in_chans"])
-    except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+    except (OSError, ValueError, KeyError, TypeError):  # it is elsewhere, or the loader refuses it
         return None
 
 
@@ -272,13 +299,13 @@ def _source(config: Config) -> str:
 
 
 def _publication(config: Config) -> Any:
-    """Return the config.json that the backbone begins with; OSError or ValueError where it cannot be read from here."""
+    """Return the config.json that the backbone starts from; OSError or ValueError if it cannot be read from here."""
     folder = Path(_source(config).removeprefix(PREFIX)).expanduser()
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
-    """Check the names that model.start_heads joins, as far as the publication can be read from here."""
+    """Check the names in model.start_heads, as far as the publication can be read from here."""
     path = ("model", "start_heads")
     wanted = config.get(*path) or {}
     if not isinstance(wanted, dict):
@@ -293,7 +320,7 @@ def _check_start_heads(config: Config, datasets: dict[str, Any]) -> None:
             raise InputError(f"{where}: heads come with published weights; model.backbone.name is {_source(config)!r}")
         try:
             heads = dict(_publication(config)["heads"])
-        except (OSError, ValueError, KeyError, TypeError):  # elsewhere, or for the loader to refuse
+        except (OSError, ValueError, KeyError, TypeError):  # it is elsewhere, or the loader refuses it
             continue
         if head not in heads:
             raise unknown_name("head", str(head), heads, where=where)
@@ -303,18 +330,8 @@ def _check_targets(config: Config, task: str, plug_in: PlugIn, cards: dict[str, 
     """Check that each dataset of a task has the medium and the target that it needs."""
     media: Any = constant(plug_in.class_path, "media") or ()
     target = constant(plug_in.class_path, "target")
-    path = ("model", "tasks", task, "init_args", "datasets")
-    wanted = config.get(*path)
-    named: dict[str, Any] = wanted if isinstance(wanted, dict) else dict.fromkeys(wanted)
-    for name, given in named.items():
-        try:
-            fit_target(
-                plug_in.class_name,
-                name,
-                cards[name],
-                media=media,
-                target=None if target is None else str(target),
-                given=given,
-            )
-        except InputError as error:
-            raise InputError(f"{config.where(*path)}: {error}. All tasks: platform tasks list") from None
+    needs = Needs(plug_in.class_name, media, None if target is None else str(target))
+    wanted = config.get("model", "tasks", task, "init_args", "datasets")
+    for problem in task_problems(task, needs, wanted, cards):
+        where = config.where(*problem.key_path)
+        raise InputError(f"{where}: {problem.text}. All tasks: platform tasks list")

@@ -1,8 +1,8 @@
-"""Configs: found by name, merged by key, overridden from the command line; every key knows where it was set.
+"""Configs: found by name, merged by key, overridden from the command line; the origin of every key is kept.
 
 Files are merged from left to right before jsonargparse sees them: mappings key by key, everything else as a whole, and
 `null` deletes an entry. A file's `extends: OTHER.yaml` is merged before it. A changed class_path drops the
-init_args of the class before, but none that is an override itself. Overrides come last.
+init_args of the former class, but keeps those that are overrides. Overrides come last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from inflate3d.errors import InputError, unknown_name
 
 KeyPath = tuple[str, ...]
-# Below these the keys are names that the user makes up; a null there always means that the entry is not wanted.
+# Below these the user makes up the keys; a null there always deletes the entry.
 NAMED = (("data", "datasets"), ("model", "tasks"))
 
 
@@ -58,7 +58,7 @@ def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
 
 
 def _read_into(config: Config, path: Path, below: tuple[Path, ...]) -> None:
-    """Merge a file, and before it the one that it extends: beside it, or by the rules of find_config."""
+    """Merge a file, after the one that it extends: beside it, or found by the rules of find_config."""
     from inflate3d.cli.document import read_document
 
     if path in below:
@@ -115,7 +115,7 @@ def _merge(
 
 
 def _drop_arguments(config: Config, base: dict[str, Any], at: KeyPath) -> None:
-    """Drop what files say below `at`; what options say is meant for the new class, also where it stands before it."""
+    """Drop what files set below `at`. What options set is for the new class, even if given before it."""
     given = {k: v for k, v in base.pop(at[-1], {}).items() if config.origins.get((*at, k), "").startswith("--")}
     if given:
         base[at[-1]] = given
@@ -130,7 +130,7 @@ def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
         option, equals, text = option[2:].partition("=")
         if not equals:
             if not waiting or (waiting[0].startswith("--")):
-                raise InputError(f"--{option} has no value; write --{option} VALUE")
+                raise InputError(f"--{option} has no value; use --{option} VALUE")
             text = waiting.pop(0)
         yield option, text
 
@@ -168,7 +168,7 @@ def _descend(at: KeyPath, base: dict[str, Any], key: str, option: str) -> tuple[
 
 
 def _into_init_args(at: KeyPath, base: dict[str, Any], key: str) -> tuple[KeyPath, dict[str, Any]]:
-    """Step into init_args where a class's own argument is meant: --model.optimizer.lr."""
+    """Step into init_args for an argument of a class: --model.optimizer.lr."""
     if "class_path" in base and key not in ("class_path", "init_args", "dict_kwargs"):
         return (*at, "init_args"), base.setdefault("init_args", {})
     return at, base

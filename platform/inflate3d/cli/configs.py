@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("configs", help="list and show the packaged configs")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("list", help="every packaged config").set_defaults(run=_list)
-    show = commands.add_parser("show", help="print one, to read or to copy: platform configs show NAME > mine.yaml")
+    show = commands.add_parser("show", help="print one, to read or copy: platform configs show NAME > mine.yaml")
     show.add_argument("name", metavar="NAME", help="a packaged name (quickstart.yaml) or a path")
     show.set_defaults(run=_show)
 

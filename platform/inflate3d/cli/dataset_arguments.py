@@ -1,4 +1,4 @@
-"""A dataset from command-line arguments: those of its constructor, whatever they are."""
+"""A dataset from command-line arguments: the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def dataset_from_arguments(name: str, arguments: list[str], *, command: str, own: Sequence[str]) -> AbstractDataset:
-    """Construct a dataset from the arguments that a command left over; `own` are those that it takes itself.
+    """Construct a dataset from the arguments that a command did not use; `own` are the command's arguments.
 
-    Raises InputError with close names for an argument that neither takes.
+    Raises InputError with close names for an argument that neither accepts.
     """
     from jsonargparse import ArgumentParser
 

@@ -1,4 +1,4 @@
-"""`platform datasets list|show|preview`: what can be read, under which licence, and how it looks."""
+"""`platform datasets list|show|preview`: readable datasets, their licences, and previews."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         "preview",
         help="draw a few raw cases, with masks, before any shard is built",
         usage="platform datasets preview NAME [--root RAW] [the dataset's own arguments] [--output PNG]",
-        allow_abbrev=False,  # a dataset's argument may begin like one of these
+        allow_abbrev=False,  # an argument of a dataset may start like one of these
     )
     preview.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
     preview.add_argument("--output", default="preview.png", metavar="PNG", help="default preview.png")

@@ -1,4 +1,4 @@
-"""`platform doctor --config FILE`: is everything there, where would the time of a run go, and what would it cost?"""
+"""`platform doctor --config FILE`: is everything in place, where does a run spend its time, and what does it cost?"""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def add_parser(subparsers: Any) -> None:
         allow_abbrev=False,
         usage="platform doctor --config FILE [--config FILE ...] [--samples N] [--repeats N] [--KEY.SUBKEY VALUE ...]",
     )
-    parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be given again")
-    parser.add_argument("--samples", type=int, default=64, metavar="N", help="samples measured a dataset (default 64)")
+    parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be repeated")
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="micro-batches trained a dataset (default 3; 0: none)"
+        "--samples", type=int, default=64, metavar="N", help="samples measured per dataset (default 64)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="micro-batches trained per dataset (default 3; 0: none)"
     )
     parser.set_defaults(run=_run, takes_overrides=True)
 
@@ -80,22 +82,23 @@ def _print_machine() -> None:
 
 
 def _print_shards(data: DataModule) -> None:
-    """Print what lies where. Raises InputError if a local shard is missing or of another size."""
+    """Print where the shards are. Raises InputError if a local shard is missing or has the wrong size."""
     from inflate3d.data.shards.check import check_sizes
+    from inflate3d.remote.address import shown
 
     rows, faults = [], []
     for name, manifest in data.manifests.items():
         size = sum(entry.bytes for entry in manifest.shards)
         samples = "/".join(str(manifest.num_samples(split)) for split in ("train", "val", "test"))
-        rows.append((name, len(manifest.shards), f"{size / 1e6:.1f} MB", samples, data.shards_of(name)))
+        rows.append((name, len(manifest.shards), f"{size / 1e6:.1f} MB", samples, shown(data.shards_of(name))))
         faults += check_sizes(data.shards_of(name), manifest)
     print_table(("dataset", "shards", "size", "train/val/test", "where"), rows)
     if faults:
         from inflate3d.errors import InputError
 
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError("\n".join(faults[:3]) + f"{more}\nMend them with the command that built them")
-    print("every shard has the size that its manifest states; hashes: platform shards check DIR\n")
+        raise InputError("\n".join(faults[:3]) + f"{more}\nRepair them with the command that built them")
+    print("every shard has the size stated in its manifest; to check hashes: platform shards check DIR\n")
 
 
 def _print_first_batches(data: DataModule) -> None:
@@ -110,19 +113,21 @@ def _print_first_batches(data: DataModule) -> None:
         batch = stream.batch(number)
         seen.add(batch.dataset)
         low, middle, high = (float(v) for v in (batch.image.min(), batch.image.mean(), batch.image.max()))
-        shape, target = ("x".join(map(str, t.shape)) for t in (batch.image, batch.target))
-        row = (batch.dataset, shape, f"{low:.2f} / {middle:.2f} / {high:.2f}", target, ", ".join(batch.keys[:3]))
-        rows.append(row)
+        shape = "x".join(map(str, batch.image.shape))
+        targets = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in batch.targets.items())
+        rows.append(
+            (batch.dataset, shape, f"{low:.2f} / {middle:.2f} / {high:.2f}", targets, ", ".join(batch.keys[:3]))
+        )
         if len(seen) == len(data.datasets):
             break
-    print_table(("first batch of", "image", "min / mean / max", "target", "keys"), rows)
+    print_table(("first batch of", "image", "min / mean / max", "targets", "keys"), rows)
     print()
 
 
 def _print_loading(data: DataModule, num_samples: int) -> float:
-    """Print milliseconds a sample by stage, and the shortest training step that loading keeps up with; return that.
+    """Print milliseconds per sample by stage; print and return the shortest step that loading keeps up with.
 
-    In milliseconds a global micro-batch, with the workers of one rank.
+    In milliseconds per global micro-batch, with the workers of one rank.
     """
     from inflate3d.data.stream.stage_times import STAGES, measure_stages
 
@@ -134,15 +139,15 @@ def _print_loading(data: DataModule, num_samples: int) -> float:
         share = data.mixture.shares[name]
         micro_batch_ms += share * config.batch_size * times.total
         spent |= {(name, s): share * config.batch_size * times.milliseconds[s] for s in STAGES}
-    print(f"loading, milliseconds a sample in one process ({num_samples} samples a dataset):")
+    print(f"loading, milliseconds per sample in one process ({num_samples} samples per dataset):")
     print_table(("dataset", *STAGES, "total", "broken"), rows)
     workers = max(1, data.num_workers)
     (name, stage), most = max(spent.items(), key=lambda item: item[1])
     print(
         f"a global micro-batch takes {micro_batch_ms:.1f} ms to load on average, {micro_batch_ms / workers:.1f} ms "
         f"by the loading processes of one rank ({workers}) if each has a core.\n"
-        "A faster training step would wait for its data, "
-        f"and most for {stage} of {name} ({most / micro_batch_ms:.0%} of the loading)."
+        "A faster training step would wait for data, "
+        f"mostly for {stage} of {name} ({most / micro_batch_ms:.0%} of the loading)."
     )
     if data.num_workers > (cores := len(os.sched_getaffinity(0))):
         print(f"warning: data.num_workers is {data.num_workers}, and this process has {cores} cores")

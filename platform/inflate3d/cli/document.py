@@ -1,4 +1,4 @@
-"""One YAML file as a mapping, and the line on which each key stands."""
+"""One YAML file as a mapping, with the line number of each key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Loader.add_implicit_resolver(
 def read_document(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return the file's mapping and, for every key path, its line (from 1).
 
-    Raises InputError for what is no YAML, no mapping, has a key twice or a key that is no text.
+    Raises InputError for invalid YAML, for something other than a mapping, and for a duplicate or non-text key.
     """
     loader = None
     try:
@@ -66,10 +66,10 @@ def _note_lines(node: yaml.MappingNode, above: KeyPath, lines: dict[KeyPath, int
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
-            raise InputError(f"{path}:{line}: the key {key!r} is no text; put it in quotes")
+            raise InputError(f"{path}:{line}: the key {key!r} is not text; put it in quotes")
         here = (*above, key)
         if lines.get(here, line) != line:
-            raise InputError(f"{path}:{line}: {'.'.join(here)} stands twice, first on line {lines[here]}; keep one")
+            raise InputError(f"{path}:{line}: {'.'.join(here)} appears twice, first on line {lines[here]}; keep one")
         lines[here] = line
         if isinstance(value_node, yaml.MappingNode):
             _note_lines(value_node, here, lines, path, loader)

@@ -12,10 +12,10 @@ Every option of the config can be overridden: --trainer.max_steps 10  --data.dat
   --model.tasks.liver.loss_weight 0.5  --model.optimizer.lr 1e-3
 Several --config files are merged by key, from left to right; null deletes an entry.
 A bare file name is looked up in the working folder, then among `platform configs list`.
-The same command again goes on in its run folder (trainer.default_root_dir) where it stopped.
+Run the same command again to continue in its run folder (trainer.default_root_dir).
 """
 _HELP = {
-    "fit": "train on the shards of a config; the same command again goes on where it stopped",
+    "fit": "train on the shards of a config; the same command again continues where it stopped",
     "validate": "measure a run's checkpoint on the validation splits",
     "test": "measure a run's checkpoint on the test splits",
 }
@@ -33,12 +33,12 @@ def add_parser(subparsers: Any) -> None:
             allow_abbrev=False,
             usage=f"platform {name} --config FILE [--config FILE ...] [--KEY.SUBKEY VALUE ...]",
         )
-        parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be given again")
+        parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be repeated")
         parser.add_argument(
-            "--print_config", action="store_true", help="print the whole config, defaults included; stop"
+            "--print_config", action="store_true", help="print the whole config with defaults, and stop"
         )
         parser.add_argument(
-            "--check", action="store_true", help="check the config and its shards; stop before training"
+            "--check", action="store_true", help="check the config and its shards, and stop before training"
         )
         parser.set_defaults(run=_run, takes_overrides=True)
 
@@ -50,9 +50,9 @@ def _run(args: argparse.Namespace) -> None:
     if not args.config:
         raise InputError(
             f"platform {args.command}: no --config. Start with: platform fit --config quickstart.yaml. "
-            "All packaged ones: platform configs list"
+            "All packaged configs: platform configs list"
         )
-    # Before all that is slow: a signal that nobody expects ends a process without a word.
+    # Before anything slow: an unhandled signal ends a process silently.
     handlers = stop_signals.listen() if args.command == "fit" else {}
     try:
         _carry_out(args)

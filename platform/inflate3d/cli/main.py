@@ -1,8 +1,8 @@
 """The `platform` command: finds the subcommand, runs it, and turns its errors into messages and exit codes.
 
 Exit codes: 0 done; 2 the user's input is wrong (a few lines, no traceback unless --debug); 75 a fit was stopped by a
-signal, has saved and can go on; 1 anything else.
-Nothing here imports torch: help and lists answer at once.
+signal, has saved and can continue; 1 anything else.
+Nothing here imports torch, so help and lists appear at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import NoReturn
 
 from inflate3d import __version__
 from inflate3d.errors import InputError, close_names
+from inflate3d.remote.outcomes import Unreachable
 
-# One file a subcommand, in the order of a first day; each offers add_parser(subparsers).
+# One file per subcommand, in the order of a first day; each has add_parser(subparsers).
 SUBCOMMANDS = (
     "fit",
     "doctor",
@@ -35,7 +36,7 @@ SUBCOMMANDS = (
 )
 MOST_LINES = 8
 
-# What the light core lacks: an import that fails on one of these means that the extra is not installed.
+# Not part of the light core: if an import of one of these fails, the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
     *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
@@ -45,9 +46,9 @@ _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 _EPILOG = """\
 the first hour:
   platform fit --config quickstart.yaml         toy shards, three tasks, published weights, in under three minutes
-  platform datasets list                        what can be read; `show NAME` tells the layout and the licence
+  platform datasets list                        readable datasets; `show NAME` prints layout and licence
   platform shards build NAME --root RAW --output DIR
-  platform fit --config FILE.yaml               train; the same command again goes on where it stopped
+  platform fit --config FILE.yaml               train; the same command again continues
 
 --debug anywhere shows the traceback of an error. `inflate3d` is the same command as `platform`.
 """
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    # Threads that spin while they wait starve each other where cores are shared: ten times slower on a busy machine.
+    # Threads that spin while waiting starve each other on shared cores: ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run([a for a in arguments if a != "--debug"])
@@ -73,14 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print_error(_shorten(str(error)))
         return 2
+    except Unreachable as error:
+        if debug:
+            raise
+        _print_error(_shorten(str(error)))
+        return 1
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if debug or extra is None:
             raise
-        _print_error(f"this needs {error.name!r}, which the light core leaves out: pip install 'inflate3d[{extra}]'")
+        _print_error(
+            f"this needs {error.name!r}, which is not part of the light core: pip install 'inflate3d[{extra}]'"
+        )
         return 2
     except KeyboardInterrupt:
-        _print_error("interrupted; the same command again goes on from the last checkpoint or finished shard")
+        _print_error("interrupted; run the same command again to continue from the last checkpoint or finished shard")
         return 130
     except BrokenPipeError:  # `platform ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

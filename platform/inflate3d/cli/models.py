@@ -1,4 +1,4 @@
-"""`platform models list|show`: which 2D nets there are, and how a plan lays one along D."""
+"""`platform models list|show`: the available 2D nets, and what a plan makes of one along D."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     listing = commands.add_parser(
         "list",
-        help="names that create_model takes, with parameters, levels and how time is mixed",
+        help="names that create_model accepts, with parameters, levels and how time is mixed",
         description=_LIST,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     listing.add_argument("filter", nargs="?", default="*", metavar="WILDCARD", help="such as '*vit*'")
-    listing.add_argument("--names", action="store_true", help="names alone, one a line, for scripts")
+    listing.add_argument("--names", action="store_true", help="only names, one per line, for scripts")
     listing.add_argument("--published", action="store_true", help="published 3D weights, by their short names")
     listing.set_defaults(run=_list)
     show = commands.add_parser("show", help="levels of one net under a plan: kernels, strides, sizes, parameters")
@@ -35,9 +35,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 _LIST = """\
-levels: how much smaller H and W are than the image's, at each level.
+levels: by how much H and W are smaller than in the image, at each level.
 time: what looks across frames once a net is inflated (conv: spatial convolutions; linear: pointwise layers; tubes: the
-patch embed alone); joint: attention="joint" makes its attention do so as well.
+patch embed only); joint: with attention="joint" its attention does so as well.
 """
 
 
@@ -52,7 +52,9 @@ def _list_published(filter: str) -> None:
     if rows:
         print_table(["name", "licence", "commercial use", "what it is", "where"], sorted(rows))
     else:
-        print(f"no index names any; {VARIABLE}=FILE.json or an entry point of {GROUP} adds names (docs/publishing.md)")
+        print(
+            f"no index lists any; add names by {VARIABLE}=FILE.json or an entry point of {GROUP} (docs/publishing.md)"
+        )
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -70,7 +72,7 @@ def _list(args: argparse.Namespace) -> None:
     rows = [(n, *(_facts(known[n]) if n in known else ("?", "?", "?"))) for n in found]
     print_table(["name", "parameters", "levels", "time"], rows)
     if unknown := [n for n in found if n not in known]:
-        print(f"?: newer than the table ({versions()}); platform models show {unknown[0]}")
+        print(f"?: not in the table ({versions()}); try platform models show {unknown[0]}")
 
 
 def _facts(row: Architecture) -> tuple[str, str, str]:
@@ -86,9 +88,8 @@ def _show(args: argparse.Namespace) -> None:
 
     levels = outline_of(net, shown)
     total = sum(level.parameters for level in levels)
-    taps = net.net_spec.taps.name
-    print(f"{args.name}: {total / 1e6:.1f} M parameters, taps {taps}, input {times(shown)} (D x H x W)")
-    print(f"plan {net.net_spec.plan}")
+    print(f"{args.name}: {total / 1e6:.1f} M parameters, input {times(shown)} (D x H x W)")
+    print(net.net_spec.inflation)
     rows = [
         (
             row.level,

@@ -1,4 +1,4 @@
-"""jsonargparse's parser with errors of a few lines: the key with its file and line, what it got, what is allowed."""
+"""jsonargparse's parser with short errors: the key with its file and line, what it got, what is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLASS = re.compile(r"dot import path string: (\S+)")
 
 
 class ConfigParser(LightningArgumentParser):
-    """A parser whose error is an InputError. Set `config` to have file and line in it."""
+    """A parser whose error is an InputError. Set `config` to include file and line."""
 
     config: Config | None = None
 

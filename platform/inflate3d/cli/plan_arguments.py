@@ -1,4 +1,4 @@
-"""Arguments that say how a net is laid along D: shared by `platform models show` and `platform plot`."""
+"""Arguments that set the plan of a net along D, shared by `platform models show` and `platform plot`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.inflation.plan import PLAN_NAMES, resolve_plan
+from inflate3d.inflation.plan import PLAN_NAMES
+from inflate3d.inflation.spec import Inflation
 
-PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit one '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
+PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit plan '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
 
-SHOWN_SIZE = (64, 224, 224)  # what sizes are shown for, unless --input_size says
+SHOWN_SIZE = (64, 224, 224)  # the size shown unless --input_size is given
 
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --input_size, --spacing_mm and --inflation."""
-    parser.add_argument("--input_size", metavar="D,H,W", help="what plan auto looks at, and whose sizes are shown")
-    parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="what plan auto looks at")
+    parser.add_argument("--input_size", metavar="D,H,W", help="D,H,W: plan auto uses it, and sizes are shown for it")
+    parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="z,y,x: plan auto uses it")
     parser.add_argument("--inflation", help="mean, center (default), overshoot or random; published weights: their own")
 
 
 def read_sizes(args: argparse.Namespace) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
-    """Return (D, H, W) and (z, y, x) as given; None where they are not."""
+    """Return (D, H, W) and (z, y, x); None where not given."""
     return triple(args.input_size, int, "--input_size"), triple(args.spacing_mm, float, "--spacing_mm")
 
 
 def read_plan(text: str) -> Any:
-    """Return what --plan means: a preset's name, a mapping in YAML or JSON, or what a file of one holds."""
+    """Return what --plan means: a preset's name, a mapping in YAML or JSON, or the content of such a file."""
     path = Path(text)
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
@@ -42,16 +43,18 @@ def read_plan(text: str) -> Any:
 
     value = read_value(text)
     if not isinstance(value, dict):
-        raise InputError(f"--plan is {text!r}, which is not valid YAML; such as '{{kernels: [1, 3], strides: [1, 2]}}'")
+        raise InputError(
+            f"--plan is {text!r}, which is not valid YAML; example: '{{kernels: [1, 3], strides: [1, 2]}}'"
+        )
     return value
 
 
 def planned_net(plan: str, args: argparse.Namespace) -> Any:
-    """Return what create_model builds of args.name under a --plan and these arguments, on the meta device."""
+    """Return the net that create_model builds from args.name under a --plan and these arguments, on the meta device."""
     size, spacing_mm = read_sizes(args)
     given = {} if args.inflation is None else {"inflation": args.inflation}
     laid = read_plan(plan)
-    resolve_plan(laid, input_size=size, spacing_mm=spacing_mm)  # refuses what is none, before torch is imported
+    Inflation.from_dict({"plan": laid, **given})  # refuses invalid plans before torch is imported
     from inflate3d.models.outline import empty_net
 
     return empty_net(args.name, plan=laid, input_size=size, spacing_mm=spacing_mm, **given)

@@ -8,10 +8,10 @@ from typing import Any
 from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_plan, read_sizes
 
 _FILTERS = """\
-MODEL     a run folder; published weights (a name of inflate3d.list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
+MODEL     a run folder; published weights (a name from list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
           or a 2D name of timm or torchvision, whose weights are inflated
 A run and published weights have two rows for each stem: before training (the 2D weights, inflated) and after. Slices
-stand side by side along D; each row is scaled by its own largest value, and mid grey is 0.
+are side by side along D. Each row is scaled by its own largest value; mid grey is 0.
 """
 
 
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     curves = commands.add_parser("curves", help="losses and metrics over the steps, from metrics.csv")
     curves.set_defaults(run=_curves)
     samples = commands.add_parser(
-        "samples", help="curves, and predictions on validation samples; wants the run's shards"
+        "samples", help="curves, and predictions on validation samples; needs the run's shards"
     )
     _add_checkpoint(samples)
     samples.add_argument("--per_dataset", type=int, default=3, metavar="N", help="samples of each dataset (default 3)")
@@ -41,13 +41,13 @@ def _add_filters(commands: Any) -> None:
         epilog=_FILTERS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    filters.add_argument("model", metavar="MODEL", help="a run folder, published weights or a 2D name, see below")
+    filters.add_argument("model", metavar="MODEL", help="a run folder, published weights or a 2D name; see below")
     _add_checkpoint(filters)
     filters.add_argument(
-        "--weights_2d", metavar="FILE", help="the 2D weights, where they are not to be fetched or have moved"
+        "--weights_2d", metavar="FILE", help="file of the 2D weights, if they have moved or cannot be downloaded"
     )
-    filters.add_argument("--inflation", default="center", help="of a 2D name: mean, center, overshoot or random")
-    filters.add_argument("--plan", default="auto", help=f"of a 2D name: {PLAN_HELP}")
+    filters.add_argument("--inflation", default="center", help="for a 2D name: mean, center, overshoot or random")
+    filters.add_argument("--plan", default="auto", help=f"for a 2D name: {PLAN_HELP}")
     filters.add_argument("--output", metavar="FILE.png", help="default: filters.png in the run, filters-MODEL.png here")
     filters.set_defaults(run=_filters)
 
@@ -57,14 +57,14 @@ def _add_plan(commands: Any) -> None:
         "plan", help="a net's levels under one or more plans: the map's D x H x W, kernels and strides"
     )
     plan.add_argument("name", metavar="NAME", help="a 2D name of timm or torchvision")
-    plan.add_argument("--plan", default=["auto"], nargs="+", help=f"one row each: {PLAN_HELP}")
+    plan.add_argument("--plan", default=["auto"], nargs="+", help=f"one row per plan: {PLAN_HELP}")
     add_size_arguments(plan)
     plan.add_argument("--output", metavar="FILE.png", help="default: plan-NAME.png here")
     plan.set_defaults(run=_plan)
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="for a run (default: best)")
 
 
 def _curves(args: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def _filters(args: argparse.Namespace) -> None:
         plan=read_plan(args.plan),
     )
     if missing:
-        print(f"no row before training: {missing}\nName the 2D weights, if you have them: --weights_2d FILE")
+        print(f"no row before training: {missing}\nGive the 2D weights, if you have them: --weights_2d FILE")
     print(f"picture: {picture}")
 
 
@@ -107,6 +107,6 @@ def _plan(args: argparse.Namespace) -> None:
     from inflate3d.evaluation.pictures.plan_diagram import PlanRow, plot_plan
     from inflate3d.models.outline import outline_of
 
-    rows = [PlanRow(f"plan {net.net_spec.plan}", outline_of(net, size)) for net in nets]
+    rows = [PlanRow(f"plan {net.plan}", outline_of(net, size)) for net in nets]
     path = Path(args.output or f"plan-{args.name.replace('/', '-')}.png")
     print(f"picture: {plot_plan(rows, path, title=args.name, input_size=size)}")

@@ -1,4 +1,4 @@
-"""`platform predict MODEL --input PATH --output PATH`: a run, or published weights, answer for raw files."""
+"""`platform predict MODEL --input PATH --output PATH`: a run, or published weights, predict on raw files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 _TEXT = "predict on raw files with a run's checkpoint, or with published weights and their heads"
 _EPILOG = """\
 MODEL     a run folder, or published weights (with heads: platform publish --heads): local-dir:PATH, hf-hub:ORG/NAME,
-          https://HOST/DIR, s3://BUCKET/DIR, or a name of inflate3d.list_pretrained()
+          https://HOST/DIR, s3://BUCKET/DIR, or a name from inflate3d.list_pretrained()
 --input   a volume (.nii, .nii.gz, .nrrd, .mha, .npy), a video, a folder of either, or a folder of one DICOM series
---output  segmentation: a folder with one NIfTI a case, with the shape and affine of its input (or a .nii.gz, for one)
+--output  segmentation: a folder with one NIfTI per case, with shape and affine of the input (or a .nii.gz for one case)
           classification: a folder for predictions.csv, or a .csv
           --features: a folder for features.npz, or a .npz
-Channels in files of their own are one case where they are called CASE_0000, CASE_0001, ... as nnU-Net has it.
+Files named CASE_0000, CASE_0001, ... (as in nnU-Net) are the channels of one case.
 """
 _LINE_EVERY_S = 15.0
 
@@ -33,31 +33,33 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder or published weights, see below")
-    parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder, see below")
+    parser.add_argument("model", metavar="MODEL", help="a run folder or published weights; see below")
+    parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder; see below")
     parser.add_argument("--output", required=True, metavar="PATH", help="see below")
-    parser.add_argument("--labels", metavar="PATH", help="true label maps, named as the cases: writes dice.csv")
-    parser.add_argument("--dataset", metavar="NAME", help="whose head answers (default: the only one that fits)")
+    parser.add_argument("--labels", metavar="PATH", help="true label maps, named like the cases; writes dice.csv")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="the dataset whose head predicts (default: the only one that fits)"
+    )
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best by val/score")
-    parser.add_argument("--features", action="store_true", help="pooled features in place of the head's answer")
+    parser.add_argument("--features", action="store_true", help="pooled features instead of predictions")
     parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: INFLATE3D_CACHE)")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: the GPU where there is one")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: the GPU if there is one")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from inflate3d.evaluation.prediction.inputs import families
+    from inflate3d.evaluation.prediction.inputs import media_in
     from inflate3d.models.publication.index import find_entry
     from inflate3d.models.publication.layout import CONFIG
     from inflate3d.models.publication.places import has_place
-    from inflate3d.training.run.folder import read_config
+    from inflate3d.training.run.folder import read_run_config
 
     folder = Path(args.model)
     is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
     if not is_published or (folder / "config.yaml").is_file():
-        read_config(args.model)  # refuse before torch is imported
-    families(Path(args.input))
-    from inflate3d.evaluation.prediction.predict import Predictor
+        read_run_config(args.model)  # refuse before torch is imported
+    media_in(Path(args.input))
+    from inflate3d.evaluation.prediction.predict import Predictor, describe
 
     predictor = Predictor(
         args.model,
@@ -69,7 +71,7 @@ def _run(args: argparse.Namespace) -> None:
         cache_dir=args.cache_dir,
     )
     what = "features as" if args.features else "head of"
-    print(f"{predictor.answerer.title}, {what} {predictor.dataset} ({predictor.card.kind})", flush=True)
+    print(f"{predictor.answerer.title}, {what} {predictor.name} ({describe(predictor.head)})", flush=True)
     with _CaseProgress() as progress:
         place, scores = predictor.write(args.output, progress, labels=args.labels)
     print(f"predictions: {place}")
@@ -78,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 class _CaseProgress:
-    """A bar at a terminal, a plain line now and then elsewhere."""
+    """A bar in a terminal, a plain line now and then elsewhere."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

@@ -6,12 +6,12 @@ import argparse
 from typing import Any
 
 _EPILOG = """\
-SOURCE    a run folder, or one of its checkpoints/step-*; or what was published before (its folder, local-dir:PATH,
-          hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR, a short name): its weights go to DEST as they are, with
-          what --results, --transfer and --notes say anew in the card
+SOURCE    a run folder, or one of its checkpoints/step-*; or an earlier publication (its folder, local-dir:PATH,
+          hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR, a short name): its weights go to DEST
+          unchanged, with --results, --transfer and --notes added to the card
 --output  local-dir:PATH (or a plain path), hf-hub:ORG/NAME[@BRANCH], s3://BUCKET/DIR
-The same content again changes nothing. A local folder appears by a rename, a commit to the Hub is whole or not at all,
-and on s3 SHA256SUMS comes last: until it is there, loading is refused.
+Publishing the same content again changes nothing. A local folder appears by a rename. A commit to the Hub is complete
+or does not happen. On s3 SHA256SUMS comes last; until it is there, loading is refused.
 """
 
 
@@ -21,32 +21,36 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "publish", help=text, description=text, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE", help="a run, a checkpoint, or what was published before: see below")
+    parser.add_argument("source", metavar="SOURCE", help="a run, a checkpoint, or an earlier publication; see below")
     parser.add_argument("--output", required=True, metavar="DEST", help="see below")
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="of a run folder (default: best)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="for a run folder (default: best)")
     parser.add_argument(
-        "--domain", metavar="DATASET", help="whose stem and norm statistics stand first (default: the first)"
+        "--domain",
+        metavar="DATASET",
+        help="dataset whose stem and norm statistics are the net's own (default: the first)",
     )
     parser.add_argument(
         "--heads",
         action="store_true",
-        help="classifiers and segmenters too, with the names of their classes, for create_model and create_segmenter",
+        help="classifiers and segmenters too, with class names, for create_model and create_segmenter",
     )
     parser.add_argument(
         "--transfer",
         action="append",
         metavar="DIR",
-        help="output of a platform transfer: its table for the card, its report beside it; give it once for each",
+        help="output of a platform transfer: its table goes into the card, its report beside it; may be repeated",
     )
     parser.add_argument("--results", metavar="FILE", help="JSON list of {start, metric, mean, std, runs} for the card")
-    parser.add_argument("--notes", metavar="FILE", help="Markdown for the card: what the weights are good for, and not")
+    parser.add_argument(
+        "--notes", metavar="FILE", help="Markdown for the card: what the weights are good for, and what not"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "float16"),
-        help="of kernels and matrices in the files (default: float32); loaded, all are float32",
+        help="of kernels and matrices in the files (default: float32); all load as float32",
     )
-    parser.add_argument("--name", metavar="NAME", help="the short name that an index gives them, for the card")
-    parser.add_argument("--dry-run", action="store_true", help="make everything, compare, and write nothing there")
+    parser.add_argument("--name", metavar="NAME", help="short name that an index gives the weights, for the card")
+    parser.add_argument("--dry-run", action="store_true", help="make everything and compare, but write nothing to DEST")
     parser.set_defaults(run=_run)
 
 
@@ -57,13 +61,13 @@ def _run(args: argparse.Namespace) -> None:
     from inflate3d.publishing.additions import read_additions
     from inflate3d.publishing.destination import is_publication, parse_destination
 
-    # What can be refused without torch is refused first.
+    # First refuse what can be refused without torch.
     parse_destination(args.output)
     folder = Path(args.source)
     is_run = folder.is_dir() and not is_publication(folder)
     of_runs = ("checkpoint", "domain", "heads", "precision")
     if not is_run and (given := [f"--{name}" for name in of_runs if getattr(args, name)]):
-        raise InputError(f"{args.source} is no run folder or checkpoint, and {', '.join(given)} is for those alone")
+        raise InputError(f"{args.source} is not a run folder or checkpoint; {', '.join(given)} needs one")
     additions = read_additions(results=args.results, notes=args.notes, transfers=args.transfer or [])
     if is_run:
         from inflate3d.publishing.from_run import publish_run
@@ -94,7 +98,7 @@ def _run(args: argparse.Namespace) -> None:
         print(f"published: {place}" + ("" if outcome.changed else " (nothing changed)"))
     if outcome.is_private:
         print(
-            "marked private, for this machine alone: a dataset's card does not say that weights trained on it may be "
+            "marked private, for this machine only: a dataset's card does not say that weights trained on it may be "
             "published (see README.md there). Your own data: build.init_args weights_may_be_published and licence"
         )
     if not args.dry_run:

@@ -1,4 +1,4 @@
-"""One run: the checked config becomes trainer, module and data through LightningCLI, and is carried out."""
+"""One run: LightningCLI turns the checked config into trainer, module and data, and runs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from inflate3d.training import (
 from inflate3d.training.steering.cluster import cluster_plugins
 from inflate3d.training.steering.stop_signals import RunStopped
 
-# Lightning's advice that does not hold here: the loader is endless by design and resumes by our own integer.
+# Lightning's advice that does not apply: the loader is endless by design and resumes by our own integer.
 _NOT_FOR_US = (
     ".*does not have many workers.*",
     ".*IterableDataset.*has `__len__` defined.*",
@@ -43,7 +43,7 @@ _NOT_FOR_US = (
 
 
 class Run:
-    """A merged, checked config made ready; the methods are named as the commands are."""
+    """A merged, checked config, ready to run; the methods have the names of the commands."""
 
     def __init__(self, config: Config, *, instantiate: bool = True) -> None:
         _quiet()
@@ -59,7 +59,7 @@ class Run:
         return self._cli.parser.dump(self._cli.config, skip_unset=False)
 
     def fit(self) -> None:
-        """Train, or go on training, or only repeat the ending where the run has finished."""
+        """Train, continue training, or only repeat the last steps if the run has finished."""
         checkpoint = self._start()
         if self.trainer.is_global_zero:
             write_config(self.folder, yaml.safe_load(self.dump()))
@@ -80,7 +80,7 @@ class Run:
         except RunStopped:
             raise
         except SystemExit as stop:
-            # What Lightning makes of Ctrl-C, having closed bars and workers.
+            # Lightning's answer to Ctrl-C, after it has closed bars and workers.
             raise (KeyboardInterrupt if self.trainer.interrupted else stop) from None
 
     def validate(self) -> None:
@@ -92,12 +92,12 @@ class Run:
         self.trainer.test(self.module, datamodule=self.data, ckpt_path=str(self._weights().state))
 
     def _start(self) -> Checkpoint | None:
-        """Return the checkpoint to go on from, if any: 1. what ckpt_path says  2. nothing yet: start afresh."""
+        """Return the checkpoint to continue from: 1. what ckpt_path says  2. none yet: start fresh."""
         which = self._cli.config.get("ckpt_path")
         if which is None:
             if find_checkpoint(self.folder):
                 raise InputError(
-                    f"{self.folder} holds a run already; go on with it: --ckpt_path last, "
+                    f"{self.folder} already holds a run; continue it: --ckpt_path last, "
                     "or start another: --trainer.default_root_dir ANOTHER_FOLDER"
                 )
             return None
@@ -109,11 +109,11 @@ class Run:
     def _weights(self) -> Checkpoint:
         checkpoint = find_checkpoint(self.folder, self._cli.config.get("ckpt_path") or "last")
         if checkpoint is None:
-            raise InputError(f"{self.folder} holds no checkpoint; train first, or give --ckpt_path PATH")
+            raise InputError(f"{self.folder} has no checkpoint; train first, or give --ckpt_path PATH")
         return checkpoint
 
     def _end(self) -> None:
-        """Draw the pictures, publish, and show as the last line how to load what was published."""
+        """Draw the pictures, publish, and print as the last line how to load the weights."""
         config = self._cli.config
         if config.get("pictures"):
             from inflate3d.evaluation import draw_run
@@ -128,7 +128,7 @@ class Run:
 
 
 def load_line(address: str) -> str:
-    """Return a shell command that loads published weights and prints what comes out; it works in any folder."""
+    """Return a shell command that loads published weights and prints the output's shape; it works in any folder."""
     code = (
         "import torch, inflate3d; "
         f"model = inflate3d.create_model('{address}', pretrained=True, num_classes=0).eval(); "
@@ -138,7 +138,7 @@ def load_line(address: str) -> str:
 
 
 class _Cli(LightningCLI):
-    """LightningCLI over a mapping that is merged and checked already."""
+    """LightningCLI over a mapping that is already merged and checked."""
 
     def __init__(self, config: Config, *, instantiate: bool) -> None:
         self._merged = config
@@ -156,9 +156,11 @@ class _Cli(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--ckpt_path", type=str | None, default="last", help="last, best, or a checkpoint's folder")
-        parser.add_argument("--publish", type=str | None, default=None, help="publish there when the fit has ended")
-        parser.add_argument("--pictures", type=bool, default=False, help="draw pictures when the fit has ended")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default="last", help="last, best, or the folder of a checkpoint"
+        )
+        parser.add_argument("--publish", type=str | None, default=None, help="publish there after the fit")
+        parser.add_argument("--pictures", type=bool, default=False, help="draw pictures after the fit")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         assert isinstance(parser, ConfigParser)
@@ -183,7 +185,7 @@ class _Cli(LightningCLI):
 
 
 def _quiet() -> None:
-    """Show our own log lines plainly, once; of other ranks and of Lightning only what warns of something real."""
+    """Show our own log lines plainly, once; from other ranks and from Lightning only real warnings."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("inflate3d").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""What a run will cost, measured: a few micro-batches as one rank would train them, then hours and device-hours."""
+"""What a run will cost: measured on a few micro-batches as one rank trains them, in hours and device-hours."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from inflate3d.training.run.step_meter import Speed, extrapolate
 from inflate3d.training.run.step_times import StepTimes
 from inflate3d.training.steering.first_batches import FirstBatches
 
-_ADAM_BYTES = 16  # a parameter: weight, gradient and two moments in float32
+_ADAM_BYTES = 16  # bytes per parameter: weight, gradient and two moments in float32
 
 
 def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: float) -> None:
-    """Train `repeats` micro-batches a dataset as one rank would, and print what they and the whole run cost.
+    """Train `repeats` micro-batches per dataset as one rank would; print what they and the whole run cost.
 
-    loading_ms: what loading a global micro-batch takes the processes of one rank.
+    loading_ms: time in which the processes of one rank load a global micro-batch.
     """
     ranks, shares = _ranks(config), data.mixture.shares
     with tempfile.TemporaryDirectory() as folder:
@@ -33,13 +33,15 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
         run.trainer.fit(run.module, datamodule=run.data)
     steps, accumulate = run.trainer.max_steps, run.trainer.accumulate_grad_batches
     device = run.trainer.strategy.root_device
-    print(f"\ntraining on {device}, what one rank of {ranks} does; {repeats} micro-batches a dataset after its first:")
+    print(
+        f"\ntraining on {device}, what one rank of {ranks} does; {repeats} micro-batches per dataset after its first:"
+    )
     rows = [
         (name, each.batch_size, f"{times.milliseconds(name):.1f}", f"{times.memory_gb[name]:.2f} GB")
         for name, each in run.data.datasets.items()
     ]
     memory = "peak memory" if device.type == "cuda" else "memory of the process"
-    print_table(("dataset", "samples a rank", "ms", memory), rows)
+    print_table(("dataset", "samples per rank", "ms", memory), rows)
     _print_states(run.module, ranks)
     training_ms, loading_ms = (
         sum(share * times.milliseconds(name) for name, share in shares.items()),
@@ -50,15 +52,15 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
     speed = Speed(1, seconds, samples / seconds, data_wait=max(0, 1 - training_ms / loading_ms), memory_gb=0)
     cost = extrapolate(speed, steps=steps, devices=ranks)
     print(
-        f"the run: {steps} steps, {cost.samples} samples at {cost.samples_per_second:.3g} a second: "
+        f"the run: {steps} steps, {cost.samples} samples at {cost.samples_per_second:.3g} per second: "
         f"{duration(3600 * cost.hours)} on {ranks} such device{'s' * (ranks > 1)}, "
         f"{cost.device_hours:.2g} device-hours, {cost.data_wait:.0%} of it waiting for data.\n"
-        "Not in it: validation, checkpoints, and what gradients take between ranks."
+        "Not included: validation, checkpoints, and gradient exchange between ranks."
     )
 
 
 def _print_states(module: Any, ranks: int) -> None:
-    """Print what weights, gradients and Adam's states take, and what sharding them would spare."""
+    """Print the memory of weights, gradients and Adam's states, and what sharding would save."""
     gigabytes = sum(p.numel() for p in module.parameters() if p.requires_grad) * _ADAM_BYTES / 1e9
     line = f"weights, gradients and Adam's states: {gigabytes:.2f} GB on every rank"
     if ranks > 1:
@@ -67,7 +69,7 @@ def _print_states(module: Any, ranks: int) -> None:
 
 
 def _ranks(config: Config) -> int:
-    """Return how many processes a run of this config has, with as many devices a node as this machine."""
+    """Return the number of processes of a run of this config, with as many devices per node as this machine."""
     devices = config.get("trainer", "devices", default="auto")
     if isinstance(devices, list):
         devices = len(devices)
@@ -78,7 +80,7 @@ def _ranks(config: Config) -> int:
 
 
 def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str) -> Config:
-    """Return the config of a run that does what one rank would, each dataset as often as any other."""
+    """Return the config of a run that does what one rank would, each dataset equally often."""
     values = copy.deepcopy(config.values)
     for key in ("strategy", "num_nodes", "logger", "callbacks"):
         values["trainer"].pop(key, None)

@@ -1,4 +1,4 @@
-"""`platform shards build|merge|index|check|info`: raw files or tars to shards, and what is in them."""
+"""`platform shards build|merge|index|check|info`: raw files or tars to shards, and what they contain."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ card:
   name: clips
   media: video                      # or volume
   modality: rgb                     # chooses the stem: rgb, ct, mri, mask, ...
-  targets:                          # what is known of each sample; none: unlabelled
+  targets:                          # what is known about each sample; none: unlabelled
     label: {type: class_label, names: [jump, run, wave]}      # or multi_label, mask (background first), value
   licence: CC-BY-4.0                # with title, url, citation, commercial_use, weights_may_be_published: optional
   input:                            # optional: channels, spacing_mm, orientation, intensity
     channels: [red, green, blue]
     intensity: {mode: window, window: [0, 255], mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}
-splits:                             # patterns of the tars' file names; left out: all are train
+splits:                             # patterns of the tars' file names; if left out, all are train
   train: train-*.tar
   val: [val-*.tar, extra-000.tar]
-members:                            # what follows the first dot of a member's name
-  video: mp4                        # of volumes: image: npy; a mask: seg.npy
-  label: cls                        # a text: class number or name, or a number; or a field of a JSON member, json:label
-prefix_keys: false                  # true where the same key stands in several tars: TAR_KEY
+members:                            # the part of a member's name after the first dot
+  video: mp4                        # for volumes: image: npy; a mask: seg.npy
+  label: cls                        # text: class number or name, or a number; or a field of a JSON member, json:label
+prefix_keys: false                  # true if several tars have the same key: TAR_KEY
 """
 
 
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
     _add_index(commands)
-    check = commands.add_parser("check", help="read everything once and verify every hash, array, mask and video")
+    check = commands.add_parser("check", help="read everything and verify every hash, array, mask and video")
     check.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
     check.set_defaults(run=_check)
     info = commands.add_parser("info", help="splits, samples, shapes, spacing, classes and licence")
@@ -53,26 +53,28 @@ def add_parser(subparsers: Any) -> None:
 def _add_build(commands: Any) -> None:
     build = commands.add_parser(
         "build",
-        help="raw files -> shards; the same command again goes on where it stopped",
+        help="raw files -> shards; the same command again continues where it stopped",
         usage="platform shards build NAME --output DIR [--root RAW] [the dataset's own arguments] [options]",
-        epilog="The dataset's own arguments, such as --root: platform datasets show NAME",
-        allow_abbrev=False,  # a dataset's argument may begin like one of these
+        epilog="For the dataset's own arguments, such as --root: platform datasets show NAME",
+        allow_abbrev=False,  # an argument of a dataset may start like one of these
     )
     build.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
     build.add_argument("--output", metavar="DIR", required=True, help="new or empty folder for the shards")
     build.add_argument(
-        "--num_workers", type=int, default=None, help="processes that read; default: one a core, up to 8"
+        "--num_workers", type=int, default=None, help="reading processes; default: one per core, up to 8"
     )
-    build.add_argument("--max_rejects", type=int, default=0, help="cases that may be left out as broken (default 0)")
+    build.add_argument("--max_rejects", type=int, default=0, help="broken cases that may be left out (default 0)")
     build.add_argument("--max_samples_per_shard", type=int, default=2048, help="default 2048")
     build.add_argument("--max_bytes_per_shard", type=int, default=2**29, help="default 512 MiB")
-    build.add_argument("--part", metavar="I/N", default=None, help="only part I of N, for a SLURM array; then: merge")
+    build.add_argument(
+        "--part", metavar="I/N", default=None, help="only part I of N, for a SLURM array; merge afterwards"
+    )
     build.add_argument(
         "--video_gop",
         type=int,
         default=None,
         metavar="N",
-        help="encode videos anew, h264 with a key frame every N frames",
+        help="re-encode videos: h264 with a key frame every N frames",
     )
     build.add_argument(
         "--video_short_side",
@@ -82,16 +84,18 @@ def _add_build(commands: Any) -> None:
         help="with --video_gop: scale larger videos down",
     )
     build.set_defaults(run=_build, takes_overrides=True)
-    merge = commands.add_parser("merge", help="join the finished parts of a build to one folder of shards")
-    merge.add_argument("folder", metavar="DIR", help="what --output was for every part")
-    merge.add_argument("--max_rejects", type=int, default=0, help="cases that all parts may have left out (default 0)")
+    merge = commands.add_parser("merge", help="join the finished parts of a build into one folder of shards")
+    merge.add_argument("folder", metavar="DIR", help="the --output of every part")
+    merge.add_argument(
+        "--max_rejects", type=int, default=0, help="broken cases that all parts together may leave out (default 0)"
+    )
     merge.set_defaults(run=_merge)
 
 
 def _add_index(commands: Any) -> None:
     index = commands.add_parser(
         "index",
-        help="a manifest for WebDataset tars that exist already; they stay where and as they are",
+        help="a manifest for existing WebDataset tars, which stay unchanged",
         epilog=f"a mapping:\n\n{EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -100,8 +104,10 @@ def _add_index(commands: Any) -> None:
     )
     index.add_argument("--mapping", metavar="FILE", required=True, help="YAML: card, splits and members, as below")
     index.add_argument("--output", metavar="DIR", required=True, help="folder for manifest and indexes")
-    index.add_argument("--num_workers", type=int, default=None, help="tars read at once; default: one a core, up to 8")
-    index.add_argument("--max_rejects", type=int, default=0, help="samples that may be left out as broken (default 0)")
+    index.add_argument(
+        "--num_workers", type=int, default=None, help="tars read at once; default: one per core, up to 8"
+    )
+    index.add_argument("--max_rejects", type=int, default=0, help="broken samples that may be left out (default 0)")
     index.set_defaults(run=_index)
 
 
@@ -145,7 +151,7 @@ def _build(args: argparse.Namespace) -> None:
         print(f"rejected {reject['key']}: {reject['reason']}")
     _print_splits(manifest)
     if part is not None:
-        print(f"\npart {args.part} of {manifest.name} is done; when all are: platform shards merge {args.output}")
+        print(f"\npart {args.part} of {manifest.name} is done; when all parts are: platform shards merge {args.output}")
         return
     print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
 
@@ -154,7 +160,7 @@ def _encoding(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.video_gop is not None:
         return {"gop": args.video_gop, "short_side": args.video_short_side}
     if args.video_short_side is not None:
-        raise InputError("--video_short_side scales while videos are encoded anew: add --video_gop 12")
+        raise InputError("--video_short_side only works when videos are re-encoded: add --video_gop 12")
     return None
 
 
@@ -173,11 +179,11 @@ def _check(args: argparse.Namespace) -> int:
     if not faults:
         manifest = Manifest.load(args.folder)
         size = _size(sum(e.bytes for e in manifest.shards))
-        print(f"{args.folder}: {manifest.num_samples()} samples in {len(manifest.shards)} shards ({size}) are whole")
+        print(f"{args.folder}: {manifest.num_samples()} samples in {len(manifest.shards)} shards ({size}) are intact")
         return 0
     for fault in faults:
         print(fault)
-    raise InputError(f"{args.folder}: {len(faults)} faults (listed above). The build command mends damaged shards")
+    raise InputError(f"{args.folder}: {len(faults)} faults (listed above). The build command repairs damaged shards")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -226,7 +232,7 @@ def _measured(manifest: Manifest) -> dict[str, str]:
 
 
 def _told(manifest: Manifest, name: str) -> str:
-    """Return what was measured of a target, as text."""
+    """Return the measurements of a target as text."""
     facts = manifest.statistics.get("targets", {}).get(name, {})
     tables = {k: ", ".join(f"{n} {c}" for n, c in v.items()) if isinstance(v, dict) else v for k, v in facts.items()}
     return "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in tables.items())

@@ -1,4 +1,4 @@
-"""Constructor arguments read from source files, without importing them: checks answer at once, and no list goes stale.
+"""Constructor arguments read from source files without importing them, so checks are fast and no list goes stale.
 
 A class is given by its full path ("torch.optim.AdamW"). Re-exports (`from .adamw import AdamW as AdamW`) are followed.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass
 class Signature:
-    """The arguments of a constructor: all names, and those without a default. `is_open`: further ones are taken."""
+    """The arguments of a constructor: all names, and those without a default. `is_open`: others are accepted."""
 
     names: list[str] = field(default_factory=list)
     required: list[str] = field(default_factory=list)
@@ -23,14 +23,14 @@ class Signature:
 
 @cache
 def signature(class_path: str) -> Signature | None:
-    """Return what the class takes: its dataclass fields, or __init__ with the base's where it passes **kwargs on."""
+    """Return the arguments of a class: its dataclass fields, or __init__ and the base's if it passes **kwargs on."""
     found = _find_class(*class_path.rpartition(".")[::2])
     if found is None:
         return None
     module, node = found
-    if _is_dataclass(node):
-        return _of_fields(node)
     init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is None and _is_dataclass(node):
+        return _of_fields(node)
     above = _of_base(module, node)
     if init is None:
         return above
@@ -44,7 +44,7 @@ def signature(class_path: str) -> Signature | None:
 
 @cache
 def constant(class_path: str, name: str) -> object | None:
-    """Return the value of a class attribute, its own or a base's: a literal, or the name of a class; else None."""
+    """Return the value of a class attribute, its own or inherited: a literal, or the name of a class; else None."""
     found = _find_class(*class_path.rpartition(".")[::2])
     if found is None:
         return None
@@ -66,7 +66,7 @@ def module_file(module: str) -> Path | None:
     if (spec := importlib.util.find_spec(top)) is None:
         return None
     if top == "inflate3d" and below and below[0] in ("datasets", "tasks", "configs", "media", "targets", "heads"):
-        # Sub-packages whose folder lies elsewhere in an editable install.
+        # Sub-packages whose folder is elsewhere in an editable install.
         spec = importlib.util.find_spec(f"{top}.{below.pop(0)}")
     if spec is None:
         return None

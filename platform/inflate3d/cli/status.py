@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from inflate3d.slurm.queue import JobState
     from inflate3d.slurm.record import JobRecord
 
-# A run writes its state every 10 s, between two steps: silence this long means a very long step, or a death.
+# A run writes its state every 10 s, between steps; longer silence means a very long step, or a dead run.
 _SILENT_S = 300
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform status`."""
-    text = "how far a run is: its SLURM job, step, loss, data wait, time left"
+    text = "progress of a run: its SLURM job, step, loss, data wait, time left"
     parser = subparsers.add_parser("status", help=text, description=text)
-    parser.add_argument("run_folder", metavar="RUN", help="a run's folder (trainer.default_root_dir), or a sweep's")
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run (trainer.default_root_dir) or of a sweep")
     parser.set_defaults(run=_run)
 
 
@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> None:
         return
     rows = [*_job_rows(record, states, folder), *_run_rows(folder)]
     if not rows:
-        raise InputError(f"{folder} is no run folder: it has neither state.json nor slurm/job.json")
+        raise InputError(f"{folder} is not a run folder: it has neither state.json nor slurm/job.json")
     for name, text in rows:
         print(f"{name:<11}{text}")
 
@@ -67,12 +67,12 @@ def _job_rows(record: JobRecord | None, states: list[JobState], folder: Path) ->
     log = record.log.replace("%j", record.id).replace("%A", record.id).replace("%a", folder.name)
     if not states:
         ago = duration(time.time() - record.submitted)
-        return [("job", f"{record.id}, submitted {ago} ago: not in the queue any more"), ("log", log)]
+        return [("job", f"{record.id}, submitted {ago} ago: no longer in the queue"), ("log", log)]
     rows = []
     for state in states:
         parts = [f"{state.id} {state.state}"]
         if state.state == "PENDING":
-            parts += [f"because of {state.reason}"] * (state.reason != "None")  # so says SLURM before it has looked
+            parts += [f"reason: {state.reason}"] * (state.reason != "None")  # SLURM says this before it has looked
         elif state.is_alive:
             parts.append(f"on {state.nodes}, {state.left} of {record.time} left")
         rows.append(("job", " ".join(parts)))
@@ -105,11 +105,11 @@ def _phase(state: dict[str, Any]) -> str:
     phase, silent = state["phase"], time.time() - state["time"]
     where = f"on {state['host']}, {state['world_size']} rank{'s' * (state['world_size'] > 1)}"
     if phase not in ("training", "validating"):
-        hint = "; the same command again goes on" if phase == "stopped" else ""
+        hint = "; run the same command again to continue" if phase == "stopped" else ""
         return f"{phase} {duration(silent)} ago{hint}"
     if state["host"] == socket.gethostname() and not _is_running(state["pid"]):
         return f"{phase} until {duration(silent)} ago, {where}; the process is gone"
-    warning = "; silent since: a long step, or it hangs" if silent > _SILENT_S else ""
+    warning = "; silent since then: a long step, or it hangs" if silent > _SILENT_S else ""
     return f"{phase} {where} (as of {duration(silent)} ago{warning})"
 
 

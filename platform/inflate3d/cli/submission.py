@@ -1,4 +1,4 @@
-"""What is to be submitted, checked as far as it can be before it waits in a queue: fits and builds of shards."""
+"""What to submit: fits, builds of shards and transfers, checked as far as possible before they wait in a queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inflate3d.cli.check import check_config, shard_folder
 from inflate3d.cli.config import Config, load_config
 from inflate3d.data.shards.manifest import MANIFEST_FILE
 from inflate3d.errors import InputError
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote
 from inflate3d.slurm.queue import job_states
 from inflate3d.slurm.record import FOLDER, read_job
 from inflate3d.slurm.script import TASK, Job
@@ -26,9 +26,9 @@ from inflate3d.training.run.folder import CONFIG, check_same_config
 
 @dataclass(frozen=True)
 class Submission:
-    """A job, the files that it reads (by name, in the job's folder), and what follows it.
+    """A job, the files that it reads (by name, in the job's folder), and its follow-up job.
 
-    tasks: the run folder of each task of a sweep. watch: what `platform status` is asked for.
+    tasks: the run folder of each task of a sweep. watch: the argument of `platform status`.
     """
 
     job: Job
@@ -40,7 +40,7 @@ class Submission:
 
 
 def fits(args: argparse.Namespace, overrides: list[str]) -> Submission:
-    """Return one fit, or with --array FILE one for each of its lines. InputError for what could not run."""
+    """Return one fit, or with --array FILE one per line of it. InputError for what could not run."""
     if not args.config:
         raise InputError("platform submit: no --config. Start with: platform submit --config multitask.yaml --dry-run")
     ranks = args.gpus_per_node or args.tasks_per_node or 1
@@ -77,16 +77,16 @@ def fits(args: argparse.Namespace, overrides: list[str]) -> Submission:
 def builds(args: argparse.Namespace, words: list[str]) -> Submission:
     """Return `shards build` in --array N parts, and the merge that follows; without --array one build."""
     if words[1:2] != ["build"]:
-        raise InputError(f"platform submit: `{shlex.join(words[:2])}` is no job; submit: shards build NAME ...")
+        raise InputError(f"platform submit: `{shlex.join(words[:2])}` is not a job; submit: shards build NAME ...")
     if args.config or args.nodes != 1 or args.gpus_per_node:
         raise InputError(
-            "platform submit: a build of shards takes no --config, --nodes or --gpus-per-node; use --array"
+            "platform submit: a build of shards does not take --config, --nodes or --gpus-per-node; use --array"
         )
     if "--part" in words:
         raise InputError("platform submit: --part is what --array N gives to each task; leave it out")
     output = Path(_value(words, "--output")).expanduser().resolve()
     if (output / "manifest.json").is_file():
-        raise InputError(f"--output {output} holds shards already; give an empty folder")
+        raise InputError(f"--output {output} already holds shards; give an empty folder")
     folder = output.parent / f"{output.name}.slurm"
     parts = _parts(args.array, "a build of shards")
     job = Job(
@@ -106,7 +106,7 @@ def builds(args: argparse.Namespace, words: list[str]) -> Submission:
 def transfers(args: argparse.Namespace, words: list[str]) -> Submission:
     """Return a transfer, with --array N its cells in N parts and then the report."""
     if args.config or args.nodes != 1:
-        raise InputError("platform submit: a transfer takes no --config and no --nodes; use --array")
+        raise InputError("platform submit: a transfer does not take --config or --nodes; use --array")
     if "--part" in words:
         raise InputError("platform submit: --part is what --array N gives to each task; leave it out")
     output = Path(_value(words, "--output")).expanduser().resolve()
@@ -125,7 +125,7 @@ def transfers(args: argparse.Namespace, words: list[str]) -> Submission:
 
 
 def _parts(array: str | None, what: str) -> int | None:
-    """Return the number of parts that --array asks for. InputError if it is none."""
+    """Return the number of parts given by --array. InputError if it is not a number."""
     if array is None:
         return None
     if not array.isdigit() or int(array) < 1:
@@ -134,12 +134,12 @@ def _parts(array: str | None, what: str) -> int | None:
 
 
 def _config(args: argparse.Namespace, overrides: list[str], ranks: int, default_folder: Path | None = None) -> Config:
-    """Return the checked config of one fit, with the ranks that will be started written in."""
+    """Return the checked config of one fit, with the number of ranks written into it."""
     config = load_config(args.config, overrides)
     trainer = config.values.setdefault("trainer", {})
     for key, option in (("num_nodes", "--nodes"), ("devices", "--gpus-per-node")):
         if config.origins.get(("trainer", key), "").startswith("--"):
-            raise InputError(f"--trainer.{key}: give {option} instead, which says it to SLURM as well")
+            raise InputError(f"--trainer.{key}: give {option} instead, which tells SLURM as well")
     if default_folder:
         trainer["default_root_dir"] = str(default_folder)
     _check_accelerator(config, args.gpus_per_node)
@@ -155,7 +155,9 @@ def _config(args: argparse.Namespace, overrides: list[str], ranks: int, default_
 def _check_accelerator(config: Config, gpus: int) -> None:
     accelerator = str(config.get("trainer", "accelerator", default="auto"))
     if gpus and accelerator == "cpu":
-        raise InputError(f"{config.where('trainer', 'accelerator')} is cpu, but --gpus-per-node is {gpus}; drop one")
+        raise InputError(
+            f"{config.where('trainer', 'accelerator')} is cpu, but --gpus-per-node is {gpus}; remove one of them"
+        )
     if not gpus and accelerator in ("gpu", "cuda"):
         raise InputError(f"{config.where('trainer', 'accelerator')} is {accelerator}: give --gpus-per-node N")
 
@@ -165,7 +167,7 @@ def _check_ranks(config: Config, ranks: int) -> None:
         if dataset["batch_size"] % ranks:
             raise InputError(
                 f"{config.where('data', 'datasets', name, 'batch_size')} is {dataset['batch_size']}, the micro-batch "
-                f"of all ranks together, which {ranks} ranks cannot share evenly; make it a multiple of {ranks}"
+                f"of all ranks; {ranks} ranks cannot share it evenly. Make it a multiple of {ranks}"
             )
 
 
@@ -183,36 +185,38 @@ def _check_shards(config: Config) -> None:
 
 
 def _check_run(config: Config, ranks: int) -> None:
-    """Refuse what would be refused when the job starts, if the run folder holds a run already."""
+    """Refuse what the job would refuse at its start, if the run folder already holds a run."""
     run = _run_folder(config)
     if not (run / CONFIG).is_file():
         return
-    from inflate3d.cli.run import Run  # torch: only where a run goes on
+    from inflate3d.cli.run import Run  # torch: only where a run continues
 
-    # A copy: parsing writes into what it parses, and this config is still to be frozen.
+    # A copy: parsing changes what it parses, and this config is frozen later.
     whole = yaml.safe_load(Run(copy.deepcopy(config), instantiate=False).dump())
     checkpoints = list_checkpoints(checkpoints_folder(run))
     if not checkpoints:
         return
     if whole["ckpt_path"] is None:
         raise InputError(
-            f"{run} holds a run already; go on with it: --ckpt_path last, or start another: "
+            f"{run} already holds a run; continue it: --ckpt_path last, or start another: "
             "--trainer.default_root_dir ANOTHER_FOLDER"
         )
     check_same_config(run, whole)
     last, steps = checkpoints[-1], whole["trainer"]["max_steps"]
     if last.step >= steps:
-        raise InputError(f"{run}: this run has finished, {last.step} of {steps} steps; more: --trainer.max_steps N")
+        raise InputError(
+            f"{run}: this run has finished, {last.step} of {steps} steps; to train longer: --trainer.max_steps N"
+        )
     before = zero_ranks(last.path / STATE)
     if before and before != ranks:
         raise InputError(
-            f"{last.path}: its DeepSpeed state is in {before} pieces, one a rank, and {ranks} ranks cannot read it; "
+            f"{last.path}: its DeepSpeed state is in {before} pieces, one per rank, and {ranks} ranks cannot read it; "
             f"submit with {before} ranks, or use inflate3d.training.DeepSpeed, whose checkpoints fit any number"
         )
 
 
 def zero_ranks(state: Path) -> int:
-    """Return how many ranks wrote a state in DeepSpeed's own sharded format; 0 if it is none or a universal one."""
+    """Return how many ranks wrote DeepSpeed's own sharded format; 0 for a universal state or none."""
     if not state.is_dir() or any(state.glob("*universal*")) or any(state.glob("*/zero")):
         return 0
     names = [re.search(r"zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt$", path.name) for path in state.rglob("*.pt")]
@@ -225,7 +229,7 @@ def _check_free(run: Path) -> None:
     alive = [state for state in (job_states(record.id) if record else []) if state.is_alive]
     if alive:
         raise InputError(
-            f"{run}: job {alive[0].id} is {alive[0].state} and writes there; watch it: platform status {run}, "
+            f"{run}: job {alive[0].id} is {alive[0].state} and writes to it; watch it: platform status {run}, "
             f"or end it first: scancel {record.id if record else alive[0].id}"
         )
 
@@ -241,18 +245,22 @@ def _lines(name: str) -> list[list[str]]:
         except ValueError as error:
             raise InputError(f"{path}:{number}: {error}") from None
         if any(word.partition("=")[0] == "--trainer.default_root_dir" for word in words):
-            raise InputError(f"{path}:{number}: each task has its run folder, RUN/0, RUN/1, ...; leave the option out")
+            raise InputError(
+                f"{path}:{number}: each task has its own run folder, RUN/0, RUN/1, ...; leave the option out"
+            )
         if words:
             found.append(words)
     if not found:
-        raise InputError(f"--array: {path} holds no line; one task a line, such as: --model.optimizer.lr 1e-3")
+        raise InputError(f"--array: {path} has no lines; write one task per line, such as: --model.optimizer.lr 1e-3")
     return found
 
 
 def _run_folder(config: Config) -> Path:
     root = config.get("trainer", "default_root_dir")
     if not isinstance(root, str):
-        raise InputError("trainer.default_root_dir is missing: the run's folder; --trainer.default_root_dir runs/NAME")
+        raise InputError(
+            "trainer.default_root_dir is missing; give the run's folder: --trainer.default_root_dir runs/NAME"
+        )
     return Path(root).expanduser().resolve()
 
 

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 _EPILOG = """\
 platform submit --config multitask.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00 -- --model.optimizer.lr 1e-3
 platform submit --config multitask.yaml --array sweep.txt --gpus-per-node 1 --time 2:00:00
-    one task a line of sweep.txt, each line the overrides of its run; its run folder is RUN/0, RUN/1, ...
+    one task per line of sweep.txt; a line holds the overrides of its run. Run folders are RUN/0, RUN/1, ...
 platform submit --array 16 --time 4:00:00 -- shards build video_csv --root RAW --output DIR
     16 parts in parallel, then a job that merges them
 platform submit --array 8 --time 4:00:00 --gpus-per-node 1 -- transfer MODEL --dataset D --task T --output DIR
     the cells of a transfer in 8 parts, then a job that writes the report
 
-The run saves --signal seconds before its time limit, and when it is preempted, requeues itself and goes on in the same
-run folder. What a site wants in every job (account, modules, container, ...) stands in one YAML: --site FILE, or the
-variable INFLATE3D_SITE; `platform submit --print_site` shows every key. How it goes: platform status RUN.
+A run saves before its time limit (site: save_before_s) and when it is preempted, then requeues itself and continues in
+the same run folder. One YAML holds what a site needs in every job (account, modules, container, ...): --site FILE, or
+the variable INFLATE3D_SITE; `platform submit --print_site` shows every key. For progress: platform status RUN.
 """
 
 
@@ -36,33 +36,35 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "submit",
         help="run a config, a sweep, a build of shards or a transfer on a SLURM cluster",
-        description="Write the sbatch script into the run's folder, and submit it.",
+        description="Write the sbatch script into the run's folder and submit it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         usage="platform submit --config FILE --time H:M:S [--nodes N] [--gpus-per-node N] [options] [-- overrides]",
     )
-    parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be given again")
+    parser.add_argument("-c", "--config", action="append", metavar="FILE", help="a config; may be repeated")
     numbers = (
         ("nodes", 1, "machines"),
-        ("gpus_per_node", 0, "GPUs a machine, one rank each; 0, the default: CPU ranks"),
-        ("tasks_per_node", None, "CPU ranks a machine, where there are no GPUs (default 1)"),
-        ("cpus_per_task", None, "cores a rank; default: the site's, or data.num_workers + 1"),
+        ("gpus_per_node", 0, "GPUs per machine, one rank each; 0, the default: CPU ranks"),
+        ("tasks_per_node", None, "CPU ranks per machine, without GPUs (default 1)"),
+        ("cpus_per_task", None, "cores per rank; default: the site's, or data.num_workers + 1"),
     )
     for name, default, text in numbers:
         parser.add_argument(*_spellings(name), dest=name, type=int, default=default, metavar="N", help=text)
-    parser.add_argument("--time", metavar="H:M:S", help="time limit of one start, as SLURM reads it")
+    parser.add_argument("--time", metavar="H:M:S", help="time limit of one start, in SLURM's format")
     for name in ("partition", "account", "qos", "name"):
         parser.add_argument(f"--{name}", metavar=name.upper(), help=f"the job's {name}")
     parser.add_argument("--site", metavar="FILE", help="YAML of the site's settings")
-    parser.add_argument("--array", metavar="FILE|N", help="a file of overrides, one task a line; for a build: parts")
+    parser.add_argument(
+        "--array", metavar="FILE|N", help="a file of overrides, one task per line; for a build: the number of parts"
+    )
     parser.add_argument(*_spellings("dry_run"), dest="dry_run", action="store_true", help="check, print the script")
     parser.add_argument(*_spellings("print_site"), dest="print_site", action="store_true", help="print a site's YAML")
     parser.set_defaults(run=_run, takes_overrides=True)
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """sbatch writes --gpus-per-node, this command's other options --num_workers: both are taken."""
+    """sbatch writes --gpus-per-node, other options here are like --num_workers: both spellings work."""
     return f"--{name.replace('_', '-')}", f"--{name}"
 
 
@@ -80,11 +82,13 @@ def _run(args: argparse.Namespace) -> None:
     site = _site(args)
     _check_numbers(args)
     if args.time is None:
-        raise InputError("platform submit: --time is missing: the time limit of one start, such as --time 12:00:00")
+        raise InputError(
+            "platform submit: --time is missing; give the time limit of one start, such as --time 12:00:00"
+        )
     if seconds_of(args.time) <= site.save_before_s:
         raise InputError(
-            f"--time {args.time} is no longer than save_before_s of the site, {site.save_before_s} s, "
-            "so the run would be told to stop when it starts; give more time"
+            f"--time {args.time} is not longer than save_before_s of the site, {site.save_before_s} s, "
+            "so the run would be stopped as soon as it starts; give more time"
         )
     if not args.dry_run:
         queue.need_slurm()

@@ -1,4 +1,4 @@
-"""What a run is about to do, as a table before its first step: datasets, tasks, shares, samples, shapes, the net."""
+"""A table before a run's first step: datasets, tasks, shares, samples, shapes, the net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inflate3d.errors import InputError
 
 
 class RunSummary(Callback):
-    """Prints the table once, before training starts."""
+    """Prints the table once, before training."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -26,13 +26,15 @@ class RunSummary(Callback):
             print(warning)
         start = f"from step {trainer.global_step} " if trainer.global_step else ""
         window = trainer.accumulate_grad_batches
-        print(f"train {start}to step {trainer.max_steps}, {window} micro-batch{'es' * (window > 1)} a step", flush=True)
+        print(
+            f"train {start}to step {trainer.max_steps}, {window} micro-batch{'es' * (window > 1)} per step", flush=True
+        )
 
 
 def one_voxel_warnings(module: Any, rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each dataset whose deepest map is one voxel: BatchNorm has one value a sample there.
+    """Return a line for each dataset whose deepest map is one voxel: BatchNorm has one value per sample there.
 
-    Its gradients explode there (docs/LOG.md, 2026-11-23). InputError where even the batch holds one sample.
+    Its gradients explode there (docs/LOG.md, 2026-11-23). InputError if the batch, too, holds only one sample.
     """
     if module.backbone_config.norm not in ("per_domain", "shared"):
         return []
@@ -44,7 +46,7 @@ def one_voxel_warnings(module: Any, rows: list[dict[str, Any]]) -> list[str]:
             continue
         where = f"data.datasets.{row['dataset']}: {row['sample']} ends as one voxel, reduced by {reduction} (D, H, W)"
         remedy = (
-            "larger samples, model.backbone.timm_kwargs: {output_stride: 16} where the net takes it, a plan with fewer "
+            "larger samples, model.backbone.timm_kwargs: {output_stride: 16} if the net accepts it, a plan with fewer "
             "strides, or norm: frozen | group"
         )
         if row["batch_size"] == 1:
@@ -61,7 +63,7 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
 def _net(module: Any) -> str:
     count = sum(p.numel() for p in module.backbone.parameters())
     heads = sum(p.numel() for p in module.heads.parameters())
-    spec = module.backbone.net.net_spec  # the config's, or what published weights brought
+    spec = module.backbone.net.net_spec  # from the config or the published weights
     name = module.backbone_config.name
-    told = f"{name}: {count / 1e6:.1f} M parameters, inflation {spec.taps.name}, heads {heads / 1e6:.1f} M"
-    return f"{told}\nplan {spec.plan}"
+    told = f"{name}: {count / 1e6:.1f} M parameters, heads {heads / 1e6:.1f} M"
+    return f"{told}\n{spec.inflation}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in aligned columns; the last column is cut to the terminal's width, unless that is unknown."""
+    """Print rows in aligned columns; the last column is cut to the terminal's width if that is known."""
     cells = [[str(value) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header) - 1)]
     room = shutil.get_terminal_size((160, 24)).columns - sum(widths) - 2 * len(widths)

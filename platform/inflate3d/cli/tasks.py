@@ -1,4 +1,4 @@
-"""`platform tasks list`: what a config's model.tasks can name."""
+"""`platform tasks list`: the tasks that a config can use in model.tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inflate3d.discover import plug_ins
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform tasks`."""
-    parser = subparsers.add_parser("tasks", help="list the tasks that a config can name")
+    parser = subparsers.add_parser("tasks", help="list the tasks that a config can use")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("list", help="every task, built-in and from plug-ins").set_defaults(run=_list)
 

@@ -1,4 +1,4 @@
-"""The architectures that timm and torchvision register, read from their source: importing timm takes five seconds."""
+"""The architectures that timm and torchvision register, read from source: importing timm takes five seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)", re.MULTILINE | re.D
 def check_model_name(name: str, *, where: str) -> None:
     """Raise InputError with close names for an architecture that neither library registers.
 
-    Names with a scheme ("hf-hub:org/name", "https://...") are not theirs; the tag after the dot is timm's to judge.
+    Names with a scheme ("hf-hub:org/name", "https://...") are not checked; timm itself checks the tag after the dot.
     """
     package, slash, rest = name.partition("/")
     if ":" in name or (slash and package != "torchvision"):

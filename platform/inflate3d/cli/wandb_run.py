@@ -1,4 +1,4 @@
-"""W&B in a run folder: its files go there, and a run that goes on stays one W&B run (`wandb_id`)."""
+"""W&B in a run folder: its files go there, and a resumed run stays one W&B run (`wandb_id`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ID_FILE = "wandb_id"
 
 
 def settle_wandb(config: Config) -> None:
-    """Fill in what a WandbLogger of the config leaves open: save_dir, id and resume. Other loggers are left alone."""
+    """Set save_dir, id and resume of a WandbLogger where the config leaves them open. Other loggers are unchanged."""
     loggers = config.get("trainer", "logger")
     folder = Path(str(config.get("trainer", "default_root_dir", default=".")))
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -24,19 +24,19 @@ def settle_wandb(config: Config) -> None:
             options.setdefault("save_dir", str(folder))
             if "id" not in options and "version" not in options:
                 options["id"] = _id(folder)
-                # Not an argument of WandbLogger itself but of wandb.init, where it hands the rest on.
+                # An argument of wandb.init, to which WandbLogger passes the rest.
                 logger.setdefault("dict_kwargs", {}).setdefault("resume", "allow")
 
 
 def log_config(loggers: Iterable[Any], config: dict[str, Any]) -> None:
-    """Give a run's whole config to its W&B loggers; a run that goes on may bring other values (devices, max_steps)."""
+    """Give a run's whole config to its W&B loggers; a resumed run may have other values (devices, max_steps)."""
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
             logger.experiment.config.update(config, allow_val_change=True)
 
 
 def _id(folder: Path) -> str:
-    """Return the run's id; the first start makes it, and of many processes at once the first one."""
+    """Return the run's id; the first start makes it, or the first of many processes."""
     file, new = folder / ID_FILE, secrets.token_hex(4)
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)

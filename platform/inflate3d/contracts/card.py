@@ -11,6 +11,8 @@ from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing
 
+UNSTATED_MEDIA = "volume"
+"""What a publication takes that does not state its medium, as those of nets built by hand."""
 # Targets that are arrays become members of their own in a shard, beside these.
 _TAKEN = ("image", "video", "json")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]{0,63}")

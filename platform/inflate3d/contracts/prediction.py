@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from inflate3d.sample import Triple
@@ -21,6 +21,10 @@ class Prediction:
 
     tensor: torch.Tensor
     per_voxel: ClassVar[bool] = False
+
+    def like(self, tensor: torch.Tensor) -> Prediction:
+        """Return the same kind of answer with another tensor."""
+        return replace(self, tensor=tensor)
 
 
 @dataclass
@@ -58,3 +62,7 @@ class Features:
         return self.pooled
 
     per_voxel: ClassVar[bool] = False
+
+    def like(self, tensor: torch.Tensor) -> Features:
+        """Return features with other pooled vectors, and no maps."""
+        return replace(self, maps=[], pooled=tensor)

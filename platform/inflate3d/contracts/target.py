@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from inflate3d.discover import find, plug_ins
+from inflate3d.contracts.prediction import Prediction
+from inflate3d.discover import find, name_of
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class AbstractTarget(ABC):
 
     per_voxel: ClassVar[bool] = False
     """An array on the grid of the image, cut and moved with it; otherwise a JSON value."""
+    exclusive: ClassVar[bool] = False
+    """A sample has one of `names`, by its index: what linear probes and nearest neighbours can tell apart."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +65,13 @@ class AbstractTarget(ABC):
     def show(self, value: Tensor) -> str:
         """Return what a person reads of one sample's value, as `tensor` gives it."""
 
+    def answer(self, logits: Tensor) -> Prediction:
+        """Return what a head's logits say of the target, float32: probabilities, masks or values."""
+        raise InputError(f"targets of type {self.type_name()} have no heads: its tasks predict by themselves")
+
+    def check_batch(self, value: Tensor) -> None:  # noqa: B027
+        """Raise InputError if a batch's values are not what `tensor` gives."""
+
     def facts(self, array: np.ndarray) -> Any:
         """Return what a build measures of a per_voxel array, for the JSON member."""
         raise AssertionError(f"{type(self).__name__} is not per voxel")
@@ -80,11 +90,7 @@ class AbstractTarget(ABC):
     @classmethod
     def type_name(cls) -> str:
         """The name that cards state: that of the plug-in's module."""
-        path = f"{cls.__module__}.{cls.__name__}"
-        name = next((p.name for p in plug_ins("targets").values() if p.class_path == path), None)
-        if name is None:
-            raise InputError(f"{path} is no plug-in; name its module under the entry-point group inflate3d.targets")
-        return name
+        return name_of("targets", cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the target as plain JSON values, its type among them."""

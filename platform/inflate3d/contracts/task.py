@@ -178,10 +178,6 @@ class SupervisedTask(AbstractTask):
         """Return {"loss": scalar, ...} of logits against a batch's values of `target`; missing values do not count."""
 
     @abstractmethod
-    def answer(self, logits: torch.Tensor) -> Prediction:
-        """Return what logits say, as people read it: float32 probabilities, masks or values."""
-
-    @abstractmethod
     def metrics(self, dataset: str) -> MetricCollection:
         """Return fresh metrics for one dataset."""
 
@@ -207,5 +203,5 @@ class SupervisedTask(AbstractTask):
         return self.loss(self.logits(encoder, batch), self.value(batch), self.target_of(batch.dataset))
 
     def predict(self, encoder: Encoder, batch: Batch) -> Prediction:
-        """Return the head's answer."""
-        return self.answer(self.logits(encoder, batch))
+        """Return the head's answer, as people read the target."""
+        return self.target_of(batch.dataset).answer(self.logits(encoder, batch))

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from inflate3d.data.raw.readers import check_pair as check_pair
     from inflate3d.data.raw.readers import read_volume as read_volume
     from inflate3d.data.raw.readers import write_nifti as write_nifti
-    from inflate3d.data.raw.splits import read_split_file as read_split_file
     from inflate3d.data.samples.frames import VideoInfo as VideoInfo
     from inflate3d.data.samples.frames import decode_frames as decode_frames
     from inflate3d.data.samples.frames import probe_video as probe_video
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 _NAMES = {
     "samples.frames": ("VideoInfo", "decode_frames", "probe_video"),
     "raw.readers": ("Volume", "check_pair", "read_volume", "write_nifti"),
-    "raw.splits": ("read_split_file",),
     "shards.check": ("check_shards",),
     "shards.manifest": ("Manifest", "ShardEntry"),
     "shards.reader": ("BrokenSample", "RawMembers", "ShardReader"),

@@ -1,1 +1,1 @@
-"""One file a kind of head; each is found by its file name, which is the type that publications state."""
+"""One file a type of head; its name is the type that publications state."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import nn
 
+from inflate3d.errors import InputError
 from inflate3d.inflation.convolution import FoldedConv, has_known_forward
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.joint import JointAttention
 from inflate3d.inflation.layers import (
-    Clip,
     ClipResponseNorm,
     ClipSqueeze,
     ClipStatistics,
@@ -23,13 +23,9 @@ from inflate3d.inflation.layers import (
 )
 from inflate3d.inflation.mixing import base_name
 from inflate3d.inflation.plan import InflationPlan
+from inflate3d.inflation.spec import AttentionName, StatisticsName
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import LayerTrace, Trace
-
-AttentionName = Literal["frame", "joint"]
-ATTENTION_NAMES: tuple[AttentionName, ...] = get_args(AttentionName)
-StatisticsName = Literal["clip", "frame"]
-STATISTICS_NAMES: tuple[StatisticsName, ...] = get_args(StatisticsName)
 
 POINTWISE_SPATIAL = 3  # a pointwise layer that stands in for a spatial one reaches as far along D as a 3x3 kernel
 FEWEST_CHANNELS = 16  # narrower pointwise layers mix heads or make tables, not features
@@ -72,44 +68,47 @@ def assign_layers(
     taps: Taps,
     attention: AttentionName,
     statistics: StatisticsName,
-    clip: Clip,
 ) -> None:
     """Turn layers of the 2D net into folded ones, without strides along D yet."""
     modules = dict(net.named_modules())
     for name, module in modules.items():
         record = trace.get(name)
         if base_name(module) == "DropPath":
-            fold_layer(module, FoldedDropPath, clip)
+            fold_layer(module, FoldedDropPath)
         elif record is None:
             continue
         elif isinstance(module, nn.Conv2d):
-            _assign_convolution(name, module, record, plan, taps, clip)
+            _assign_convolution(name, module, record, plan, taps)
         elif is_pool(module) and record.fold == 1 and not record.is_global:
-            fold_layer(module, FoldedPool, clip)  # a pool that shrinks space reaches along D where it strides D
+            fold_layer(module, FoldedPool)  # a pool that shrinks space reaches along D where it strides D
             if record.level_in == record.level_out:
                 module.depth_kernel = pool_kernel(module, record, plan)  # type: ignore[assignment]
         elif attention == "joint" and record.calls_attention:
-            fold_layer(module, JointAttention, clip)
+            fold_layer(module, JointAttention)
+        elif attention == "joint" and getattr(module, "fused_attn", True) is False:
+            raise InputError(
+                f"attention='joint' joins frames in scaled_dot_product_attention, which layer {name!r} does not call: "
+                "its fused_attn is False. Call timm.layers.set_fused_attn(True) and leave exportable=True out, or take "
+                "attention='frame'"
+            )
     if statistics == "clip":
-        _assign_statistics(modules, trace, clip)
+        _assign_statistics(modules, trace)
     for block, name in _pointwise_stand_ins(modules, trace):
         kernel = plan.kernel(_level(trace[block]), POINTWISE_SPATIAL)
         if kernel > 1:
-            inflate_layer(modules[name], kernel, taps, clip)
+            inflate_layer(modules[name], kernel, taps)
 
 
-def inflate_layer(module: Any, kernel: int, taps: Taps, clip: Clip) -> None:
+def inflate_layer(module: Any, kernel: int, taps: Taps) -> None:
     """Give a convolution or Linear the taps of its kernel along D, and fold it."""
     is_linear = isinstance(module, nn.Linear)
     weight = module.weight.data[:, :, None, None] if is_linear else module.weight.data
     inflated = inflate_kernel(weight, kernel, taps=taps)
     module.weight = nn.Parameter(inflated[..., 0, 0] if is_linear else inflated, module.weight.requires_grad)
-    fold_layer(module, FoldedLinear if is_linear else FoldedConv, clip, kernel)
+    fold_layer(module, FoldedLinear if is_linear else FoldedConv, kernel)
 
 
-def _assign_convolution(
-    name: str, conv: nn.Conv2d, record: LayerTrace, plan: InflationPlan, taps: Taps, clip: Clip
-) -> None:
+def _assign_convolution(name: str, conv: nn.Conv2d, record: LayerTrace, plan: InflationPlan, taps: Taps) -> None:
     if max(conv.kernel_size) == max(conv.stride) == 1 or record.fold != 1:
         return
     if not has_known_forward(conv):
@@ -121,10 +120,10 @@ def _assign_convolution(
     if is_tile(conv):
         # A patch embed tiles space without overlap, and time as well: one tube of frames a token.
         kernel = plan.stride(record.level_in or 0, _level(record)) if kernel > 1 else 1
-    inflate_layer(conv, kernel, taps, clip)
+    inflate_layer(conv, kernel, taps)
 
 
-def _assign_statistics(modules: dict[str, nn.Module], trace: Trace, clip: Clip) -> None:
+def _assign_statistics(modules: dict[str, nn.Module], trace: Trace) -> None:
     inside: tuple[str, ...] = ()
     for name, record in trace.items():
         module: Any = modules[name]
@@ -133,14 +132,14 @@ def _assign_statistics(modules: dict[str, nn.Module], trace: Trace, clip: Clip) 
         if base_name(module) in _WITH_STATISTICS and record.fold == 1 and record.level_out is not None:
             inside = (*inside, f"{name}.")
             is_norm = base_name(module) == "GlobalResponseNorm"
-            fold_layer(module, ClipResponseNorm if is_norm else ClipStatistics, clip)
+            fold_layer(module, ClipResponseNorm if is_norm else ClipStatistics)
             is_nhwc = base_name(module) == "SqueezeExciteCl" or getattr(module, "spatial_dim", None) == (1, 2)
             module.channels_last = is_nhwc
         elif record.squeezed and record.fold == 1 and is_pointwise(module):
             squeezer = next((a for a in trace.ancestors(name) if not a.squeezed), None)
             if squeezer and squeezer.level_out is not None and not squeezer.is_global:
                 inside = (*inside, f"{squeezer.name}.")  # what follows in it is the clip's already
-                fold_layer(module, ClipSqueeze, clip)
+                fold_layer(module, ClipSqueeze)
 
 
 def _pointwise_stand_ins(modules: dict[str, nn.Module], trace: Trace) -> list[tuple[str, str]]:

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inflate3d.inflation.call import is_recorded
 from inflate3d.inflation.depthwise import convolve_depthwise, has_costly_weight_gradient, sum_of_taps
 from inflate3d.inflation.layers import (
     FoldedLayer,
     frame_index,
     is_eager_on_cpu,
+    is_free,
     pick_frames,
     replicate_ends,
     select_frames,
@@ -76,10 +78,10 @@ class FoldedConv(FoldedLayer):
 
     def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
         frames = self.frames_of(x)
-        if frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
+        if is_eager_on_cpu(x) and frames == 1 < weight.shape[2]:
             weight = _SummedTaps.apply(weight).unsqueeze(2)
         weight = trim_depth(weight, frames)
-        if self.stride == (1, 1) and not isinstance(padding, str):  # type: ignore[attr-defined]
+        if self.stride == (1, 1) and not isinstance(padding, str) and not torch.jit.is_tracing():  # type: ignore[attr-defined]
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
         options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
         is_dense = self.groups == 1 and not isinstance(padding, str)  # type: ignore[attr-defined]
@@ -94,7 +96,7 @@ class FoldedConv(FoldedLayer):
         """A dense convolution in the cheapest of the ways that give the same; measured in docs/LOG.md."""
         stride, dilation, bias = self.stride, self.dilation, self.bias  # type: ignore[attr-defined]
         depth = weight.shape[2]
-        positions = x.shape[0] * x[0, 0].numel() // math.prod((self.depth_stride, *stride))
+        positions = x.shape[0] * x.shape[2] * x.shape[3] // math.prod((self.depth_stride, *stride))
         if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
             y = convolve_small(x, weight, frames, (self.depth_stride, *stride), padding, dilation)
         elif depth == 1:
@@ -127,7 +129,7 @@ class FoldedConv(FoldedLayer):
         kernel, stride = weight.shape[2], self.depth_stride
         if stride == 1 and has_costly_weight_gradient(weight, x, options) and is_eager_on_cpu(x):
             return convolve_depthwise(x, weight, frames, self.bias)  # type: ignore[attr-defined]
-        if stride == 1:
+        if stride == 1 and (torch.compiler.is_compiling() or not is_recorded()):
             taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
             return sum_of_taps(taps, frames, self.bias)  # type: ignore[attr-defined]
         total: Tensor | None = None
@@ -212,6 +214,8 @@ def trim_space(
 def depth_padding(frames: int, kernel: int, stride: int) -> tuple[int, int]:
     """Return how many frames are replicated before and after, so that the output has ceil(frames / stride)."""
     before = center_of(kernel)
+    if is_free(frames):
+        return before, kernel - 1 - before  # what no output frame reaches is not read
     out = -(-frames // stride)
     return before, max((out - 1) * stride + kernel - frames - before, 0)
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from inflate3d.inflation.layers import folding
+
 _REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError)
 
 
@@ -54,11 +56,9 @@ class HeadLayout:
             return self
         like = next(net.parameters())
         features = torch.randn(2, *self.shape, device=like.device, dtype=like.dtype)
-        if clip := getattr(net, "clip", None):
-            clip.batch_size, clip.frames = 2, 1
         modes = _evaluate(net)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), folding(len(features)):
                 return replace(self, time=self._time(forward_head, features))
         finally:
             _restore(modes)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from inflate3d.errors import InputError
 from inflate3d.inflation.layers import FoldedLayer
+from inflate3d.inflation.mixing import base_name
 
 
 class JointAttention(FoldedLayer):
@@ -26,19 +28,28 @@ class JointAttention(FoldedLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes as the 2D module's, N = B * D * n first; windows of all frames at one place attend as one."""
-        with _JoinFrames(self.clip.batch_size, -(-self.clip.frames // self.rate)):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        clips, frames = self.clip()
+        with _JoinFrames(clips, -(-frames // self.rate)) as joined:
+            output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if not joined.calls:
+            raise InputError(
+                f"{base_name(self)} no longer calls scaled_dot_product_attention (its fused_attn is "
+                f"{getattr(self, 'fused_attn', None)}), through which attention='joint' joins the frames of a clip. "
+                "Set fused_attn back to True, or build the net with attention='frame'"
+            )
+        return output
 
 
 class _JoinFrames(TorchFunctionMode):
     def __init__(self, clips: int, frames: int) -> None:
         super().__init__()
-        self.clips, self.frames = clips, frames
+        self.clips, self.frames, self.calls = clips, frames, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
+        self.calls += 1
         return joint_attention(*args, clips=self.clips, frames=self.frames, **kwargs)
 
 
@@ -59,7 +70,8 @@ def joint_attention(
     """
     attend = F.scaled_dot_product_attention
     rows = query.shape[0]
-    if rows % (clips * frames) or key.shape[0] != rows or frames == 1:
+    is_empty = isinstance(rows, int) and rows == 0
+    if is_empty or rows % (clips * frames) or key.shape[0] != rows or frames == 1:
         return attend(query, key, value, attn_mask, *args, **kwargs)
     shape = (clips, frames, rows // (clips * frames))
 

@@ -6,48 +6,71 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.mixing import Mixin, mix, parts_of
+from inflate3d.errors import InputError
+from inflate3d.inflation.call import is_recorded, is_transformed, telling, told
+from inflate3d.inflation.mixing import Mixin, base_name, mix, parts_of
 from inflate3d.inflation.taps import center_of
 
 RGB = 3
 
 
-class Clip:
-    """What every folded layer of one net shares: how many clips the batch holds just now, and of how many frames."""
+class Clip(NamedTuple):
+    """How many clips the batch of a forward holds, and of how many frames each came to the net's first layer."""
 
-    __slots__ = ("batch_size", "frames")
+    batch_size: int
+    frames: int
 
-    def __init__(self) -> None:
-        self.batch_size = 1
-        self.frames = 1
+    @property
+    def is_empty(self) -> bool:
+        """Whether the batch holds no clip at all (a size that is recorded is never 0)."""
+        return isinstance(self.batch_size, int) and self.batch_size == 0
 
-    def __getstate__(self) -> tuple[int, int]:
-        return self.batch_size, self.frames
 
-    def __setstate__(self, state: tuple[int, int]) -> None:
-        self.batch_size, self.frames = state
+def folding(batch_size: int, frames: int = 1) -> telling:
+    """Tell folded layers that run inside how the rows of their inputs belong to clips; a net's own methods do it.
+
+    For parts of a net that are called alone: `with folding(batch_size=2): net.layer1(x)`, x (2*D, C, H, W).
+    """
+    return telling("clip", Clip(batch_size, frames))
+
+
+def clip_told(by: str) -> Clip:
+    """Return the clip of the forward that runs here; InputError, which names the layer `by`, outside of any."""
+    clip: Clip | None = told("clip")
+    if clip is None:
+        raise InputError(
+            f"{by} ran outside of its net's forward, so nobody told it which rows of its input are one clip. Call the "
+            "net (or its forward_features, forward_intermediates); a part alone: with "
+            "inflate3d.inflation.folding(batch_size): ...; to checkpoint: net.set_grad_checkpointing(), or "
+            "torch.utils.checkpoint around the whole net"
+        )
+    return clip
 
 
 class FoldedLayer(Mixin):
     """A 2D layer that knows the frames of its clip."""
 
     prefix = "Folded"
-    clip: Clip
     depth_kernel: int = 1
     depth_stride: int = 1
+
+    def clip(self) -> Clip:
+        """The clip of the forward that runs here."""
+        return clip_told(base_name(self))
 
     def prepare(self) -> None:
         """Read what the folded form must know of the 2D layer; called once, after mixing."""
 
     def frames_of(self, x: Tensor) -> int:
-        """Return D, the frames a clip has at this layer: N / B."""
-        return x.shape[0] // self.clip.batch_size
+        """Return D, the frames a clip has at this layer: N / B; 1 for an empty batch, where nothing hangs on it."""
+        clip = self.clip()
+        return 1 if clip.is_empty else x.shape[0] // clip.batch_size
 
     def extra_repr(self) -> str:
         """Return the 2D layer's own line with what was added along D."""
@@ -112,11 +135,10 @@ class FoldedDropPath(FoldedLayer):
         drop_prob: float = self.drop_prob or 0.0  # type: ignore[attr-defined]
         if drop_prob == 0.0 or not self.training:  # type: ignore[attr-defined]
             return x
-        clips = self.clip.batch_size
-        keep = x.new_empty(clips, *(1,) * x.ndim).bernoulli_(1 - drop_prob)
+        keep = x.new_empty(self.clip().batch_size, *(1,) * x.ndim).bernoulli_(1 - drop_prob)
         if getattr(self, "scale_by_keep", True) and drop_prob < 1:
             keep.div_(1 - drop_prob)
-        return (x.unflatten(0, (clips, -1)) * keep).flatten(0, 1)
+        return (x.unflatten(0, (-1, self.frames_of(x))) * keep).flatten(0, 1)
 
 
 class ClipStatistics(FoldedLayer):
@@ -130,26 +152,27 @@ class ClipStatistics(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, W), or (N, H, W, C) where `channels_last` -> the same."""
-        x = x.unflatten(0, (self.clip.batch_size, -1))
+        frames = self.frames_of(x)
+        x = x.unflatten(0, (-1, frames))
         if self.channels_last:
-            frames = x.shape[1]
-            return super().forward(x.flatten(1, 2)).unflatten(1, (frames, -1)).flatten(0, 1)  # type: ignore[misc]
-        x = x.transpose(1, 2)
-        frames = x.shape[2]
-        y = super().forward(x.flatten(2, 3))  # type: ignore[misc]
+            return self._pool(x.flatten(1, 2), frames).unflatten(1, (frames, -1)).flatten(0, 1)
+        y = self._pool(x.transpose(1, 2).flatten(2, 3), frames)
         return y.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _pool(self, x: Tensor, frames: int) -> Tensor:
+        """The 2D layer's own forward on (B, C, D*H, W) or (B, D*H, W, C)."""
+        return super().forward(x)  # type: ignore[misc, no-any-return]
 
 
 class ClipResponseNorm(ClipStatistics):
-    """Global response normalisation (arXiv:2301.00808) whose L2 norms are the clip's."""
+    """Global response normalisation (arXiv:2301.00808) whose L2 norms are the clip's: timm's formula, eps beside."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As ClipStatistics'; the norm of D equal frames is sqrt(D) times that of one, so eps grows with it."""
-        eps: float = self.eps  # type: ignore[has-type]
-        self.eps = eps * (x.shape[0] // self.clip.batch_size) ** 0.5
-        y = super().forward(x)
-        self.eps = eps
-        return y
+    def _pool(self, x: Tensor, frames: int) -> Tensor:
+        """The norm of D equal frames is sqrt(D) times that of one, so eps grows with it."""
+        norm = x.norm(p=2, dim=self.spatial_dim, keepdim=True)  # type: ignore[attr-defined, no-untyped-call]
+        norm = norm / (norm.mean(dim=self.channel_dim, keepdim=True) + self.eps * frames**0.5)  # type: ignore
+        weight, bias = (p.view(self.wb_shape) for p in (self.weight, self.bias))  # type: ignore[attr-defined]
+        return x + torch.addcmul(bias, weight, x * norm)
 
 
 class ClipSqueeze(FoldedLayer):
@@ -159,7 +182,7 @@ class ClipSqueeze(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C) or (N, C, 1, 1), the same for every frame of a clip on the way out."""
-        x = x.unflatten(0, (self.clip.batch_size, -1))
+        x = x.unflatten(0, (-1, self.frames_of(x)))
         y = super().forward(x.mean(1))  # type: ignore[misc]
         return y.unsqueeze(1).expand(-1, x.shape[1], *[-1] * (y.ndim - 1)).flatten(0, 1)
 
@@ -171,9 +194,10 @@ class FrameStride(FoldedLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Any tensors in, N first; every tensor that follows them comes out with D' = ceil(D / depth_stride)."""
-        rows = first_tensor((args, kwargs)).shape[0]
-        frames = rows // self.clip.batch_size
-        return map_tensors(super().forward(*args, **kwargs), lambda y: self._stride(y, rows, frames))  # type: ignore[misc]
+        first = first_tensor((args, kwargs))
+        rows, frames = first.shape[0], self.frames_of(first)
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return output if self.clip().is_empty else map_tensors(output, lambda y: self._stride(y, rows, frames))
 
     def _stride(self, y: Tensor, rows: int, frames: int) -> Tensor:
         if y.ndim < 2 or y.shape[0] % rows:
@@ -182,7 +206,7 @@ class FrameStride(FoldedLayer):
             return y.unflatten(0, (-1, frames, y.shape[0] // rows))[:, :: self.depth_stride].flatten(0, 2)
         y = y.unflatten(0, (-1, frames, y.shape[0] // rows))
         missing = -frames % self.depth_stride
-        if missing:
+        if is_free(frames) or missing:
             y = torch.cat([y, y[:, -1:].expand(-1, missing, *[-1] * (y.ndim - 2))], 1)
         return y.unflatten(1, (-1, self.depth_stride)).mean(2).flatten(0, 2)
 
@@ -205,23 +229,23 @@ class AtRate(FoldedLayer):
         return map_tensors(output, self._hold) if self.hold > 1 else output
 
     def _pick(self, x: Tensor) -> Tensor:
-        clips, frames = self.clip.batch_size, self.clip.frames
-        if x.ndim < 2 or x.shape[0] % (clips * frames):
+        clips, frames = self.clip()
+        if x.ndim < 2 or self.clip().is_empty or x.shape[0] % (clips * frames):
             return x
         return x.unflatten(0, (clips, frames, -1))[:, :: self.rate_in].flatten(0, 2)
 
     def _hold(self, y: Tensor) -> Tensor:
-        clips, frames = self.clip.batch_size, self.clip.frames
+        clips, frames = self.clip()
         kept = -(-frames // self.hold)
-        if y.ndim < 2 or y.shape[0] % (clips * kept):
+        if y.ndim < 2 or self.clip().is_empty or y.shape[0] % (clips * kept):
             return y
         y = y.unflatten(0, (clips, kept, -1)).repeat_interleave(self.hold, 1)
         return y[:, :frames].flatten(0, 2)
 
 
-def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], clip: Clip, kernel: int = 1, stride: int = 1) -> None:
+def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], kernel: int = 1, stride: int = 1) -> None:
     """Turn a 2D layer into its folded form in place."""
-    layer.clip, layer.depth_kernel, layer.depth_stride = clip, kernel, stride  # type: ignore[assignment]
+    layer.depth_kernel, layer.depth_stride = kernel, stride  # type: ignore[assignment]
     mix(layer, mixin)
     layer.prepare()  # type: ignore[operator]
 
@@ -232,6 +256,8 @@ def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
     Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
     """
     depth = weight_OIDHW.shape[2]
+    if depth == 1 or is_free(frames):
+        return weight_OIDHW
     middle = center_of(depth)
     before, after = min(middle, frames - 1), min(depth - 1 - middle, frames - 1)
     if before + after + 1 == depth:
@@ -258,9 +284,10 @@ def fold_into_tubes(x_BCDHW: Tensor, tube: int) -> Tensor:
     A view for one-frame tubes of channels-last clips, one copy otherwise. The frames come out channels-last: depthwise
     convolutions over small maps run several times faster so on CPU, and dense ones on GPU.
     """
-    x_BCDHW = x_BCDHW.contiguous(memory_format=torch.channels_last_3d)
+    if not is_transformed():  # vmap knows no layouts
+        x_BCDHW = x_BCDHW.contiguous(memory_format=torch.channels_last_3d)
     missing = -x_BCDHW.shape[2] % tube
-    if missing:
+    if tube > 1 and (is_free(x_BCDHW.shape[2]) or missing):
         x_BCDHW = torch.cat([x_BCDHW, x_BCDHW[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
     x_BDCHW = x_BCDHW.transpose(1, 2)
     return x_BDCHW.flatten(0, 1) if tube == 1 else x_BDCHW.unflatten(1, (-1, tube)).flatten(0, 1).flatten(1, 2)
@@ -314,9 +341,15 @@ def is_eager_on_cpu(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()
+        and not is_recorded()
+        and x.shape[0] > 0
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_free(size: int) -> bool:
+    """Whether what is recorded just now (jit.trace, export) must hold for other sizes too, so that none may decide."""
+    return not isinstance(size, int) or torch.compiler.is_exporting()
 
 
 def _pair(value: Any) -> tuple[int, int]:

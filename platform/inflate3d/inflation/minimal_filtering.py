@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inflate3d.inflation.second_order import convolve_plainly, differentiable_gradients
+
 TAPS = 3  # the kernel along D that these filters are for
 
 
@@ -42,7 +44,10 @@ def convolve_filtered(
 
 
 class _Filtered(torch.autograd.Function):
-    """The answer as (B, D, H'*W'*O): of a view made in here, a ReLU in place would lose the gradient."""
+    """The answer as (B, D, H'*W'*O): of a view made in here, a ReLU in place would lose the gradient.
+
+    What is saved are sums of `x`, so gradients that shall have gradients themselves are those of plain operations.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, padding: Any, dilation: Any) -> Tensor:
@@ -50,35 +55,48 @@ class _Filtered(torch.autograd.Function):
         kernels, sums = _sum_taps(weight, filter_), _sum_frames(x, filter_.frames, filter_.products)
         clips = x.shape[0] // frames
         answers = [F.conv2d(s, k, None, 1, padding, dilation) for s, k in zip(sums, kernels, strict=True)]
-        ctx.save_for_backward(sums, *kernels)
+        ctx.save_for_backward(x, weight, sums, *kernels)
         ctx.size = (frames, padding, dilation, weight.shape)
         return _gather(answers, filter_.answers, clips)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        sums, *kernels = ctx.saved_tensors
-        frames, padding, dilation, shape = ctx.size
-        filter_ = _filter_for(frames, sums.dtype)
-        (grad_BDX,) = grads
-        clips = grad_BDX.shape[0]
-        wanted = [*ctx.needs_input_grad[:2], False]
-        size = _out_size(sums.shape[3:], shape[3:], padding, dilation)
-        grad = grad_BDX.reshape(-1, *size, shape[0]).permute(0, 3, 1, 2)
-        gradients = _sum_frames(grad, filter_.answers.t(), filter_.products)
-        parts = [
-            torch.ops.aten.convolution_backward(g, s, k, None, (1, 1), padding, dilation, False, (0, 0), 1, wanted)
-            for g, s, k in zip(gradients, sums, kernels, strict=True)
-        ]
-        grad_x = None
-        if wanted[0]:
-            grad_x = _gather([x for x, *_ in parts], filter_.frames.t(), clips)
-            grad_x = grad_x.view(-1, *sums.shape[3:], sums.shape[2]).permute(0, 3, 1, 2)
-        grad_weight = None
-        if wanted[1]:
-            stacked = torch.stack([w.flatten(1) for _, w, _ in parts])  # (m, O, C*kH*kW)
-            per_tap = torch.tensordot(filter_.taps, stacked, ([0], [0]))  # (3, O, C*kH*kW)
-            grad_weight = per_tap.view(TAPS, shape[0], shape[1], *shape[3:]).permute(1, 2, 0, 3, 4)
-        return grad_x, grad_weight, None, None, None
+        x, weight, sums, *kernels = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (x, weight, *ctx.size[:3])
+            return differentiable_gradients(_filtered_plainly, inputs, ctx.needs_input_grad, grads[0])
+        return *_filtered_gradients(ctx, grads[0], sums, kernels), None, None, None
+
+
+def _filtered_gradients(ctx: Any, grad_BDX: Tensor, sums: Tensor, kernels: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and weight."""
+    frames, padding, dilation, shape = ctx.size
+    filter_ = _filter_for(frames, sums.dtype)
+    clips = grad_BDX.shape[0]
+    wanted = [*ctx.needs_input_grad[:2], False]
+    size = _out_size(sums.shape[3:], shape[3:], padding, dilation)
+    grad = grad_BDX.reshape(-1, *size, shape[0]).permute(0, 3, 1, 2)
+    gradients = _sum_frames(grad, filter_.answers.t(), filter_.products)
+    parts = [
+        torch.ops.aten.convolution_backward(g, s, k, None, (1, 1), padding, dilation, False, (0, 0), 1, wanted)
+        for g, s, k in zip(gradients, sums, kernels, strict=True)
+    ]
+    grad_x = None
+    if wanted[0]:
+        grad_x = _gather([x for x, *_ in parts], filter_.frames.t(), clips)
+        grad_x = grad_x.view(-1, *sums.shape[3:], sums.shape[2]).permute(0, 3, 1, 2)
+    grad_weight = None
+    if wanted[1]:
+        stacked = torch.stack([w.flatten(1) for _, w, _ in parts])  # (m, O, C*kH*kW)
+        per_tap = torch.tensordot(filter_.taps, stacked, ([0], [0]))  # (3, O, C*kH*kW)
+        grad_weight = per_tap.view(TAPS, shape[0], shape[1], *shape[3:]).permute(1, 2, 0, 3, 4)
+    return grad_x, grad_weight
+
+
+def _filtered_plainly(x: Tensor, weight: Tensor, frames: int, padding: Any, dilation: Any) -> Tensor:
+    """Return the same answer by operations that autograd knows."""
+    y = convolve_plainly(x, weight, frames, (1, 1, 1), padding, dilation)
+    return y.permute(0, 2, 3, 1).reshape(x.shape[0] // frames, frames, -1)
 
 
 def _sum_taps(weight: Tensor, filter_: _Filter) -> list[Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,25 +13,32 @@ import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation.assign import (
-    ATTENTION_NAMES,
-    STATISTICS_NAMES,
-    AttentionName,
-    StatisticsName,
-    assign_layers,
-)
+from inflate3d.errors import InputError
+from inflate3d.inflation.assign import assign_layers
+from inflate3d.inflation.call import noting
 from inflate3d.inflation.convolution import fold_pointwise
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.head import HeadLayout
-from inflate3d.inflation.layers import RGB, Clip, FoldedLayer, as_rgb, fold_into_tubes, map_tensors
+from inflate3d.inflation.kernels import keep_kernels, of_any_rank
+from inflate3d.inflation.layers import (
+    RGB,
+    FoldedLayer,
+    as_rgb,
+    clip_told,
+    first_tensor,
+    fold_into_tubes,
+    folding,
+    map_tensors,
+)
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import DEEPEST, InflationPlan, as_triple, resolve_plan
+from inflate3d.inflation.spec import AttentionName, Inflation, StatisticsName, TimePadding
 from inflate3d.inflation.steps import Strides
 from inflate3d.inflation.taps import Taps, inflate_kernel
 from inflate3d.inflation.trace import IMAGES, Trace, trace_net
 from inflate3d.inflation.verify import settle_strides
+from inflate3d.inflation.zeros import pad_with_zeros
 from inflate3d.sample import Triple
 
 
@@ -43,7 +52,6 @@ class Inflated(Mixin):
 
     prefix = "Inflated"
     has_timm_methods = False
-    clip: Clip
     plan: InflationPlan
     taps: Taps
     min_depth: int
@@ -58,20 +66,34 @@ class Inflated(Mixin):
 
     def forward(self, x_BCDHW: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Answer for a clip: (B, C, D, H, W) -> (B, K), or what the 2D net returns, frame by frame."""
-        output = super().forward(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
-        if isinstance(output, list):
-            is_nhwc = "NHWC" in str(getattr(self, "output_fmt", "NCHW"))
-            return [self._unfold_map(y, r, nhwc=is_nhwc) for y, r in zip(output, self._reductions(output), strict=True)]
-        return map_tensors(
-            output, lambda y: self._mean_over_time(self._unfold(y)) if y.ndim == 2 else self._unfold_map(y)
-        )
+        with self._call(x_BCDHW):
+            output = super().forward(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
+            if isinstance(output, list):
+                is_nhwc = "NHWC" in str(getattr(self, "output_fmt", "NCHW"))
+                maps = zip(output, self._reductions(output), strict=True)
+                return [self._unfold_map(y, r, nhwc=is_nhwc) for y, r in maps]
+            return map_tensors(
+                output, lambda y: self._mean_over_time(self._unfold(y)) if y.ndim == 2 else self._unfold_map(y)
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As nn.Module's, where memory formats for four axes fit kernels of five as well, and the other way round."""
+        return super()._apply(of_any_rank(fn), recurse)  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------------ folding
 
-    def _fold(self, x_BCDHW: Tensor) -> Tensor:
+    @contextmanager
+    def _call(self, x_BCDHW: Tensor) -> Iterator[None]:
+        """Tell all that runs inside how many clips of how many frames came."""
+        self._check(x_BCDHW)
+        frames = -(-x_BCDHW.shape[2] // self.tube)
+        with folding(x_BCDHW.shape[0], frames), noting(self):  # type: ignore[arg-type]
+            yield
+
+    def _check(self, x_BCDHW: Tensor) -> None:
         if x_BCDHW.ndim != 5:
             raise InputError(f"input has shape {tuple(x_BCDHW.shape)}; expected 5 axes (B, C, D, H, W)")
-        batch, channels, depth, height, width = x_BCDHW.shape
+        _, channels, depth, height, width = x_BCDHW.shape
         expected = getattr(self, "in_chans_expected", channels)
         if channels != expected:
             raise InputError(
@@ -84,19 +106,21 @@ class Inflated(Mixin):
                 f"needs at least {self.min_depth}: give longer clips, or plan='auto' with "
                 f"input_size=({depth}, {height}, {width})"
             )
-        self.clip.batch_size, self.clip.frames = batch, -(-depth // self.tube)
-        if self.takes_rgb_alone:
-            x_BCDHW = as_rgb(x_BCDHW)
-        return fold_into_tubes(x_BCDHW, self.tube)
+
+    def _fold(self, x_BCDHW: Tensor) -> Tensor:
+        return fold_into_tubes(as_rgb(x_BCDHW) if self.takes_rgb_alone else x_BCDHW, self.tube)
 
     def _unfold(self, y: Tensor, reduction: int | None = None) -> Tensor:
         """(B*D', ...) -> (B, D', ...); of frames that were held one each is kept."""
-        y = y.unflatten(0, (self.clip.batch_size, -1))
+        clip = clip_told(type(self).__name__)
+        wanted = max(1, (reduction or self.depth_reduction) // self.tube)
+        if clip.is_empty:
+            return y.unflatten(0, (0, -(-clip.frames // wanted)))
+        y = y.unflatten(0, (clip.batch_size, -1))
         if not self.held:
             return y
-        wanted = (reduction or self.depth_reduction) // self.tube
         rates = sorted({max(1, self.plan.stride(0, level) // self.tube) for level in range(DEEPEST + 1)})
-        given = next((rate for rate in rates if -(-self.clip.frames // rate) == y.shape[1]), wanted)
+        given = next((rate for rate in rates if -(-clip.frames // rate) == y.shape[1]), wanted)
         return y[:, :: max(1, wanted // given)]
 
     def _unfold_map(self, y: Tensor, reduction: int | None = None, *, nhwc: bool = False) -> Tensor:
@@ -146,22 +170,28 @@ class InflatedTimm(Inflated):
 
     def forward_features(self, x_BCDHW: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the net's last features, as timm's forward_features does, with D' after the batch or the channels."""
-        output = super().forward_features(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
-        return map_tensors(output, self._unfold_features)
+        with self._call(x_BCDHW):
+            output = super().forward_features(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
+            return map_tensors(output, self._unfold_features)
 
     def forward_head(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Pool over space and time and classify; time is averaged before whatever the head does after pooling."""
-        if self.head_layout.time == "none":
-            frames = map_tensors(x, self._fold_features)
-            return map_tensors(super().forward_head(frames, *args, **kwargs), self._unfold_features)  # type: ignore[misc]
-        return super().forward_head(map_tensors(x, self._time_into_space), *args, **kwargs)  # type: ignore[misc]
+        first, head = first_tensor(x), super().forward_head  # type: ignore[misc]
+        if self.head_layout.time != "none":
+            with folding(first.shape[0]), noting(self):  # type: ignore[arg-type]
+                return head(map_tensors(x, self._time_into_space), *args, **kwargs)
+        frames = first.shape[2 if self._is_map(first) else 1] * max(1, self.depth_reduction // self.tube)
+        with folding(first.shape[0], frames), noting(self):  # type: ignore[arg-type]
+            return map_tensors(head(map_tensors(x, self._fold_features), *args, **kwargs), self._unfold_features)
 
     def forward_intermediates(self, x_BCDHW: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As timm's; NCHW maps come as (B, C, D', H', W'), all else as (B, D', ...)."""
-        output = super().forward_intermediates(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
-        as_map = kwargs.get("output_fmt", "NCHW") == "NCHW"
-        indices = args[0] if args else kwargs.get("indices")
+        with self._call(x_BCDHW):
+            output = super().forward_intermediates(self._fold(x_BCDHW), *args, **kwargs)  # type: ignore[misc]
+            as_map = kwargs.get("output_fmt", "NCHW") == "NCHW"
+            return self._unfold_intermediates(output, args[0] if args else kwargs.get("indices"), as_map=as_map)
 
+    def _unfold_intermediates(self, output: Any, indices: Any, *, as_map: bool) -> Any:
         def unfold_one(reduction: int | None, y: Tensor) -> Tensor:
             return self._unfold_map(y, reduction) if as_map and y.ndim == 4 else self._unfold(y, reduction)
 
@@ -185,58 +215,51 @@ class InflatedTimm(Inflated):
         super().reset_classifier(*args, **kwargs)  # type: ignore[misc]
         self.head_layout = self.head_layout.looked_at(self, super().forward_head)  # type: ignore[misc]
 
+    def _is_map(self, y: Tensor) -> bool:
+        return y.ndim == 5 and not self.head_layout.is_nhwc
+
     def _fold_features(self, y: Tensor) -> Tensor:
-        return y.transpose(1, 2).flatten(0, 1) if y.ndim == 5 and not self.head_layout.is_nhwc else y.flatten(0, 1)
+        return y.transpose(1, 2).flatten(0, 1) if self._is_map(y) else y.flatten(0, 1)
 
 
 def inflate(
     module_2d: nn.Module,
     *,
     example_size: Sequence[int],
-    inflation: str | Taps = "center",
-    plan: str | InflationPlan | dict[str, Any] = "auto",
+    inflation: str | Inflation = "center",
     overshoot: float = 0.25,
+    plan: str | InflationPlan | dict[str, Any] = "auto",
     attention: AttentionName = "frame",
     statistics: StatisticsName = "clip",
+    time_padding: TimePadding = "replicate",
     spacing_mm: Sequence[float] | None = None,
     in_chans: int | None = None,
 ) -> nn.Module:
     """Return a copy of a 2D net that takes clips (B, C, D, H, W); `module_2d` itself is never changed.
 
     example_size: (D, H, W) of a usual input; H and W must suit the 2D net, D and `spacing_mm` steer plan="auto".
-    attention, statistics: as create_model's. The result is checked on tiny static clips. Raises InflationError that
+    inflation to time_padding: as create_model's. The result is checked on tiny static clips. Raises InflationError that
     names the layer which breaks the invariant.
     """
     size = as_triple(example_size, "example_size")
-    return inflate_in_place(
-        copy.deepcopy(module_2d),
-        trace_sizes=[size[1:]],
-        taps=inflation if isinstance(inflation, Taps) else Taps(inflation, overshoot),  # type: ignore[arg-type]
-        plan=resolve_plan(plan, input_size=size, spacing_mm=spacing_mm),
-        attention=attention,
-        statistics=statistics,
-        in_chans=in_chans,
-    )
+    words = dict(plan=plan, attention=attention, statistics=statistics, time_padding=time_padding)
+    value = Inflation.of(inflation, overshoot=overshoot, **words)
+    value = replace(value, plan=resolve_plan(value.plan, input_size=size, spacing_mm=spacing_mm))
+    return inflate_in_place(copy.deepcopy(module_2d), value, trace_sizes=[size[1:]], in_chans=in_chans)
 
 
 def inflate_in_place(
     net: nn.Module,
+    inflation: Inflation,
     *,
     trace_sizes: Sequence[tuple[int, int]],
-    taps: Taps,
-    plan: InflationPlan,
-    attention: AttentionName = "frame",
-    statistics: StatisticsName = "clip",
     in_chans: int | None = None,
 ) -> nn.Module:
     """Inflate a net that nobody else holds.
 
     trace_sizes: the (H, W) on which the 2D forward is traced and checked; the first that the net takes is used.
     """
-    if attention not in ATTENTION_NAMES:
-        raise unknown_name("attention", str(attention), ATTENTION_NAMES)
-    if statistics not in STATISTICS_NAMES:
-        raise unknown_name("statistics", str(statistics), STATISTICS_NAMES)
+    taps, plan, attention, statistics = inflation.taps, inflation.laid, inflation.attention, inflation.statistics
     weight = next(net.parameters())
     channels = in_chans or first_in_chans(net)
     is_joint = attention == "joint"
@@ -248,13 +271,13 @@ def inflate_in_place(
         channels = in_chans or RGB  # a stem that first lays space into channels takes another number than its input has
         images, trace = _trace_smallest(net, trace_sizes, RGB, weight, attention=is_joint)
     head = HeadLayout.of(net, images, trace.features)
-    clip = Clip()
     # Random taps keep no answer to check by; they come once everything has found its place.
     settled = taps if taps.is_exact else Taps("mean")
-    assign_layers(net, trace, plan=plan, taps=settled, attention=attention, statistics=statistics, clip=clip)
+    assign_layers(net, trace, plan=plan, taps=settled, attention=attention, statistics=statistics)
     fold_pointwise(net)
-    strides = Strides(net, trace, plan, clip)
-    net.clip, net.plan, net.taps, net.in_chans_expected = clip, plan, taps, images.shape[1]  # type: ignore[assignment]
+    keep_kernels(net)
+    strides = Strides(net, trace, plan)
+    net.plan, net.taps, net.in_chans_expected = plan, taps, images.shape[1]  # type: ignore[assignment]
     net.head_layout, net.held, net.depth_reduction = head or HeadLayout(), strides.holds, strides.total  # type: ignore[assignment]
     if hasattr(net, "feature_info"):
         net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strides.deepest)  # type: ignore[assignment]
@@ -266,6 +289,8 @@ def inflate_in_place(
     net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
     if not taps.is_exact:
         _draw_kernels(net, taps)
+    if inflation.time_padding == "zeros":
+        pad_with_zeros(net)  # at last: with zeros past its ends no clip is static, so the check was made without them
     return net
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Spacing, Triple
@@ -126,46 +126,86 @@ PRESETS: dict[str, InflationPlan] = {
 PLAN_NAMES = ("auto", *PRESETS)
 
 
-def resolve_plan(
-    plan: str | InflationPlan | Mapping[str, Any],
-    *,
-    input_size: Sequence[int] | None = None,
-    spacing_mm: Sequence[float] | None = None,
-) -> InflationPlan:
-    """Return the plan meant by a preset's name, a mapping or a plan; `auto` looks at input_size and spacing_mm."""
+class NetInput(NamedTuple):
+    """What a net is given of one dataset: a sample's (D, H, W), and its spacing (z, y, x); None where unknown."""
+
+    size: Triple | None = None
+    spacing_mm: Spacing | None = None
+
+
+def named_plan(plan: str | InflationPlan | Mapping[str, Any]) -> InflationPlan | Literal["auto"]:
+    """Return the plan that a preset's name or a mapping means; a plan, and "auto", are returned as they are."""
     if isinstance(plan, InflationPlan):
         return plan
     if isinstance(plan, Mapping):
         return InflationPlan.from_dict(plan)
     if plan == "auto":
-        if input_size is None and spacing_mm is None:
-            return PRESETS["isotropic"]
-        return auto_plan(as_triple(input_size, "input_size"), as_triple(spacing_mm, "spacing_mm"))
+        return "auto"
     if plan not in PRESETS:
         raise unknown_name("plan", str(plan), PLAN_NAMES)
     return PRESETS[plan]
 
 
-def auto_plan(input_size: Triple | None = None, spacing_mm: Spacing | None = None) -> InflationPlan:
-    """Return a plan for a volume's size (D, H, W) and spacing (z, y, x).
+def resolve_plan(
+    plan: str | InflationPlan | Mapping[str, Any],
+    *,
+    input_size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    datasets: Iterable[NetInput] = (),
+    own: InflationPlan | None = None,
+) -> InflationPlan:
+    """Return the plan that a net is built with. This is the one place where "auto" becomes a plan.
 
-    D is strided where its spacing is at most 1.5 times that of H and W there and two slices are left (or the input's
-    own count, if that is one). Kernels reach along D once its spacing is at most twice that of H and W: nnU-Net's rule.
+    1. A plan, a preset's name or a mapping is itself. "auto" is:
+    2. own, the plan of published weights, where there is one; a given input_size with fewer slices than that needs
+       takes strides off its deep end.
+    3. What suits every dataset (see auto_plan); input_size and spacing_mm stand, where given, for each dataset's own.
+    4. "isotropic", where nothing is known.
     """
-    depth = input_size[0] if input_size else math.inf
-    z, y, x = spacing_mm or (1.0, 1.0, 1.0)
-    in_plane = min(y, x)
+    named = named_plan(plan)
+    size, spacing = as_triple(input_size, "input_size"), as_triple(spacing_mm, "spacing_mm")
+    if named != "auto":
+        return named
+    if own is not None:
+        return own if size is None else plan_for_depth(own, size[0])
+    inputs = [NetInput(size or d.size, spacing or d.spacing_mm) for d in [*datasets] or [NetInput()]]
+    return auto_plan(inputs) if any(map(any, inputs)) else PRESETS["isotropic"]
+
+
+def auto_plan(inputs: Sequence[NetInput]) -> InflationPlan:
+    """Return a plan that suits every one of these inputs.
+
+    D is strided where all of them bear it: where its spacing is at most 1.5 times that of H and W there and two slices
+    are left (or the input's own count, if that is one). Kernels reach along D where any of them has a use for it: where
+    its spacing is at most twice that of H and W, nnU-Net's rule, and there is more than one slice. So no dataset
+    loses its depth to another, and none is blind along D for the sake of another. An unknown spacing counts as equal,
+    an unknown depth as endless.
+    """
+    depths = [float(given.size[0]) if given.size else math.inf for given in inputs]
+    spacings = [given.spacing_mm or (1.0, 1.0, 1.0) for given in inputs]
+    along, in_plane = [z for z, _, _ in spacings], [min(y, x) for _, y, x in spacings]
     kernels: list[int | None] = []
     strides = []
     for level in range(DEEPEST + 1):
-        stride = 2 if level > 0 and z <= 1.5 * in_plane and depth > 2 else 1
-        if level > 0:
-            in_plane *= 2
-        z *= stride
-        depth = depth if depth == math.inf else math.ceil(depth / stride)
+        bear = all(z <= 1.5 * p and d > 2 for z, p, d in zip(along, in_plane, depths, strict=True))
+        stride = 2 if level > 0 and bear else 1
+        in_plane = [p * 2 if level > 0 else p for p in in_plane]
+        along = [z * stride for z in along]
+        depths = [d if d == math.inf else math.ceil(d / stride) for d in depths]
         strides.append(stride)
-        kernels.append(None if z <= 2 * in_plane and depth > 1 else 1)
+        use = any(z <= 2 * p and d > 1 for z, p, d in zip(along, in_plane, depths, strict=True))
+        kernels.append(None if use else 1)
     return InflationPlan("auto", tuple(kernels), tuple(strides))
+
+
+def plan_for_depth(plan: InflationPlan, depth: int) -> InflationPlan:
+    """Return the plan with its deepest strides along D set to 1, until `depth` slices leave one at the level of /32."""
+    strides = list(plan.strides)
+    for level in reversed(range(min(len(strides), NUM_LEVELS))):
+        if depth >= max(math.prod(strides[:NUM_LEVELS]), replace(plan, strides=tuple(strides)).min_depth):
+            break
+        strides[level:] = [1] * (len(strides) - level)
+    return replace(plan, strides=tuple(strides))
 
 
 def as_triple(value: Sequence[Any] | None, name: str) -> Any:

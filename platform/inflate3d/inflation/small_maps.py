@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inflate3d.inflation.layers import replicate_ends
+from inflate3d.inflation.second_order import convolve_plainly, differentiable_gradients
 from inflate3d.inflation.taps import center_of
 
 
@@ -33,7 +34,11 @@ def convolve_small(
 
 
 class _SmallMaps(torch.autograd.Function):
-    """The answer as (P, O): of a view made in here, a ReLU in place would lose the gradient."""
+    """The answer as (P, O): of a view made in here, a ReLU in place would lose the gradient.
+
+    What is saved is what the kernel sees of `x`, so gradients that shall have gradients themselves are those of plain
+    operations.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -46,13 +51,17 @@ class _SmallMaps(torch.autograd.Function):
         after = max(int(index[-1, -1]) - frames + 1, 0)
         seen = replicate_ends(columns, 1, center_of(depth), after).unfold(1, depth, stride[0])  # (B, D', C, A, HW, kD)
         seen_KP = seen.permute(2, 5, 3, 0, 1, 4).reshape(weight[0].numel(), -1)
-        ctx.save_for_backward(seen_KP, weight, index.clamp_(0, frames - 1))
+        ctx.save_for_backward(x, seen_KP, weight, index.clamp_(0, frames - 1))
         ctx.size = (columns.shape, (rows, channels, height, width), kernel, stride[1:], padding, dilation)
+        ctx.options = (frames, stride, padding, dilation)
         return seen_KP.t() @ weight.reshape(out_channels, -1).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        seen_KP, weight, index = ctx.saved_tensors
+        x, seen_KP, weight, index = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = (x, weight, *ctx.options)
+            return differentiable_gradients(_small_plainly, inputs, ctx.needs_input_grad, grads[0])
         shape, (_, _, height, width), kernel, stride, padding, dilation = ctx.size
         (grad_PO,) = grads
         grad_weight = (grad_PO.t() @ seen_KP.t()).view(weight.shape) if ctx.needs_input_grad[1] else None
@@ -65,6 +74,11 @@ class _SmallMaps(torch.autograd.Function):
         columns = columns.view(clips * frames, channels * area, positions)
         grad_x = F.fold(columns, (height, width), kernel, dilation, padding, stride)
         return grad_x, grad_weight, None, None, None, None
+
+
+def _small_plainly(x: Tensor, weight: Tensor, frames: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """Return the same answer by operations that autograd knows."""
+    return convolve_plainly(x, weight, frames, stride, padding, dilation).permute(0, 2, 3, 1).reshape(-1, len(weight))
 
 
 def _frames_seen(frames: int, kernel: int, stride: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from inflate3d.inflation.assign import is_tile, pool_kernel
 from inflate3d.inflation.convolution import FoldedConv
-from inflate3d.inflation.layers import AtRate, Clip, FoldedPool, FrameStride
+from inflate3d.inflation.layers import AtRate, FoldedPool, FrameStride
 from inflate3d.inflation.mixing import mix, unmix
 from inflate3d.inflation.plan import InflationPlan
 from inflate3d.inflation.trace import LayerTrace, Trace
@@ -33,8 +33,8 @@ class Step:
 class Strides:
     """The strides along D of one net: which modules take them, and which hold their frames. `apply` puts them in."""
 
-    def __init__(self, net: nn.Module, trace: Trace, plan: InflationPlan, clip: Clip) -> None:
-        self.net, self.trace, self.plan, self.clip = net, trace, plan, clip
+    def __init__(self, net: nn.Module, trace: Trace, plan: InflationPlan) -> None:
+        self.net, self.trace, self.plan = net, trace, plan
         self.modules: dict[str, Any] = dict(net.named_modules())
         self.steps = {step.name: step for step in find_steps(trace)}
         self.holds: list[str] = []
@@ -67,7 +67,6 @@ class Strides:
         if self.holds:
             for name in self._called_by_net():
                 module = self.modules[name]
-                module.clip = self.clip
                 mix(module, AtRate)
                 module.hold = self.rate(self.trace[name].level_out) if name in self.holds else 1
                 self._applied.append((name, AtRate))
@@ -92,7 +91,6 @@ class Strides:
         module, record = self.modules[step.name], self.trace[step.name]
         mixin: type = next((m for m in (FoldedConv, FoldedPool) if isinstance(module, m)), FrameStride)
         if mixin is FrameStride:
-            module.clip = self.clip
             mix(module, FrameStride)
         module.depth_stride = stride
         if mixin is FoldedPool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from inflate3d.errors import InputError, unknown_name
+
+if TYPE_CHECKING:  # a config's taps are checked without torch
+    from torch import Tensor
 
 TapName = Literal["mean", "center", "overshoot", "random"]
 TAP_NAMES: tuple[TapName, ...] = get_args(TapName)
@@ -34,6 +35,10 @@ class Taps:
             raise unknown_name("inflation", str(self.name), TAP_NAMES)
         if not 0 <= self.overshoot <= 2:
             raise InputError(f"overshoot is {self.overshoot}; it must lie in 0..2 (0.25 is usual)")
+
+    def __str__(self) -> str:
+        """Return 'center', or 'overshoot 0.25'."""
+        return f"{self.name} {self.overshoot:g}" if self.name == "overshoot" else self.name
 
     @property
     def is_exact(self) -> bool:
@@ -66,6 +71,8 @@ def inflate_kernel(weight_OIHW: Tensor, depth: int, *, taps: Taps) -> Tensor:
 
     Shapes: (O, I, H, W) -> (O, I, depth, H, W), contiguous, same dtype and device. Raises ValueError if `depth < 1`.
     """
+    import torch
+
     if depth < 1:
         raise ValueError(f"depth is {depth}; a kernel has at least one slice")
     out_channels, in_channels, height, width = weight_OIHW.shape
@@ -90,6 +97,8 @@ def _zeros_like(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     Large ones on the CPU are NumPy's: the system hands it zeroed memory, in huge pages, so that nothing is written
     twice and a fresh 100 MB costs a third of the time.
     """
+    import torch
+
     size = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or size < _FROM_SYSTEM:
         return like.new_zeros(shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inflate3d.models.backbone import Backbone as Backbone
-    from inflate3d.models.backbone import BackboneConfig as BackboneConfig
+    from inflate3d.models.backbone_config import BackboneConfig as BackboneConfig
     from inflate3d.models.create import build_net as build_net
     from inflate3d.models.create import create_model as create_model
     from inflate3d.models.names import list_models as list_models
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from inflate3d.models.transform import create_transform as create_transform
 
 _NAMES = {
-    "backbone": ("Backbone", "BackboneConfig"),
+    "backbone": ("Backbone",),
+    "backbone_config": ("BackboneConfig",),
     "create": ("build_net", "create_model"),
     "names": ("list_models",),
     "publication.index": ("list_pretrained",),

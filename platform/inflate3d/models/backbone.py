@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import AttentionName, InflatedFeatureInfo, StatisticsName
+from inflate3d.inflation import InflationPlan
+from inflate3d.models.backbone_config import BackboneConfig
 from inflate3d.models.create import create_model
-from inflate3d.nn.domain import NORMS, Domain, NormName, convert_norms
+from inflate3d.models.levels import Intermediates, distinct_levels
+from inflate3d.models.spec import NetSpec
+from inflate3d.nn.domain import NORMS, Domain, convert_norms
 from inflate3d.nn.stems import StemSwitch
-
-
-@dataclass
-class BackboneConfig:
-    """What `model.backbone` says in a config; see create_model for the fields that it shares.
-
-    stems: input channels of each kind of input, by the datasets' modality ({"rgb": 3, "ct": 1}); null: one stem for
-    all, grey volumes repeated to its channels. norm: per_domain (running statistics for each dataset, shared affine),
-    shared, frozen (the 2D statistics) or group (GroupNorm in place of BatchNorm).
-    """
-
-    name: str
-    pretrained: bool = False
-    inflation: str = "center"
-    overshoot: float = 0.25
-    plan: str | dict[str, Any] = "auto"
-    attention: AttentionName = "frame"
-    statistics: StatisticsName = "clip"
-    input_size: Sequence[int] | None = None
-    spacing_mm: Sequence[float] | None = None
-    stems: dict[str, int] | None = None
-    norm: NormName = "per_domain"
-    drop_path_rate: float = 0.0
-    timm_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -58,10 +37,6 @@ class Backbone(nn.Module):
             config.name,
             config.pretrained,
             inflation=config.inflation,
-            overshoot=config.overshoot,
-            plan=config.plan,
-            attention=config.attention,
-            statistics=config.statistics,
             input_size=config.input_size,
             spacing_mm=config.spacing_mm,
             num_classes=0,
@@ -74,8 +49,21 @@ class Backbone(nn.Module):
                 "which the heads need; take a timm name: platform models list"
             )
         self.domain = Domain()
-        self.map_indices, self.feature_info = _distinct_levels(self.net)
+        self.map_indices, self.feature_info = distinct_levels(self.net)
         self.intermediates = Intermediates(self.net, self.map_indices)
+
+    def check_trained_with(self, net: Mapping[str, Any]) -> None:
+        """InputError where weights come from a net with another plan: strides along D leave no trace in their shapes.
+
+        net: as NetSpec.to_dict gave it.
+        """
+        own: InflationPlan = self.net.plan  # type: ignore[assignment]
+        trained = NetSpec.from_dict(net).inflation.laid
+        if replace(trained, name=own.name) != own:
+            raise InputError(
+                f"model.backbone.plan: these weights were trained with plan {trained}; this net has plan {own}. "
+                f"Give theirs: model.backbone.plan: {trained.to_dict()}"
+            )
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
         """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""
@@ -92,11 +80,11 @@ class Backbone(nn.Module):
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""
-        self.domain.activate(domain)
         if self.config.stems is None and image_BCDHW.shape[1] == 1 and self.in_chans > 1:
             image_BCDHW = image_BCDHW.expand(-1, self.in_chans, -1, -1, -1)
-        final, maps = self.intermediates(image_BCDHW)
-        pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
+        with self.domain.serving(domain):
+            final, maps = self.intermediates(image_BCDHW)
+            pooled = self.net.forward_head(final, pre_logits=True)  # type: ignore[operator]
         return Features(maps, pooled, tuple(image_BCDHW.shape[2:]))  # type: ignore[arg-type]
 
     @property
@@ -114,6 +102,10 @@ class Backbone(nn.Module):
         like = next(self.parameters())
         maps = [like.new_zeros(batch_size, c, 2, 2, 2) for c in self.feature_info.channels()]
         return Features(maps, like.new_zeros(batch_size, self.feature_info.num_pooled), (2, 2, 2))
+
+    def frozen_copy(self) -> Backbone:
+        """Return a copy, called as this one, in evaluation mode and without gradients; its statistics stay its own."""
+        return copy.deepcopy(self).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; `norm: frozen` keeps every BatchNorm in evaluation."""
@@ -144,34 +136,3 @@ class Backbone(nn.Module):
                 f"{list(card.input.channels)}. Set it to {channels}, or leave the dataset out"
             )
         return card.modality
-
-
-class Intermediates(nn.Module):
-    """A net's forward_intermediates as the forward of a module: the place for hooks, such as those of ZeRO-3.
-
-    It owns nothing, so that the keys of a state_dict are the net's.
-    """
-
-    def __init__(self, net: nn.Module, indices: Sequence[int]) -> None:
-        super().__init__()
-        self._net, self.indices = [net], list(indices)  # in a list: a part of the backbone, not of this
-
-    def forward(self, image_BCDHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the last map and the list of those at `indices`."""
-        final, maps = self._net[0].forward_intermediates(image_BCDHW, indices=self.indices)  # type: ignore[operator]
-        return final, maps
-
-
-class _Levels(InflatedFeatureInfo):
-    """The levels that heads see: one a reduction."""
-
-
-def _distinct_levels(net: nn.Module) -> tuple[list[int], InflatedFeatureInfo]:
-    """Return the indices of the last map at each reduction, and their feature info; plain ViTs have one."""
-    info: InflatedFeatureInfo = net.feature_info  # type: ignore[assignment]
-    last = {entry["reduction"]: index for index, entry in enumerate(info.info)}
-    indices = [last[reduction] for reduction in sorted(last)]
-    levels = _Levels(info.info, tuple(indices))
-    with torch.no_grad():
-        levels.num_pooled = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
-    return indices, levels

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from inflate3d.errors import InputError
-from inflate3d.inflation import AttentionName, InflationPlan, StatisticsName, Taps, inflate_in_place, resolve_plan
+from inflate3d.inflation import (
+    AttentionName,
+    Inflation,
+    InflationPlan,
+    StatisticsName,
+    TimePadding,
+    inflate_in_place,
+    resolve_plan,
+)
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.fetch import published_folder
@@ -19,18 +26,17 @@ from inflate3d.models.sources.timm_nets import build_timm, trace_sizes
 from inflate3d.models.sources.torchvision_nets import build_torchvision
 from inflate3d.models.spec import NetSpec
 
-_log = logging.getLogger("inflate3d")
-
 
 def create_model(
     name: str,
     pretrained: bool = False,
     *,
-    inflation: str = "center",
+    inflation: str | Inflation = "center",
     overshoot: float = 0.25,
     plan: str | InflationPlan | dict[str, Any] = "auto",
     attention: AttentionName = "frame",
     statistics: StatisticsName = "clip",
+    time_padding: TimePadding = "replicate",
     input_size: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
     in_chans: int | None = None,
@@ -49,12 +55,13 @@ def create_model(
     name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", or published weights: a name of
     list_pretrained(), "hf-hub:org/name@revision", "https://host/dir", "s3://bucket/dir" or "local-dir:path".
     pretrained: for a 2D name its 2D weights, inflated; for a published one its 3D weights.
-    inflation: mean | center | overshoot | random (see Taps); overshoot: its a.
-    plan: auto | i3d | isotropic | slow | 2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm
-    (z, y, x). attention: "frame", or "joint" for joint space-time attention in nets whose attention is
-    scaled_dot_product_attention. statistics: what GroupNorm, GRN, squeeze-excite and their kin pool over, the "clip"
-    (as 3D nets do) or each "frame". in_chans: 3 unless given, or the published net's own; the stem is adapted from
-    RGB as timm does.
+    inflation: mean | center | overshoot | random (see Taps); overshoot: its a. plan: auto | i3d | isotropic | slow |
+    2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm (z, y, x). attention: "frame", or
+    "joint" for joint space-time attention in nets whose attention is scaled_dot_product_attention. statistics: what
+    GroupNorm, GRN, squeeze-excite and their kin pool over, the "clip" (as 3D nets do) or each "frame". time_padding:
+    past its ends a clip goes on as its first and last frame ("replicate") or as "zeros". These six words make an
+    Inflation, which can be given whole: inflation=Inflation(...).
+    in_chans: 3 unless given, or the published net's own; the stem is adapted from RGB as timm does.
     num_classes: the 2D net's own unless given; 0 gives pooled features (B, num_features).
     features_only: a list of (B, C_l, D_l, H_l, W_l), one a level. norm_domain: for a published net, whose running
     statistics (and stem) to take; head: whose classifier too. cache_dir: where downloads are kept (default:
@@ -63,60 +70,44 @@ def create_model(
 
     `model.input_spec` says what input the weights expect, `model.label_names` what the published classes are called.
 
-    Published weights carry their own inflation, overshoot, attention, statistics and spacing_mm; pretrained=False takes
-    others.
+    Published weights carry their own inflation, overshoot, attention, statistics, time_padding and spacing_mm;
+    pretrained=False takes others.
 
     Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming
     the layer, where a net cannot be inflated exactly.
     """
-    if in_chans is not None and in_chans < 1:
-        raise InputError(f"in_chans is {in_chans}; a net takes at least 1 channel")
-    if num_classes is not None and num_classes < 0:
-        raise InputError(f"num_classes is {num_classes}; give 0 for pooled features or the number of classes")
-    options = dict(
+    given = Inflation.of(
+        inflation,
+        overshoot=overshoot,
+        plan=plan,
+        attention=attention,
+        statistics=statistics,
+        time_padding=time_padding,
+    )
+    options = _checked(
         in_chans=in_chans,
         num_classes=num_classes,
         features_only=features_only,
         out_indices=out_indices,
         global_pool=global_pool,
         drop_path_rate=drop_path_rate,
-    )
-    folder = published_folder(name, cache_dir)
-    if folder is not None:
-        return load_published(
-            folder,
-            build=lambda spec: build_net(spec, pretrained=False),
-            pretrained=pretrained,
-            norm_domain=norm_domain,
-            head=head,
-            plan=plan,
-            input_size=as_triple(input_size, "input_size"),
-            inflated=_besides_defaults(
-                inflation=inflation,
-                overshoot=overshoot,
-                attention=attention,
-                statistics=statistics,
-                spacing_mm=as_triple(spacing_mm, "spacing_mm"),
-            ),
-            timm_kwargs=timm_kwargs,
-            **options,
-        )
-    for argument, value in (("norm_domain", norm_domain), ("head", head)):
-        if value is not None:
-            raise InputError(f"{argument}={value!r} is for published weights; {name!r} is a 2D net's name")
-    size = as_triple(input_size, "input_size")
-    resolved = resolve_plan(plan, input_size=size, spacing_mm=spacing_mm)
-    _log.debug("plan %s", resolved)
-    spec = NetSpec(
-        name,
-        Taps(inflation, overshoot),  # type: ignore[arg-type]
-        resolved,
-        attention=attention,
-        statistics=statistics,
         timm_kwargs=timm_kwargs,
-        **_given(options),
     )
-    return build_net(spec, pretrained=pretrained, cache_dir=cache_dir)
+    inputs = {"input_size": as_triple(input_size, "input_size"), "spacing_mm": as_triple(spacing_mm, "spacing_mm")}
+    if (folder := published_folder(name, cache_dir)) is None:
+        _refuse_published_arguments(name, norm_domain=norm_domain, head=head)
+        resolved = replace(given, plan=resolve_plan(given.plan, **inputs))
+        return build_net(NetSpec(name, resolved, **options), pretrained=pretrained, cache_dir=cache_dir)
+    return load_published(
+        folder,
+        given,
+        build=lambda spec: build_net(spec, pretrained=False),
+        pretrained=pretrained,
+        norm_domain=norm_domain,
+        head=head,
+        options=options,
+        **inputs,
+    )
 
 
 def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) -> nn.Module:
@@ -125,25 +116,24 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
         net = build_torchvision(spec, pretrained=pretrained)
     else:
         net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
-    net = inflate_in_place(
-        net,
-        trace_sizes=trace_sizes(net, spec.timm_kwargs.get("img_size")),
-        taps=spec.taps,
-        plan=spec.plan,
-        attention=spec.attention,
-        statistics=spec.statistics,
-        in_chans=spec.in_chans,
-    )
+    sizes = trace_sizes(net, spec.timm_kwargs.get("img_size"))
+    net = inflate_in_place(net, spec.inflation, trace_sizes=sizes, in_chans=spec.in_chans)
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]
     return net
 
 
-def _besides_defaults(**values: Any) -> dict[str, Any]:
-    """Return the arguments of create_model that are not what they are when left out."""
-    own = inspect.signature(create_model).parameters
-    return {name: value for name, value in values.items() if value != own[name].default}
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _checked(**options: Any) -> dict[str, Any]:
+    """Return the options that were given. InputError for counts that cannot be."""
+    in_chans, num_classes = options["in_chans"], options["num_classes"]
+    if in_chans is not None and in_chans < 1:
+        raise InputError(f"in_chans is {in_chans}; a net takes at least 1 channel")
+    if num_classes is not None and num_classes < 0:
+        raise InputError(f"num_classes is {num_classes}; give 0 for pooled features or the number of classes")
     return {k: v for k, v in options.items() if v is not None}
+
+
+def _refuse_published_arguments(name: str, **arguments: str | None) -> None:
+    for argument, value in arguments.items():
+        if value is not None:
+            raise InputError(f"{argument}={value!r} is for published weights; {name!r} is a 2D net's name")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from inflate3d.contracts import Features
+from inflate3d.contracts import FeatureInfo, Features
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.heads.unet import UNetDecoder
+from inflate3d.inflation import Inflation
+from inflate3d.inflation.kernels import of_any_rank
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
+from inflate3d.models.publication.heads import is_per_voxel, load_head, target_of
 from inflate3d.models.publication.layout import PREFIX
-from inflate3d.models.publication.load import head_tensors
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.sources.image_size import Fit, Size, fit_size, size_options
-from inflate3d.nn.decoder import UNetDecoder
+from inflate3d.nn import Head
 from inflate3d.nn.pyramid import Pyramid
 from inflate3d.sample import Triple
 
@@ -39,10 +42,12 @@ class Segmenter(nn.Module):
         encoder: nn.Module,
         num_classes: int,
         *,
-        decoder_channels: Sequence[int] | None = None,
+        make_decoder: Callable[[FeatureInfo], Head] | None = None,
         with_pyramid: bool = True,
     ) -> None:
-        """decoder_channels: as UNetDecoder's. with_pyramid: finer levels before the finest map of a plain ViT."""
+        """make_decoder: from the levels to the decoder; default a UNetDecoder. with_pyramid: finer levels before the
+        finest map of a plain ViT.
+        """
         super().__init__()
         self.encoder = encoder
         info: Any = encoder.feature_info
@@ -54,7 +59,7 @@ class Segmenter(nn.Module):
         self.pyramid = Pyramid(channels[0], reductions[self.levels[0]]) if with_pyramid else None
         finer = self.pyramid.channels if self.pyramid is not None else []
         levels: Any = _Levels([*finer, *channels])
-        self.decoder = UNetDecoder(levels, num_classes, channels=decoder_channels)
+        self.decoder = make_decoder(levels) if make_decoder is not None else UNetDecoder(levels, num_classes)
         self.input_spec = getattr(encoder, "input_spec", None)
         self.label_names: list[str] = []
         """What the classes are called, where published weights say it; the background is the first."""
@@ -74,6 +79,10 @@ class Segmenter(nn.Module):
         size = (depth, *fit.size) if fit.how == "pad" else (depth, height, width)
         logits = self.decoder(Features(maps, maps[-1].mean((2, 3, 4)), size))
         return logits[..., :height, :width]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Segmenter:
+        """As nn.Module's; memory formats for four axes fit kernels of five as well, and the other way round."""
+        return super()._apply(of_any_rank(fn), recurse)
 
     def _fit(self, height: int, width: int) -> Fit:
         size = (height, width)
@@ -140,8 +149,16 @@ def create_segmenter(
         raise InputError(f"num_classes is {num_classes}; a segmenter has at least two, the background among them")
     size = as_triple(kwargs.get("input_size"), "input_size")
     frame = size[1:] if size else None
-    kwargs.update(size_options(name, frame, {k: v for k, v in kwargs.items() if k not in _OURS}))
-    segmenter = Segmenter(_encoder(name, pretrained, kwargs), num_classes)
+    try:
+        kwargs.update(size_options(name, frame, {k: v for k, v in kwargs.items() if k not in _OURS}))
+        segmenter = Segmenter(_encoder(name, pretrained, kwargs), num_classes)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(
+            f"create_segmenter({name!r}): {error}. It takes num_classes, head, create_model's options, and those of "
+            "the 2D net; the decoder has none: build inflate3d.models.segmenter.Segmenter for another one"
+        ) from error
     if frame:
         segmenter._fit(*frame)
     return segmenter
@@ -154,11 +171,11 @@ def published_segmenter(
     folder = published_folder(name, kwargs.get("cache_dir"))
     if folder is None:
         return None
-    config = read_config(folder)
-    heads = {n: h for n, h in config.get("heads", {}).items() if h["type"] == "unet"}
+    config = read_published_config(folder)
+    heads = {n: h for n, h in config.get("heads", {}).items() if is_per_voxel(h)}
     if head is None:
-        own = config["input"].get("domain")
-        head = own if own in heads else next(iter(heads)) if len(heads) == 1 else None
+        own = [n for n, h in heads.items() if h["dataset"] == config["input"].get("domain")]
+        head = own[0] if len(own) == 1 else next(iter(heads)) if len(heads) == 1 else None
     if head is None and not heads:
         return None
     if head is None or head not in heads:
@@ -171,20 +188,21 @@ def published_segmenter(
 def _whole_segmenter(
     folder: Path, head: str, entry: dict[str, Any], num_classes: int | None, kwargs: dict[str, Any]
 ) -> Segmenter:
-    options = {"norm_domain": head, **kwargs}
+    options = {"norm_domain": entry["dataset"], **kwargs}
     net = create_model(f"{PREFIX}{folder}", True, num_classes=0, **options)
-    count = num_classes or len(entry["classes"])
+    target, stated = target_of(entry), check_directory(folder)
+    assert target is not None, "heads that answer for every voxel have a target"
+    names = list(target.names)
+    count = num_classes or len(names)
+    if count != len(names):
+        _log.warning("%s: %d classes instead of %d: the last layer is fresh", folder, count, len(names))
+
+    def decoder(levels: FeatureInfo) -> Head:
+        return load_head(folder, head, entry, levels, stated, num_classes=num_classes)
+
     # The task's own decoder: on all of the net's levels, without a pyramid.
-    segmenter = Segmenter(Intermediates(net), count, decoder_channels=entry.get("channels"), with_pyramid=False)
-    state = head_tensors(folder, head, check_directory(folder))
-    if count != len(entry["classes"]):
-        _log.warning("%s: %d classes instead of %d: the last layer is fresh", folder, count, len(entry["classes"]))
-        state = {**state, **{f"classify.{k}": v for k, v in segmenter.decoder.classify.state_dict().items()}}
-    try:
-        segmenter.decoder.load_state_dict(state)
-    except RuntimeError as fault:
-        raise InputError(f"{folder}: the decoder of {head!r} does not fit the net: {str(fault)[:200]}") from fault
-    segmenter.label_names = list(entry["classes"]) if count == len(entry["classes"]) else []
+    segmenter = Segmenter(Intermediates(net), count, make_decoder=decoder, with_pyramid=False)
+    segmenter.label_names = names if count == len(names) else []
     if entry.get("window"):
         depth, height, width = entry["window"]
         segmenter.window = (depth, height, width)
@@ -205,7 +223,4 @@ def _encoder(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     return Intermediates(net)
 
 
-_OURS = {
-    *("inflation", "overshoot", "plan", "attention", "statistics"),
-    *("input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"),
-}
+_OURS = {*Inflation().to_dict(), "input_size", "spacing_mm", "cache_dir", "norm_domain", "out_indices"}

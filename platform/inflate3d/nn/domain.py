@@ -8,7 +8,8 @@ import torch
 from timm.layers import GroupNormAct
 from torch import Tensor, nn
 
-from inflate3d.errors import unknown_name
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation.call import telling, told
 from inflate3d.inflation.mixing import Mixin, mix
 
 NormName = Literal["per_domain", "shared", "frozen", "group"]
@@ -16,17 +17,24 @@ NORMS: tuple[NormName, ...] = get_args(NormName)
 
 
 class Domain:
-    """Which domain (dataset) the net serves just now; shared by every layer that cares."""
+    """The domains (datasets) that a net serves; which of them a forward serves is told to its layers (see call.py)."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.index = 0
 
-    def activate(self, name: str) -> None:
-        """Serve this domain from now on. Raises InputError for an unknown one."""
+    def serving(self, name: str) -> telling:
+        """Tell the layers that run inside to serve this domain. Raises InputError for an unknown one."""
         if name not in self.names:
             raise unknown_name("domain", name, self.names, where="norm_domain")
-        self.index = self.names.index(name)
+        return telling("domain", self.names.index(name))
+
+    @property
+    def index(self) -> int:
+        """The place of the domain that is served here; of several, one must have been told."""
+        index: int | None = told("domain")
+        if index is None and len(self.names) > 1:
+            raise InputError(f"no domain is served here; give forward(image, domain=...) one of {self.names}")
+        return index or 0
 
 
 class DomainNorm(Mixin):
@@ -50,9 +58,12 @@ class DomainNorm(Mixin):
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's own, on the statistics of the active domain."""
         index = self.domain.index
-        # Views: what the layer updates in place lands in the row of its domain.
-        self.running_mean, self.running_var = self.domain_mean[index], self.domain_var[index]
-        return super().forward(x)  # type: ignore[misc]
+        # The layer's own forward runs on a stand-in, which no other forward sees. Its statistics are views: what is
+        # updated in place lands in the row of its domain.
+        rows = {"running_mean": self.domain_mean[index], "running_var": self.domain_var[index]}
+        stand_in = object.__new__(type(self))
+        stand_in.__dict__ = {**self.__dict__, "_buffers": {**self._buffers, **rows}}  # type: ignore[attr-defined]
+        return super(DomainNorm, stand_in).forward(x)  # type: ignore[misc]
 
 
 def convert_norms(net: nn.Module, norm: NormName, domain: Domain) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,41 @@ from torch.nn import functional as F
 
 
 def cross_entropy_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of (B, K, ...) logits against (B, ...) class indices."""
-    return F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    """Return the mean cross-entropy of (B, K, ...) logits against (B, ...) class indices; -1 (not known) is left out.
+
+    0 where nothing is known.
+    """
+    is_some_known = (target >= 0).any()
+    # Where none is, their mean and its gradient would not be numbers: class 0 stands in, and counts nothing.
+    target = torch.where(is_some_known, target, 0)
+    loss = F.cross_entropy(logits.float(), target, ignore_index=-1, label_smoothing=label_smoothing)
+    return loss * is_some_known
+
+
+def known_mean(loss: Tensor, value: Tensor) -> Tensor:
+    """Return the mean of a loss over where its values are known (not NaN), 0 where none is; shapes are equal.
+
+    `loss` may hold anything, but no NaN gradient, elsewhere: reckon it on value.nan_to_num().
+    """
+    known = ~value.isnan()
+    return (loss * known).sum() / known.sum().clamp_min(1)
+
+
+def merge_unannotated(logits: Tensor, target: Tensor, unannotated: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return logits and target of the classes that were looked for; what was not counts as background (index 0).
+
+    The background's probability becomes p(background) + sum of p(unannotated); the others keep theirs and their order.
+    Shapes: logits (B, K, ...) -> (B, K - len(unannotated), ...), target (B, ...). Nothing changes where all were
+    looked for.
+    """
+    if not unannotated:
+        return logits, target
+    kept = [k for k in range(1, logits.shape[1]) if k not in unannotated]
+    logits = logits.float()
+    background = logits[:, [0, *unannotated]].logsumexp(dim=1, keepdim=True)
+    place = torch.zeros(logits.shape[1], dtype=target.dtype, device=target.device)
+    place[kept] = torch.arange(1, len(kept) + 1, dtype=target.dtype, device=target.device)
+    return torch.cat([background, logits[:, kept]], dim=1), place[target]
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-5) -> Tensor:
@@ -46,7 +80,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _SumOverRanks.forward(ctx, gradient)
+        total: Tensor = _SumOverRanks.apply(gradient)  # type: ignore[no-untyped-call]
+        return total  # by the Function itself, so that a gradient of it is summed over ranks too
 
 
 def _sum_over_ranks(value: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
-"""Dice over whole volumes, the mean accuracy of classes and the area under the ROC curve, as torchmetrics metrics."""
+"""What tasks are scored by, as torchmetrics metrics: Dice, accuracies, areas under ROC curves, errors of values.
 
-# B batch, K classes, D H W voxels.
+Samples whose value is not known (class -1, NaN) do not count.
+"""
+
+# B batch, K classes or labels, D H W voxels.
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_auroc
+from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
 
 
 def volume_dice(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -39,10 +42,11 @@ class VolumeDice(Metric):
     total: Tensor
     volumes: Tensor
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        """`classes`: names in index order, the background first."""
+    def __init__(self, classes: Sequence[str], unannotated: Sequence[int] = ()) -> None:
+        """`classes`: names in index order, the background first. unannotated: indices of those to leave out."""
         super().__init__()
         self.classes = tuple(classes)
+        self.kept = [i for i in range(1, len(self.classes)) if i not in unannotated]
         zeros = torch.zeros(len(self.classes) - 1, dtype=torch.float64)
         self.add_state("total", default=zeros, dist_reduce_fx="sum")
         self.add_state("volumes", default=zeros.clone(), dist_reduce_fx="sum")
@@ -56,9 +60,34 @@ class VolumeDice(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the averages by name."""
-        dice = (self.total / self.volumes).float()
-        names = [f"dice_{class_name(name)}" for name in self.classes[1:]]
+        dice = (self.total / self.volumes).float()[[i - 1 for i in self.kept]]
+        names = [f"dice_{class_name(self.classes[i])}" for i in self.kept]
         return {"dice": dice.nanmean(), **dict(zip(names, dice, strict=True))}
+
+
+class Accuracy(Metric):
+    """Share of the samples whose class is among the `top_k` likeliest; NaN where there was none."""
+
+    full_state_update = False
+    higher_is_better = True
+    right: Tensor
+    samples: Tensor
+
+    def __init__(self, top_k: int = 1) -> None:
+        super().__init__()
+        self.top_k = top_k
+        for name in ("right", "samples"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Count probabilities (B, K) and classes (B,)."""
+        best = probabilities.argmax(1, keepdim=True) if self.top_k == 1 else probabilities.topk(self.top_k).indices
+        self.right += (best == target[:, None]).sum()
+        self.samples += (target >= 0).sum()
+
+    def compute(self) -> Tensor:
+        """Return the share."""
+        return self.right / self.samples
 
 
 class MeanClassAccuracy(Metric):
@@ -81,7 +110,7 @@ class MeanClassAccuracy(Metric):
         """Count probabilities (B, K) and classes (B,)."""
         is_right = probabilities.argmax(dim=1) == target
         self.right += torch.bincount(target[is_right], minlength=len(self.right))
-        self.samples += torch.bincount(target, minlength=len(self.samples))
+        self.samples += torch.bincount(target[target >= 0], minlength=len(self.samples))
 
     def compute(self) -> Tensor:
         """Return the mean; NaN where there was no sample."""
@@ -106,7 +135,8 @@ class RocArea(Metric):
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Keep probabilities (B, K) and classes (B,)."""
-        self.rows.append(torch.cat([probabilities.float(), target[:, None].float()], dim=1).flatten())
+        known = target >= 0
+        self.rows.append(torch.cat([probabilities[known].float(), target[known, None].float()], dim=1).flatten())
 
     def compute(self) -> Tensor:
         """Return the area; NaN where all samples are of one class."""
@@ -119,3 +149,67 @@ class RocArea(Metric):
             warnings.simplefilter("ignore")  # of classes that do not occur
             areas = multiclass_auroc(table[:, :-1], target, self.num_classes, average="none")
         return areas[target.unique()].mean()
+
+
+class LabelRocArea(Metric):
+    """Area under the ROC curve of each label, over the samples of which it is known, and their mean.
+
+    `compute` returns {"auroc": mean, "auroc_<label>": ...}; NaN, and left out of the mean, where all samples of a label
+    are alike. Kept as one list of flat floats, as RocArea.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    rows: list[Tensor]
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Keep probabilities (B, K) and labels (B, K) of 0, 1 and NaN."""
+        self.rows.append(torch.stack([probabilities.float(), target.float()], dim=-1).flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the areas by name."""
+        rows = torch.cat(self.rows) if isinstance(self.rows, list) else self.rows
+        table = rows.view(-1, len(self.names), 2)
+        areas = torch.stack([self._area(column) for column in table.unbind(dim=1)])
+        names = [f"auroc_{class_name(name)}" for name in self.names]
+        return {"auroc": areas.nanmean(), **dict(zip(names, areas, strict=True))}
+
+    @staticmethod
+    def _area(column: Tensor) -> Tensor:
+        probabilities, target = column[~column[:, 1].isnan()].unbind(dim=1)
+        if len(target.unique()) < 2:
+            return column.new_tensor(float("nan"))
+        return binary_auroc(probabilities, target.long())
+
+
+class ValueErrors(Metric):
+    """Mean absolute error, in the target's unit, and the share of the variance that is explained (R2).
+
+    `compute` returns {"mae": ..., "r2": ...}; NaN where no value is known, and R2 where all are alike.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", default=torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, guess: Tensor, target: Tensor) -> None:
+        """Count numbers (B,) and values (B,)."""
+        known = ~target.isnan()
+        true, error = target[known].double(), (guess - target)[known].double()
+        parts = [torch.ones_like(true), true, true.square(), error.abs(), error.square()]
+        self.sums += torch.stack([part.sum() for part in parts])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return both."""
+        count, total, squares, absolute, wrong = self.sums
+        spread = squares - total.square() / count
+        r2 = torch.where(spread > 1e-12 * squares, 1 - wrong / spread, float("nan"))
+        return {"mae": (absolute / count).float(), "r2": r2.float()}

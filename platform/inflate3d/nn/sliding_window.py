@@ -22,8 +22,10 @@ from inflate3d.sample import Triple
 def sliding_window(
     image: Tensor, predict: Callable[[Tensor], Tensor], *, window: Triple, overlap: float = 0.5, batch_size: int = 4
 ) -> Tensor:
-    """Return the blended probabilities (B, K, D, H, W) of `predict`, which maps (b, C, *window) to (b, K, *window).
+    """Return what `predict` says of windows (b, C, *window), for the whole image.
 
+    Answers of the window's own grid, (b, K, *window), are blended into (B, K, D, H, W); of others, (b, ...), the mean
+    over the windows is returned.
     Windows lie evenly from border to border and overlap by at least `overlap` of their size; near its centre a window
     counts more (a Gaussian with a standard deviation of 1/8 of the window, as nnU-Net, arXiv:1809.10486). An image
     smaller than the window is padded at the far ends, each sample's channel with its own minimum. `batch_size` windows
@@ -35,18 +37,21 @@ def sliding_window(
         padded = image.amin((2, 3, 4), keepdim=True).repeat(1, 1, *enlarged)
         padded[:, :, :depth, :height, :width] = image
         image = padded
-    weight = gaussian_weight(window).to(image.device)
     corners = window_corners(image.shape[2:], window, overlap)
     places = [(b, corner) for b in range(len(image)) for corner in corners]
-    total: Tensor | None = None
-    for first in range(0, len(places), batch_size):
-        part = places[first : first + batch_size]
-        answers = predict(torch.stack([_cut(image[b], corner, window) for b, corner in part])).float()
-        if total is None:
-            total = answers.new_zeros((len(image), answers.shape[1], *image.shape[2:]))
-        for (b, corner), answer in zip(part, answers, strict=True):
-            _cut(total[b], corner, window).add_(answer * weight)
-    assert total is not None
+    parts = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+    answers = (predict(torch.stack([_cut(image[b], corner, window) for b, corner in part])).float() for part in parts)
+    like = next(answers)
+    found = zip(places, itertools.chain(like, itertools.chain.from_iterable(answers)), strict=True)
+    if like.shape[2:] != tuple(window):
+        means = like.new_zeros((len(image), *like.shape[1:]))
+        for (b, _), answer in found:
+            means[b] += answer / len(corners)
+        return means
+    weight = gaussian_weight(window).to(image.device)
+    total = like.new_zeros((len(image), like.shape[1], *image.shape[2:]))
+    for (b, corner), answer in found:
+        _cut(total[b], corner, window).add_(answer * weight)
     norm = torch.zeros_like(total[0, :1])
     for corner in corners:
         _cut(norm, corner, window).add_(weight)

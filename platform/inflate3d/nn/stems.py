@@ -11,6 +11,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
+from inflate3d.inflation.layers import FoldedLayer
 from inflate3d.nn.domain import Domain
 
 
@@ -107,6 +108,6 @@ def stem_channels(stem: Any) -> int:
 
 def _minimal_input(stem: Any, like: Tensor) -> Tensor:
     """One frame a clip, as small as the kernel."""
-    clips = stem.clip.batch_size if hasattr(stem, "clip") else 1
+    clips = stem.clip().batch_size if isinstance(stem, FoldedLayer) else 1
     height, width = stem.kernel_size
     return torch.zeros(clips, stem_channels(stem), height, width, device=like.device, dtype=like.dtype)

@@ -13,7 +13,7 @@ _HOME = {"publish": "inflate3d.publishing.export", "publish_run": "inflate3d.pub
 
 
 def __getattr__(name: str) -> Any:
-    # publish needs the light core alone, publish_run the trainer's checkpoints.
+    # publish needs only the light core, publish_run also the trainer's checkpoints.
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'inflate3d.publishing' has no attribute {name!r}")

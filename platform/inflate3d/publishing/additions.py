@@ -20,9 +20,9 @@ _REQUIRED, _OPTIONAL = ("start", "metric", "mean", "std", "runs"), ("low", "high
 
 @dataclass(frozen=True)
 class Additions:
-    """results: rows of {start, metric, mean, std, runs}, with low and high where there is an interval; None: not given.
+    """results: rows of {start, metric, mean, std, runs}, with low and high if there is an interval; None: not given.
 
-    notes: Markdown. reports: pages by the name of their file in the publication.
+    notes: Markdown. reports: pages by their file name in the publication.
     """
 
     results: list[dict[str, Any]] | None = None
@@ -30,7 +30,7 @@ class Additions:
     reports: dict[str, bytes] = field(default_factory=dict)
 
     def to_training(self, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return these entries of `training` in a publication's config; what is not given stays as it is known."""
+        """Return these entries of `training` in a publication's config; those not given stay unchanged."""
         known = known or {}
         return {
             "results": known.get("results", []) if self.results is None else self.results,
@@ -40,14 +40,14 @@ class Additions:
 
 
 def is_page(name: Any) -> bool:
-    """Whether a name may be that of a transfer's page in a publication; one from a stranger's config.json may not."""
+    """Whether a name is allowed for a transfer's page in a publication; a stranger's config.json may hold others."""
     return isinstance(name, str) and _PAGE.fullmatch(name) is not None and is_file_name(name)
 
 
 def read_additions(
     *, results: str | Path | None = None, notes: str | Path | None = None, transfers: Sequence[str | Path] = ()
 ) -> Additions:
-    """Read what the card takes in. InputError for a file that is missing or holds something else.
+    """Read the additions to the card. InputError for a file that is missing or holds something else.
 
     results: a JSON list of rows. notes: Markdown. transfers: output folders of `platform transfer`, whose rows follow
     those of `results` and whose report becomes transfer-<folder>.html.
@@ -58,10 +58,10 @@ def read_additions(
         folder = Path(given).resolve()
         name = f"transfer-{folder.name}.html"
         if not (folder / RESULTS).is_file() or not (folder / REPORT).is_file():
-            raise InputError(f"--transfer {given}: holds no {RESULTS} and {REPORT}; name the --output of a transfer")
+            raise InputError(f"--transfer {given}: has no {RESULTS} and {REPORT}; give the --output of a transfer")
         if name in reports or not is_page(name):
             raise InputError(
-                f"--transfer {given}: the page would be {name!r}, which is taken or odd; rename the folder"
+                f"--transfer {given}: the page would be {name!r}, which is taken or not allowed; rename the folder"
             )
         rows = [*(rows or []), *_rows(folder / RESULTS, "--transfer")]
         reports[name] = (folder / REPORT).read_bytes()
@@ -84,5 +84,5 @@ def _text(file: str | Path) -> str:
     except (OSError, ValueError) as fault:
         raise InputError(f"--notes {file}: cannot be read ({fault}); expected Markdown") from fault
     if len(text) > MOST_NOTES:
-        raise InputError(f"--notes {file}: {len(text)} letters; a card takes at most {MOST_NOTES}")
+        raise InputError(f"--notes {file}: {len(text)} characters; a card takes at most {MOST_NOTES}")
     return text

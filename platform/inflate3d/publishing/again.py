@@ -1,4 +1,4 @@
-"""publish_again: published weights as they are, with what was learnt of them since, to the same place or another."""
+"""publish_again: unchanged published weights with later evidence in their card, to the same place or another."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.create import create_model
 from inflate3d.models.publication.fetch import check_directory, published_folder
 from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import HEADS, PICTURE, REPLAY, SUMS, WEIGHTS
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.publishing.additions import Additions, is_page
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, card_address, deliver_whole, finish, loader_of, refuse_private
 from inflate3d.publishing.licences import may_be_published
-from inflate3d.remote.download import sha256_of
 
-# What the format lets a publication leave out, and its card wants.
+# What a publication may leave out, but the card needs.
 _OPTIONAL = {
     "architecture": "inflate3d",
     "classes": None,
@@ -33,19 +33,19 @@ _OPTIONAL = {
 
 
 def folder_of(source: str) -> Path:
-    """Return the local folder of a publication. InputError if it is none."""
+    """Return the local folder of a publication. InputError if it is not one."""
     if (folder := published_folder(source)) is None:
         raise InputError(
-            f"{source!r} does not exist; give a run folder (trainer.default_root_dir), a checkpoint, or what was "
-            "published: local-dir:PATH, hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR or a short name"
+            f"{source!r} does not exist; give a run folder (trainer.default_root_dir), a checkpoint, or an "
+            "earlier publication: local-dir:PATH, hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR or a short name"
         )
     return folder
 
 
 def _pages(folder: Path, names: Any) -> dict[str, bytes]:
-    """Return the reports beside a card. Their names may be a stranger's: pages that SHA256SUMS lists, no others.
+    """Return the reports beside a card. Names may come from a stranger: only pages listed in SHA256SUMS.
 
-    InputError for one that has changed, or that was not fetched: loading leaves out what it does not read.
+    InputError for a page that has changed or was not fetched, since loading fetches only what it reads.
     """
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     listed = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
@@ -55,11 +55,11 @@ def _pages(folder: Path, names: Any) -> dict[str, bytes]:
             continue
         if not (folder / name).is_file():
             raise InputError(
-                f"{folder}: {name} is not at hand, since loading does not fetch reports; give the card's transfers "
+                f"{folder}: {name} is missing, because loading does not fetch reports; give the card's transfers "
                 "again (--transfer), or download the whole directory and publish that"
             )
         page = plain_file(folder, name)
-        if sha256_of(page) != listed[name]:
+        if file_sha256(page) != listed[name]:
             raise InputError(f"{page} has changed; publish or download the directory again")
         pages[name] = page.read_bytes()
     return pages
@@ -70,14 +70,14 @@ def publish_again(
 ) -> Outcome:
     """Publish the publication at `source` (an address, or a short name) with another card.
 
-    The net is built and its replay compared before anything is written. What is not given anew of results, notes and
-    reports stays. InputError for a source that is no publication, is damaged, or may not go there.
+    The net is built and its replay compared before anything is written. Results, notes and reports stay unless new ones
+    are given. InputError for a source that is not a publication, is damaged, or may not be published there.
     """
     place = parse_destination(destination)
     folder = folder_of(source)
     stated = check_directory(folder)
     net = create_model(source, pretrained=True)
-    config = {**_OPTIONAL, **read_config(folder)}
+    config = {**_OPTIONAL, **read_published_config(folder)}
     training = {**config["training"], **additions.to_training(config["training"])}
     pages = additions.reports or _pages(folder, training["reports"])
     training["reports"] = sorted(pages)

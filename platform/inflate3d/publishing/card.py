@@ -8,13 +8,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from inflate3d.models.publication.heads import is_per_voxel, target_of
 from inflate3d.publishing.licences import commercial_use, hub_licence
+
+_CLASSIFICATION = ("image-classification", "video-classification")  # the Hub's words
 
 
 def render_card(
     config: Mapping[str, Any], *, parameters: int, address: str = "local-dir:PATH", picture: str | None = None
 ) -> str:
-    """Return the card of a publication as Markdown. address: what its loading lines name; picture: a file beside it."""
+    """Return the card of a publication as Markdown. address: for its loading lines; picture: a file beside it."""
     training = config["training"]
     source = config["source_weights"]
     data = training.get("data", [])
@@ -28,7 +31,7 @@ def render_card(
         config=config,
         net=config["net"],
         input=config["input"],
-        heads=config["heads"],
+        heads={name: _head(head) for name, head in config["heads"].items()},
         classes=config["classes"],
         training=training,
         data=data,
@@ -44,17 +47,25 @@ def render_card(
 
 
 def pipeline_tag(config: Mapping[str, Any]) -> str:
-    """Return the Hub's word for what the weights answer."""
-    head = config["heads"].get(config["input"].get("domain"), {})
-    if head.get("type") == "unet":
+    """Return the Hub's tag for the task of the weights."""
+    own = [head for head in config["heads"].values() if head["dataset"] == config["input"].get("domain")]
+    if any(is_per_voxel(head) for head in own):
         return "image-segmentation"
     if not config["classes"]:
         return "image-feature-extraction"
-    return "video-classification" if config["input"].get("kind") == "video_classification" else "image-classification"
+    tag = f"{config['input'].get('media')}-classification"
+    return tag if tag in _CLASSIFICATION else "image-classification"
+
+
+def _head(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card says of a head: media, what it answers, and what loads it."""
+    target = target_of(entry)
+    answers = "features" if target is None else target.describe()
+    return {**entry, "answers": answers, "segments": is_per_voxel(entry)}
 
 
 def describe_intensity(intensity: Mapping[str, Any] | None) -> str:
-    """Say in words how stored values become the net's (contracts.Intensity)."""
+    """Say in words how stored values become the net's input (contracts.Intensity)."""
     if intensity is None:
         return "as the 2D net's"
     if intensity["mode"] == "zscore":

@@ -1,4 +1,4 @@
-"""A finished directory is brought to its destination whole, or not at all; an equal one there is left untouched."""
+"""Delivers a finished directory complete or not at all; an equal one at the destination is left untouched."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import hashlib
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from inflate3d.errors import InputError
 from inflate3d.models.publication.integrity import check_files
-from inflate3d.models.publication.layout import SUMS
+from inflate3d.models.publication.layout import SUMS, most_bytes
 from inflate3d.models.publication.places import parse_hub
 from inflate3d.publishing.destination import Destination, is_publication
+from inflate3d.remote.address import Address, scrubbed
+from inflate3d.remote.client import read
+from inflate3d.remote.outcomes import Absent
+from inflate3d.remote.store import filesystem
 
 
 def is_there(staging: Path, destination: Destination) -> bool:
-    """Whether the destination holds these very files already; those of a local folder are read, not only their sums."""
+    """Whether the destination already holds these files; in a local folder they are read, not only their sums."""
     if _sums_at(destination) != (staging / SUMS).read_bytes():
         return False
     try:
@@ -35,9 +38,8 @@ def _sums_at(destination: Destination) -> bytes | None:
         file = destination.folder / SUMS
         return file.read_bytes() if is_publication(destination.folder) and file.is_file() else None
     if destination.kind == "s3":
-        system, path = _open_s3(destination)
-        with suppress(FileNotFoundError):
-            return system.cat_file(f"{path}/{SUMS}")
+        with suppress(Absent):
+            return read(Address.parse(destination.address) / SUMS, limit=most_bytes(SUMS))
         return None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -64,7 +66,7 @@ def _to_folder(staging: Path, destination: Destination) -> None:
 
 
 def _to_hub(staging: Path, destination: Destination) -> None:
-    """Make the repository where there is none, and put all files there in one commit, which is whole or not at all."""
+    """Create the repository if needed, and put all files there in one commit, complete or not at all."""
     from huggingface_hub import HfApi
 
     place, api = parse_hub(destination.address), HfApi(library_name="inflate3d")
@@ -79,13 +81,13 @@ def _to_hub(staging: Path, destination: Destination) -> None:
             commit_message="Publish with inflate3d",
             delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", "*.html", SUMS],
         )
-    except Exception as fault:  # the client's transport raises kinds of its own
-        raise _failed(destination, fault, "Are you logged in (hf auth login), and may you write there?") from fault
+    except Exception as fault:  # the client's transport raises its own exceptions
+        raise _failed(destination, fault, "Are you logged in (hf auth login), and do you have write access?") from fault
 
 
 def _to_s3(staging: Path, destination: Destination) -> None:
-    """Upload beside the final names, copy to them, SHA256SUMS last: until that is there, a load is refused."""
-    system, path = _open_s3(destination)
+    """Upload beside the final names, copy to them, SHA256SUMS last; until it is there, loading is refused."""
+    system, path = filesystem(Address.parse(destination.address))
     aside = f"{path}/.upload-{hashlib.sha256((staging / SUMS).read_bytes()).hexdigest()[:16]}"
     names = sorted(file.name for file in staging.iterdir())
     names.remove(SUMS)
@@ -94,24 +96,15 @@ def _to_s3(staging: Path, destination: Destination) -> None:
             system.put_file(str(staging / name), f"{aside}/{name}")
         for name in [*names, SUMS]:
             system.copy(f"{aside}/{name}", f"{path}/{name}")
-    except Exception as fault:  # botocore and sockets raise dozens of kinds
-        raise _failed(destination, fault, "May you write there?") from fault
+    except Exception as fault:  # botocore and sockets raise dozens of exceptions
+        raise _failed(destination, fault, "Do you have write access?") from fault
     finally:
         with suppress(Exception):
             system.rm(aside, recursive=True)
 
 
-def _open_s3(destination: Destination) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        return url_to_fs(destination.address, use_listings_cache=False)
-    except ImportError as fault:
-        raise InputError(f"{destination.address}: {fault}. Install: pip install 'inflate3d[s3]'") from fault
-
-
 def _failed(destination: Destination, fault: Exception, question: str) -> InputError:
-    reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+    reason = scrubbed(fault) or type(fault).__name__
     return InputError(
         f"--output {destination.address}: cannot be written ({reason}); nothing was published. {question}"
     )

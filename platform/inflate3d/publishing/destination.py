@@ -1,4 +1,4 @@
-"""Where a publication goes: a folder of its own, a repository of the Hub, or an s3 address. No torch."""
+"""Where a publication goes: a separate folder, a repository on the Hub, or an s3 address. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALLOWED = f"{PREFIX}PATH, {HUB}ORG/NAME or {S3}BUCKET/DIR"
 
 @dataclass(frozen=True)
 class Destination:
-    """What --output means. address: what create_model takes to load it from there; folder: for a local one."""
+    """The meaning of --output. address: the name for create_model; folder: for a local destination."""
 
     kind: Literal["local", "hub", "s3"]
     address: str
@@ -25,7 +25,7 @@ class Destination:
 
 
 def parse_destination(destination: str) -> Destination:
-    """Read a destination. InputError if it is none, or a local folder that holds something else."""
+    """Read a destination. InputError if it is invalid, or a local folder that holds something else."""
     if destination.startswith(HUB):
         place = parse_hub(destination)
         return Destination("hub", str(place))
@@ -44,10 +44,10 @@ def destination_folder(destination: str) -> Path:
         raise InputError(f"--output {destination!r}: weights are published to {ALLOWED}")
     folder = Path(destination.removeprefix(PREFIX)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file; name an empty folder")
+        raise InputError(f"--output {folder} is a file; give an empty folder")
     if folder.is_dir() and any(folder.iterdir()) and not is_publication(folder):
         names = sorted(p.name for p in folder.iterdir())[:3]
-        raise InputError(f"--output {folder} holds something else ({', '.join(names)}, ...); name an empty folder")
+        raise InputError(f"--output {folder} holds something else ({', '.join(names)}, ...); give an empty folder")
     return folder
 
 

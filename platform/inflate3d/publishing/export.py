@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.publication.heads import is_per_voxel
 from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
@@ -27,14 +29,13 @@ from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
 from inflate3d.publishing.licences import may_be_published
 from inflate3d.publishing.precision import Precision, rounded, stored
-from inflate3d.remote.download import sha256_of
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a publication did. changed: False where these very files were there already; files: their sizes in bytes.
+    """The outcome of a publication. changed: False if the same files were already there; files: sizes in bytes.
 
-    loader: the function of inflate3d that loads all that its own dataset has, create_segmenter where that is a decoder.
+    loader: the function of inflate3d that loads it with the head of its own dataset; create_segmenter for a decoder.
     """
 
     address: str
@@ -60,9 +61,9 @@ def publish(
 
     Returns the folder, or the address where it is not local. input_spec: the contract that the weights expect (axes,
     channels, spacing_mm, orientation, intensity). norm_domains: each domain and its stem; extra_tensors: their
-    statistics and stems. training: what the card says of the training (data, metrics, steps). The same content is left
-    as it is; an older publication is replaced; a folder that holds anything else is refused. Weights from data whose
-    card forbids it are marked private, and refused elsewhere than in a local folder. precision "float16" halves the
+    statistics and stems. training: what the card says about training (data, metrics, steps). Equal content is left
+    unchanged; an older publication is replaced; a folder that holds anything else is refused. Weights from data whose
+    card forbids publishing are marked private and allowed only in a local folder. precision "float16" halves the
     file; loaded, the weights are float32 again.
     """
     outcome = export(
@@ -98,52 +99,61 @@ def export(
     pages: Mapping[str, bytes] | None = None,
     dry_run: bool = False,
 ) -> Outcome:
-    """As publish, with heads; dry_run: everything is made and compared, nothing is delivered.
+    """As publish, with heads; dry_run: everything is made and compared, but nothing is delivered.
 
     inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
-    card's loading lines. pages: further files, which training["reports"] names.
+    card's loading lines. pages: further files, listed in training["reports"].
     """
     place = parse_destination(destination)
+    is_private = not may_be_published((training or {}).get("data", []))
+    refuse_private(is_private, place)
+    config = _config_of(
+        model,
+        input=input_spec,
+        inputs=inputs or {},
+        classes=classes,
+        norm=norm,
+        norm_domains=norm_domains or {},
+        heads=heads or {},
+        precision=precision,
+        private=is_private,
+        training=training or {},
+    )
+    as_loaded = rounded(model, precision)
+
+    def write(staging: Path) -> None:
+        _save(stored({**model.state_dict(), **(extra_tensors or {})}, precision), staging / WEIGHTS)
+        if head_tensors:
+            _save(stored(head_tensors, precision), staging / HEADS)
+        save_file(_replay(as_loaded), staging / REPLAY)
+        draw_filters(as_loaded, staging / PICTURE)
+        count = sum(p.numel() for p in as_loaded.parameters())
+        finish(staging, config, card_address(place, name), parameters=count, pages=pages or {})
+
+    files, changed = deliver_whole(place, write, dry_run=dry_run)
+    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
+
+
+def _config_of(model: Any, **stated: Any) -> dict[str, Any]:
+    """Return config.json: what is stated, None aside, and what a net says of itself. InputError for what cannot be."""
     spec = getattr(model, "net_spec", None)
     if spec is None:
         raise InputError(f"{type(model).__name__} was not made by create_model; build it there, then publish it")
     if spec.features_only:
         raise InputError("features_only nets lack their last layers; publish the full net")
-    own_classes = getattr(model, "num_classes", spec.num_classes)
-    facts = dict(training or {})
-    is_private = not may_be_published(facts.get("data", []))
-    refuse_private(is_private, place)
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
-        "net": replace(spec, num_classes=own_classes).to_dict(),
-        "norm": norm,
-        "norm_domains": dict(norm_domains or {}),
-        "input": dict(input_spec or contract_of_2d(model, spec.in_chans)),
-        "inputs": dict(inputs or {}),
-        "classes": classes or getattr(model, "label_names", None) or None,
-        "heads": dict(heads or {}),
-        "precision": precision,
-        "private": is_private,
+        "net": replace(spec, num_classes=getattr(model, "num_classes", spec.num_classes)).to_dict(),
+        "input": contract_of_2d(model, spec.in_chans),
+        "classes": getattr(model, "label_names", None) or None,
         "source_weights": _source_weights(model),
-        "training": facts,
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
+        **{key: value for key, value in stated.items() if value is not None},
     }
-    check_config(json.loads(json.dumps(config)), "this net's config.json")
-    tensors = stored({**model.state_dict(), **(extra_tensors or {})}, precision)
-    as_loaded = rounded(model, precision)
-
-    def write(staging: Path) -> None:
-        _save(tensors, staging / WEIGHTS)
-        if head_tensors:
-            _save(stored(head_tensors, precision), staging / HEADS)
-        save_file(_replay(as_loaded), staging / REPLAY)
-        draw_filters(as_loaded, staging / PICTURE)
-        parameters = sum(p.numel() for p in as_loaded.parameters())
-        finish(staging, config, card_address(place, name), parameters=parameters, pages=pages or {})
-
-    files, changed = deliver_whole(place, write, dry_run=dry_run)
-    return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
+    config = json.loads(json.dumps(config))
+    check_config(config, "this net's config.json")
+    return config
 
 
 def refuse_private(is_private: bool, place: Destination) -> None:
@@ -151,25 +161,30 @@ def refuse_private(is_private: bool, place: Destination) -> None:
     if is_private and place.kind != "local":
         raise InputError(
             f"--output {place.address}: the card of a dataset forbids publishing weights trained on it; "
-            "they may go to a local folder alone, marked private: local-dir:PATH"
+            "they may only go to a local folder, marked private: local-dir:PATH"
         )
 
 
 def card_address(place: Destination, name: str | None) -> str:
-    """Return what a card's loading lines name. A local folder may be moved anywhere: its card names no place."""
+    """Return the address in a card's loading lines. A local folder may be moved, so its card states no path."""
     return name or ("local-dir:PATH" if place.kind == "local" else place.address)
 
 
 def loader_of(config: Mapping[str, Any]) -> str:
-    """Return the function of inflate3d that loads all that the publication's own dataset has."""
-    own_head = config["heads"].get(config["input"].get("domain"), {})
-    return "create_segmenter" if own_head.get("type") == "unet" else "create_model"
+    """Return the function of inflate3d that loads the publication with the head of its own dataset."""
+    own = own_heads(config)
+    return "create_segmenter" if any(is_per_voxel(head) for head in own) else "create_model"
+
+
+def own_heads(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the heads of the publication's own dataset."""
+    return [head for head in config["heads"].values() if head["dataset"] == config["input"].get("domain")]
 
 
 def deliver_whole(
     place: Destination, write: Callable[[Path], None], *, dry_run: bool = False
 ) -> tuple[dict[str, int], bool]:
-    """Let `write` make a publication's files aside, and bring them to their place; return their sizes, and if new."""
+    """Let `write` make the files in a staging folder, and deliver them; return their sizes, and whether new."""
     with _staging(place) as staging:
         write(staging)
         files = {file.name: file.stat().st_size for file in sorted(staging.iterdir())}
@@ -180,7 +195,7 @@ def deliver_whole(
 
 
 class _staging:
-    """A folder where a publication is made: beside a local destination, else in the system's temporary folder."""
+    """The staging folder of a publication: beside a local destination, else in the system's temporary folder."""
 
     def __init__(self, place: Destination) -> None:
         self.path = (
@@ -201,7 +216,7 @@ class _staging:
 def finish(
     folder: Path, config: Mapping[str, Any], address: str, *, parameters: int, pages: Mapping[str, bytes]
 ) -> None:
-    """Write what stands beside weights, replay and picture: config, card, pages and hashes."""
+    """Write the files besides weights, replay and picture: config, card, pages and hashes."""
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     picture = PICTURE if (folder / PICTURE).is_file() else None
     card = render_card(config, parameters=parameters, address=address, picture=picture)
@@ -211,8 +226,8 @@ def finish(
     if config["private"]:
         (folder / PRIVATE).write_text("Trained on data whose card forbids publishing weights.\n", encoding="utf-8")
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
-    lines = [f"{sha256_of(file)}  {file.name}" for file in sorted(folder.iterdir())]
+        file.chmod(0o644)  # safetensors writes files that only the owner can read
+    lines = [f"{file_sha256(file)}  {file.name}" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -222,12 +237,12 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 def _replay(model: Any) -> dict[str, Tensor]:
     plan, spec = model.plan, model.net_spec
-    height, width = model.trace_size  # the smallest that the net was seen to take
+    height, width = model.trace_size  # the smallest size that the net is known to take
     depth = max(8, plan.min_depth)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)
     mode, threads = model.training, torch.get_num_threads()
-    torch.set_num_threads(1)  # sums depend on their number, and the same net is to give the same bytes
+    torch.set_num_threads(1)  # sums depend on the number of threads, and the same net must give the same bytes
     try:
         with torch.no_grad():
             features = replay_features(model.cpu().eval(), x)

@@ -18,17 +18,17 @@ from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
-from inflate3d.nn import LinearHead
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.additions import Additions
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
-from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier
+from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier, own_classifier
 from inflate3d.publishing.precision import Precision
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
-from inflate3d.training.run.folder import ENVIRONMENT, read_config
+from inflate3d.training.module import MultiTaskModule
+from inflate3d.training.run.folder import ENVIRONMENT, read_run_config
 from inflate3d.training.run.saved import load_module, without_weights
 
 NOTHING = Additions()
@@ -48,10 +48,10 @@ def publish_run(
 ) -> Outcome:
     """Publish the backbone of a run folder's checkpoint (`best` by val/score, else `last`), or of a checkpoint folder.
 
-    domain: the dataset whose stem and running statistics stand under timm's keys (the first one unless given); those of
-    the others go along as extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
+    domain: the dataset whose stem and running statistics are stored under timm's keys (default: the first); those of
+    the others are extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
     the net's. additions: results, notes and transfers for the card.
-    precision: "float16" halves the files. name: the short name that an index will give them. dry_run: nothing is
+    precision: "float16" halves the files. name: the short name in an index. dry_run: nothing is
     written.
     """
     parse_destination(destination)
@@ -59,24 +59,14 @@ def publish_run(
     run_folder = checkpoint.path.parent.parent
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     cards = {name: DatasetCard.from_dict(card) for name, card in state["cards"].items()}
-    domain = domain or next(iter(cards))
-    if domain not in cards:
-        raise unknown_name("domain", domain, cards, where="--domain")
+    domain = _domain_of(cards, domain)
     config = BackboneConfig(**state["backbone"])
     module = load_module(run_folder, str(checkpoint.path)) if with_heads else None
-    backbone = module.backbone if module is not None else _backbone_of(config, cards, state)
+    backbone = module.backbone if module else _backbone_of(config, cards, state)
     net, extra = split_domains(backbone, domain)
-    net.is_from_2d_weights = config.pretrained  # type: ignore[assignment]
-    if "ancestor" in state:
-        net.source_weights = state["ancestor"]["source"]
-    samples = _samples_of(run_folder)
-    inputs = {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
-    heads, classes = PublishedHeads(), None
-    if module is not None:
-        heads = collect_heads(module, inputs)
-        own = module.heads[module.task_of[domain]][domain]  # type: ignore[index]
-        if isinstance(own, LinearHead) and install_classifier(net, own):
-            classes = list(cards[domain].classes)
+    _note_source(net, config, state)
+    inputs = _inputs_of(run_folder, backbone, cards)
+    heads, classes = _heads_of(module, net, domain, inputs)
     return export(
         net,
         destination,
@@ -92,15 +82,49 @@ def publish_run(
         name=name,
         pages=additions.reports,
         dry_run=dry_run,
-        training={
-            "data": _with_ancestors([card.to_dict() for card in cards.values()], state),
-            "domain": domain,
-            "steps": checkpoint.step,
-            "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
-            "cost": _cost(run_folder, checkpoint),
-            **additions.to_training(),
-        },
+        training={**_training_of(checkpoint, state), "domain": domain, **additions.to_training()},
     )
+
+
+def _note_source(net: Any, config: BackboneConfig, state: Mapping[str, Any]) -> None:
+    """Tell a net which 2D weights it comes from: its own, or those of the publication that the run began with."""
+    net.is_from_2d_weights = config.pretrained
+    if "ancestor" in state:
+        net.source_weights = state["ancestor"]["source"]
+
+
+def _domain_of(cards: Mapping[str, DatasetCard], domain: str | None) -> str:
+    domain = domain or next(iter(cards))
+    if domain not in cards:
+        raise unknown_name("domain", domain, cards, where="--domain")
+    return domain
+
+
+def _inputs_of(run_folder: Path, backbone: Backbone, cards: Mapping[str, DatasetCard]) -> dict[str, Any]:
+    """Return the input contract of every domain."""
+    samples = _samples_of(run_folder)
+    return {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+
+
+def _heads_of(
+    module: MultiTaskModule | None, net: nn.Module, domain: str, inputs: Mapping[str, Any]
+) -> tuple[PublishedHeads, list[str] | None]:
+    """Return a module's heads, and the classes of the net where the domain's own classifier became the net's."""
+    if module is None:
+        return PublishedHeads(), None
+    heads = collect_heads(module, inputs)
+    own = own_classifier(module, domain)
+    return heads, own[1] if own is not None and install_classifier(net, own[0]) else None
+
+
+def _training_of(checkpoint: Checkpoint, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of the training: data, steps, metrics, cost."""
+    return {
+        "data": _with_ancestors(list(state["cards"].values()), state),
+        "steps": checkpoint.step,
+        "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
+        "cost": _cost(checkpoint.path.parent.parent, checkpoint),
+    }
 
 
 def _backbone_of(config: BackboneConfig, cards: Mapping[str, DatasetCard], state: Mapping[str, Any]) -> Backbone:
@@ -112,23 +136,23 @@ def _backbone_of(config: BackboneConfig, cards: Mapping[str, DatasetCard], state
 
 
 def _with_ancestors(cards: list[dict[str, Any]], state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Add the data of the published weights that a run began with: their licences bind these weights too."""
+    """Add the data of the published weights that a run started from: their licences apply to these weights too."""
     names = {card["name"] for card in cards}
     return cards + [card for card in state.get("ancestor", {}).get("data", []) if card["name"] not in names]
 
 
 def _samples_of(run_folder: Path) -> dict[str, Any]:
-    """What one sample of each dataset was; empty where the checkpoint stands alone."""
+    """The sample settings of each dataset; empty for a checkpoint without its run."""
     if not (run_folder / "config.yaml").is_file():
         return {}
-    datasets = read_config(run_folder)["data"]["datasets"]
+    datasets = read_run_config(run_folder)["data"]["datasets"]
     return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}
 
 
 def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Device and hours from the first start to the checkpoint, as far as the run noted them.
+    """Device and hours from the first start to the checkpoint, as far as the run recorded them.
 
-    Files' dates change with a copy, and later starts are not these weights': the same checkpoint costs the same.
+    File dates change when copied, and later starts do not belong to these weights.
     """
     try:
         starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
@@ -187,7 +211,7 @@ def _input_of(card: DatasetCard, backbone: Backbone, domain: str, sample: Any) -
         **spec,
         "channels": list(channels),
         "intensity": asdict(intensity),
-        "kind": card.kind,
+        "media": card.media,
         "modality": card.modality,
         "domain": domain,
         **({"sample": sample} if sample else {}),
@@ -209,5 +233,5 @@ def _find(path: Path, which: str) -> Checkpoint:
                 raise
             found = find_checkpoint(path, "last")  # a run without validation has no best
     if found is None:
-        raise InputError(f"run {path} holds no checkpoint yet; fit first: platform fit --config {path / 'config.yaml'}")
+        raise InputError(f"run {path} has no checkpoint yet; run first: platform fit --config {path / 'config.yaml'}")
     return found

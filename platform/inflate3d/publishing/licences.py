@@ -1,4 +1,4 @@
-"""What may be done with weights: computed from the cards of the data and the licence of the 2D source weights."""
+"""What the licences of weights allow, computed from the data's cards and the licence of the 2D source weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def may_be_published(cards: Iterable[Mapping[str, Any]]) -> bool:
 def commercial_use(
     cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool
 ) -> tuple[bool, str]:
-    """Return (allowed, why): the most restrictive part wins, and what is unknown counts as no."""
+    """Return (allowed, why): the most restrictive part decides, and unknown counts as no."""
     for card in cards:
         if card["commercial_use"] is not True:
             word = "unknown" if card["commercial_use"] is None else "not allowed"
@@ -29,7 +29,7 @@ def commercial_use(
 
 
 def hub_licence(cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool) -> str:
-    """Return the Hub's identifier where all parts share one that it knows, else "other": the card tells them apart."""
+    """Return the Hub's identifier if all parts share one that it knows, else "other"; the card lists them."""
     licences = {str(card["licence"]).lower() for card in cards}
     if has_source:
         licences.add((source_licence or "unknown").lower())

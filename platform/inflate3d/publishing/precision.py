@@ -1,6 +1,6 @@
-"""Half precision in files: kernels and matrices as float16, vectors (norms, their statistics, biases) as they are.
+"""Half precision in files: kernels and matrices as float16, vectors (norms, their statistics, biases) unchanged.
 
-A variance may lie outside float16's range, and vectors are hardly a percent of a net's bytes.
+A variance may be outside float16's range, and vectors are barely one percent of a net's bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def stored(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Tensor]:
-    """Return the tensors as a file of this precision holds them. InputError for a value that float16 has not."""
+    """Return the tensors in this file precision. InputError for a value that float16 cannot hold."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", str(precision), PRECISIONS, where="publish")
     if precision == "float32":
@@ -28,7 +28,7 @@ def stored(tensors: Mapping[str, Tensor], precision: Precision) -> dict[str, Ten
 
 
 def rounded(model: nn.Module, precision: Precision) -> nn.Module:
-    """Return the net that a file of this precision gives back: the model itself, or a copy with rounded weights."""
+    """Return the net as loaded from a file of this precision: the model itself, or a copy with rounded weights."""
     if precision == "float32":
         return model
     other = copy.deepcopy(model)
@@ -42,5 +42,5 @@ def _half(name: str, tensor: Tensor) -> Tensor:
     half = tensor.detach().to(torch.float16)
     if not torch.isfinite(half).all():
         largest = tensor.detach().abs().max().item()
-        raise InputError(f"{name} holds {largest:.3g}, and float16 ends at 65504; publish it in float32")
+        raise InputError(f"{name} holds {largest:.3g}, but float16 ends at 65504; publish it in float32")
     return half

@@ -1,1 +1,1 @@
-"""One client for what lies elsewhere: addresses, credentials, ranges, retries, hashes and whole writes."""
+"""What lies elsewhere, behind http(s), s3 and other stores: one client for shards and weights (client.py)."""

@@ -1,1 +1,1 @@
-"""Long measurements that are written down: the survey of architectures, the pass table, the evidence."""
+"""Long measurements and their pages: the survey of architectures, the pass table, the evidence."""

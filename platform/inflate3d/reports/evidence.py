@@ -1,4 +1,4 @@
-"""The evidence, from shards to reports, by one command: every study of a YAML document is a transfer.
+"""The evidence, from shards to reports, in one command: every study of a YAML document is a transfer.
 
 python -m inflate3d.reports.evidence [--file FILE] [--only STUDY ...] [--output DIR]
 """
@@ -43,7 +43,7 @@ def run_study(
 ) -> dict[str, Any]:
     """Build and pretrain what is missing, run one study of the document into output/name, and return its result.
 
-    seeds, only_arms: less than the whole study, for a smaller budget; what is finished counts when more is asked for.
+    seeds, only_arms: a part of the study, for a smaller budget; finished cells count when more are requested later.
     """
     study = document["studies"][name]
     protocol = Protocol.from_dict({**study["protocol"], **({} if seeds is None else {"seeds": seeds})})
@@ -66,21 +66,21 @@ def run_study(
 def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> list[Arm]:
     """Return scratch and inflated for each of a study's models, as `platform transfer` has them.
 
-    models: architecture to file of 2D weights, null for timm's own download. InputError for a missing file.
+    models: architecture to file of 2D weights, null for timm's download. InputError for a missing file.
     """
     study = document["studies"][name]
     files = {model: file for model, file in study["models"].items() if file is not None}
     for model, file in files.items():
         if not Path(file).is_file():
             raise InputError(
-                f"study {name}: no file {file!r} of 2D weights for {model}; `make evidence` makes those of "
-                f"EfficientNet-Lite1 and Lite2 ({lite_weights.__name__}), null takes timm's own"
+                f"study {name}: no file {file!r} of 2D weights for {model}; `make evidence` makes the files of "
+                f"EfficientNet-Lite1 and Lite2 ({lite_weights.__name__}), null uses timm's download"
             )
     return arms_for(list(study["models"]), card, pretrained=files, **{**document["backbone"], **study["backbone"]})
 
 
 def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list[str]:
-    """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is not finished."""
+    """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is unfinished."""
     pretrainings = document.get("pretraining", {})
     if name not in pretrainings:
         raise unknown_name("pretraining", name, pretrainings, where="arms")
@@ -106,9 +106,9 @@ def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list
 
 
 def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs: Sequence[str] = ()) -> Arm:
-    """Return an arm of the document: the common backbone, its own changes, and a stem for the dataset's channels.
+    """Return an arm of the document: the common backbone, the arm's changes, and a stem for the dataset's channels.
 
-    Published weights (`published: NAME`, or those of the pretraining's `runs`) bring how they were inflated.
+    Published weights (`published: NAME`, or those of the pretraining's `runs`) keep their own inflation.
     """
     if name not in document["arms"]:
         raise unknown_name("arm", name, document["arms"], where="studies")
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
-    except subprocess.CalledProcessError as fault:  # what went wrong stands above
+    except subprocess.CalledProcessError as fault:  # the error is printed above
         return fault.returncode
     print(f"report: {Path(args.output) / REPORT}, of each study: {args.output}/*/{REPORT}")
     return 0

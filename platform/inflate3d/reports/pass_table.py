@@ -1,7 +1,7 @@
 """What inflation does to an architecture, measured: the rows of docs/pass-table.md (make pass-table).
 
-Of each net a 2D one is built with random weights, inflated, and compared with it on clips that repeat one image; then
-frames change places. Nothing of inflation's own self-check is used but its way to compare.
+Each 2D net is built with random weights, inflated, and compared with the inflated one on clips that repeat one image;
+then frames are reordered. Of inflation's self-check only the comparison is used.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inflate3d.errors import InputError
-from inflate3d.inflation import Taps, inflate_in_place, resolve_plan
-from inflate3d.inflation.taps import TapName, inflate_kernel
+from inflate3d.inflation import PRESETS, Inflation, inflate_in_place
+from inflate3d.inflation.taps import TapName, Taps, inflate_kernel
 from inflate3d.inflation.trace import tensors_of
 from inflate3d.inflation.verify import static_error
 from inflate3d.models.sources.image_size import size_options
@@ -25,11 +25,11 @@ from inflate3d.models.sources.timm_nets import build_timm, side_step, trace_size
 from inflate3d.models.sources.torchvision_nets import build_torchvision
 from inflate3d.models.spec import NetSpec
 
-DEPTH = 9  # frames of a clip: unlike H and W, no multiple of a stride, and enough for I3D's last pool
+DEPTH = 9  # frames of a clip: not a multiple of a stride, unlike H and W, and enough for I3D's last pool
 SMALL = (64, 64)
 MOST_FP64, MOST_FP32 = 1e-10, 1e-4
-MOST_ROUNDINGS = 4  # in fp32 a net may also differ by this many times what it rounds by in 2D
-LEAST_ORDER = 1e-6  # of what another clip changes; rounding changes 1e-15
+MOST_ROUNDINGS = 4  # in fp32 a net may also differ by this many times its rounding in 2D
+LEAST_ORDER = 1e-6  # relative to the change by another clip; rounding gives 1e-15
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ CASES = (
     Case("mean", "i3d"),
     Case("mean", "slow"),
 )
-FULL_CASE = CASES[1]  # features, compilation and export are tried once a net
+FULL_CASE = CASES[1]  # features, compilation and export are tried once per net
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one net in one case. "" in compiles and exports: not tried; else "yes" or what broke.
+    """Measurements of one net in one case. "" in compiles and exports: not tried; else "yes" or the error.
 
-    fp64, fp32: static_error of logits and features. fp32_2d: how far the 2D net's own in float32 lie from its own in
-    float64, on the same image. order: how far the answer for a clip moves when its frames change places, relative to
-    how far another clip's answer lies. depths: D at the deepest map, of DEPTH at the input. levels: feature maps of
+    fp64, fp32: static_error of logits and features. fp32_2d: the same between the 2D net in float32 and in
+    float64, on one image. order: how much the output for a clip changes when its frames are reordered, relative to
+    another clip's output. depths: D at the deepest map, of DEPTH at the input. levels: feature maps of
     features_only, each of the right size and equal to the 2D net's.
     """
 
@@ -76,12 +76,12 @@ class Row:
 
     @property
     def is_exact_in_fp32(self) -> bool:
-        """Whether float32 differs from the 2D net by little, or by no more than the 2D net itself rounds."""
+        """Whether float32 differs from the 2D net only by a little or by the 2D net's own rounding."""
         return self.fp32 <= MOST_FP32 or self.fp32 <= MOST_ROUNDINGS * self.fp32_2d
 
     @property
     def faults(self) -> list[str]:
-        """What of the row does not hold; an empty list is a pass."""
+        """The checks that the row fails; an empty list is a pass."""
         found = [self.failure] if self.failure else []
         if not self.failure:
             found += [f"fp64 {self.fp64:.1e}"] * (not self.fp64 <= MOST_FP64)
@@ -92,7 +92,7 @@ class Row:
 
 
 class Subject:
-    """One architecture: its 2D net with random weights, and what it answers on two images."""
+    """One architecture: its 2D net with random weights, and its output on two images."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -103,28 +103,21 @@ class Subject:
         self.sizes = [SMALL, (steps[0], steps[1]), *trace_sizes(self.net, self.options.get("img_size"))]
 
     def build(self, *, features_only: bool) -> nn.Module:
-        """Return the 2D net; its weights are drawn anew."""
-        spec = NetSpec(
-            self.name, Taps(), resolve_plan("2d"), features_only=features_only, timm_kwargs=dict(self.options)
-        )
+        """Return the 2D net with freshly drawn weights."""
+        flat = Inflation(plan=PRESETS["2d"])
+        spec = NetSpec(self.name, flat, features_only=features_only, timm_kwargs=dict(self.options))
         if self.name.startswith("torchvision/"):
             return build_torchvision(spec, pretrained=False)
         return build_timm(spec, pretrained=False)
 
     def inflate(self, net: nn.Module, case: Case, attention: Any = "frame") -> Any:
         """Return an inflated copy of a 2D net."""
-        return inflate_in_place(
-            copy.deepcopy(net),
-            trace_sizes=self.sizes,
-            taps=Taps(case.taps),
-            plan=resolve_plan(case.plan),
-            attention=attention,
-            in_chans=3,
-        ).eval()
+        value = Inflation.from_dict({"inflation": case.taps, "plan": case.plan, "attention": attention})
+        return inflate_in_place(copy.deepcopy(net), value, trace_sizes=self.sizes, in_chans=3).eval()
 
 
 def measure_all(name: str, cases: Sequence[Case] = CASES) -> Iterator[Row]:
-    """Measure one net in every case; what raises is its row's failure."""
+    """Measure one net in every case; an exception is a failure of its row."""
     subject: Subject | None = None
     for case in cases:
         row = Row(name, case.taps, case.plan)
@@ -132,7 +125,7 @@ def measure_all(name: str, cases: Sequence[Case] = CASES) -> Iterator[Row]:
             subject = subject or Subject(name)
             row = _measure(subject, case, row)
             yield _in_full(subject, case, row) if case == FULL_CASE else row
-        except Exception as error:  # a table of failures is what this is for
+        except Exception as error:  # the table is meant to list failures
             yield replace(row, failure=_line(error))
 
 
@@ -147,13 +140,13 @@ def _measure(subject: Subject, case: Case, row: Row) -> Row:
         fp64, deepest = _static(net_2d, net, images.double())
         fp32_2d = static_error([t.double() for t in tensors_of(in_fp32)], _stages(net_2d, images.double(), net))
         order = _order(net, DEPTH)
-        if not order >= LEAST_ORDER:  # all frames fell into one tube or one mean, whose order nothing can tell
+        if not order >= LEAST_ORDER:  # all frames fell into one tube or one mean, which has no order
             order = _order(net, 2 * net.depth_reduction + 1)
     return replace(row, fp64=fp64, fp32=fp32, fp32_2d=fp32_2d, order=order, depths=deepest, stride=net.depth_reduction)
 
 
 class AllInDouble(TorchFunctionMode):
-    """Casts to float64 where a net casts to float32 (timm's RmsNormFp32): it would round there as in float32."""
+    """Casts to float64 where a net casts to float32 (timm's RmsNormFp32), which would round as in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
@@ -162,7 +155,7 @@ class AllInDouble(TorchFunctionMode):
 
 
 def _in_double(net: Any, net_2d: nn.Module, case: Case) -> Any:
-    """Return the net in float64, its kernels made anew of the 2D ones: a third of a weight is another in float32."""
+    """Return the net in float64, with kernels made again from the 2D ones: a third of a weight differs in float32."""
     kernels = dict(net_2d.named_parameters())
     net = net.double()
     for name, parameter in net.named_parameters():
@@ -175,7 +168,7 @@ def _in_double(net: Any, net_2d: nn.Module, case: Case) -> Any:
 
 
 def _order(net: Any, depth: int) -> float:
-    """How far an answer moves when frames change places, relative to the distance of another clip's answer."""
+    """How much the output changes when frames are reordered, relative to the change for another clip."""
     clip, other = torch.randn(2, 1, 3, depth, *net.trace_size, dtype=torch.float64)
     places = torch.tensor([*range(1, depth, 2), *range(0, depth, 2)])
     answers = [torch.cat([t.flatten() for t in _answers(net, x)]) for x in (clip, clip[:, :, places], other)]
@@ -187,7 +180,7 @@ def _answers(net: Any, x: Tensor) -> list[Tensor]:
 
 
 def _static(net_2d: Any, net: Any, images: Tensor) -> tuple[float, int]:
-    """Return the static error of logits and features (where the net tells them apart), and D at the net's end."""
+    """Return the static error of logits and features (where the net separates them), and D at the net's end."""
     clips = images.unsqueeze(2).expand(-1, -1, DEPTH, -1, -1)
     frames: list[int] = []
     hooks = [m.register_forward_hook(lambda _m, x, _y: frames.append(len(x[0]))) for m in _convolutions(net)]
@@ -202,7 +195,7 @@ def _static(net_2d: Any, net: Any, images: Tensor) -> tuple[float, int]:
 
 
 def _stages(net: Any, images: Tensor, inflated: Any) -> list[Any]:
-    """Return features and logits where the net tells them apart, else its answer."""
+    """Return features and logits where the net separates them, else its output."""
     if not inflated.has_timm_methods:
         return [net(images)]
     features = net.forward_features(images)
@@ -228,7 +221,7 @@ def _levels(subject: Subject, case: Case) -> int:
     """Return the maps of features_only, each compared with the 2D net's; 0 where timm offers none."""
     try:
         net_2d = _enliven(subject.build(features_only=True)).eval()
-    except (RuntimeError, AttributeError, InputError):  # timm's way to say that it offers none
+    except (RuntimeError, AttributeError, InputError):  # timm's sign that it offers none
         return 0
     net: Any = subject.inflate(net_2d, case)
     net, net_2d = net.double(), net_2d.double()
@@ -240,7 +233,7 @@ def _levels(subject: Subject, case: Case) -> int:
         raise ValueError(f"features differ from the 2D net's by {error:.1e}")
     expected = [-(-DEPTH // d) for d, *_ in net.feature_info.reduction_dhw()]
     if [y.shape[2] for y in maps] != expected:
-        raise ValueError(f"features have D = {[y.shape[2] for y in maps]}; reduction_dhw says {expected}")
+        raise ValueError(f"features have D = {[y.shape[2] for y in maps]}; reduction_dhw states {expected}")
     return len(maps)
 
 
@@ -262,7 +255,7 @@ def _exported(net: nn.Module, clips: Tensor) -> Any:
 
 
 def _enliven(net: nn.Module) -> nn.Module:
-    """Draw what starts at zero (heads, layer scales, last norms), so that every layer takes part in the answer."""
+    """Draw parameters that start at zero (heads, layer scales, last norms), so that every layer affects the output."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():

@@ -1,7 +1,7 @@
-"""Builds and runs every architecture without data, in every way that a caller may ask for one, and writes the table.
+"""Builds and runs every architecture without data, in every way that a caller can request, and writes the table.
 
-python -m inflate3d.reports.survey: one process a core. What each name gave is kept in a file as it comes, so that a run
-that stopped goes on.
+python -m inflate3d.reports.survey: one process per core. Each result is kept in a file at once, so that a stopped run
+continues.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from inflate3d.models.create import create_model
 from inflate3d.models.names import list_models
 
 WAYS: tuple[dict[str, Any], ...] = ({"features_only": True, "in_chans": 1}, {"in_chans": 4, "num_classes": 0})
-"""What is asked of a net beside plan isotropic alone; in_chans 1 alone where the 2D net offers no features_only."""
+"""Options tried besides plan isotropic alone; only in_chans 1 if the 2D net offers no features_only."""
 
 _NOT_BUILT = (RuntimeError, ValueError, AssertionError, AttributeError, KeyError, TypeError)
 
 
 class Survey(NamedTuple):
-    """What came out of one name: its line of the table, whether the 2D net offers features_only, and what failed."""
+    """The result of one name: its line of the table, whether the 2D net offers features_only, and the failures."""
 
     line: Architecture
     offers_features: bool
     failures: list[str]
 
     def to_json(self) -> str:
-        """Return a line of the file of what was found."""
+        """Return a line of the results file."""
         return json.dumps({**self._asdict(), "line": self.line.to_line()})
 
     @classmethod
@@ -66,16 +66,16 @@ class _AttentionCalls(TorchFunctionMode):
 
 
 def survey(name: str) -> Survey:
-    """Build one net without data, inflate it with plan isotropic, and tell what came out.
+    """Build one net without data, inflate it with plan isotropic, and return the result.
 
-    create_model runs what it builds on clips of another D than H and W, so nothing is run again here.
+    create_model runs the net on clips whose D differs from H and W, so nothing is run again here.
     """
     try:
         with torch.device("meta"):
             found = _survey(name)
-        # gemma4 with features_only asks a tensor for its number, which one without data does not have.
+        # gemma4 with features_only reads a number from a tensor, which fails without data.
         return _survey(name) if found.failures and not name.startswith("torchvision/") else found
-    except NotImplementedError:  # some of torchvision's look at numbers while they are built
+    except NotImplementedError:  # some of torchvision's nets read numbers while they are built
         return _survey(name)
 
 
@@ -104,17 +104,17 @@ def _survey(name: str) -> Survey:
 
 
 def _tried(name: str, **way: Any) -> tuple[nn.Module | None, str]:
-    """Return an inflated net, or None and what went wrong."""
-    headless = name.endswith("_enc")  # timm's encoders without a head give feature maps alone
+    """Return an inflated net, or None and the error."""
+    headless = name.endswith("_enc")  # timm's encoders without a head return only feature maps
     try:
         return create_model(name, plan="isotropic", **{"features_only": headless, **way}), ""
     except _NOT_BUILT as error:
-        told = ", ".join(f"{key}={value}" for key, value in way.items()) or "as it is"
+        told = ", ".join(f"{key}={value}" for key, value in way.items()) or "unchanged"
         return None, f"{name} ({told}): {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _levels(net_2d: nn.Module) -> list[dict[str, Any]]:
-    """What a 2D net tells of its maps; nothing where it has tokens only, as torchvision's ViTs."""
+    """What a 2D net states about its maps; nothing if it has only tokens, as torchvision's ViTs."""
     info: Any = getattr(net_2d, "feature_info", None) or []
     return getattr(info, "info", info)
 
@@ -137,7 +137,7 @@ def families() -> dict[str, str]:
 
 
 def _kinds(net: nn.Module) -> Iterator[str]:
-    """How the layers of an inflated net look across frames, the strongest first."""
+    """How the layers of an inflated net look across frames, strongest first."""
     layers = [m for m in net.modules() if getattr(m, "depth_kernel", 1) > 1]
     tiles = [m for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size[0] == m.stride[0] > 1]
     pointwise = [m for m in layers if "Linear" in base_name(m) or getattr(m, "kernel_size", 0) == (1, 1)]
@@ -150,16 +150,16 @@ def _kinds(net: nn.Module) -> Iterator[str]:
 
 
 def main() -> None:
-    """Survey what the file of rows lacks, then write the table: python -m inflate3d.reports.survey; takes hours."""
+    """Survey the names that the file lacks, then write the table: python -m inflate3d.reports.survey; takes hours."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rows", type=Path, default=Path("build/architectures.jsonl"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one a core")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one per core")
     args = parser.parse_args()
     names = list_models()
     found = load_rows(args.rows)
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     waiting = [name for name in names if name not in found]
-    # Not fork: torch has threads. A child ends after some names, for what torch keeps of each net adds up.
+    # Not fork: torch has threads. A child ends after some names, because torch keeps some memory of each net.
     pool = get_context("spawn").Pool(args.processes, initializer=_quiet, maxtasksperchild=50)
     with pool, args.rows.open("a", encoding="utf-8") as stream:
         done = pool.imap_unordered(survey, waiting)
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def load_rows(file: Path) -> dict[str, Survey]:
-    """Return what a file holds, by name; nothing if there is none."""
+    """Return the content of a file by name; empty if there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {row.line.name: row for row in map(Survey.from_json, lines)}
 
@@ -185,12 +185,12 @@ def _quiet() -> None:
 
 
 def render(found: list[Survey]) -> str:
-    """Return the table; its first line tells versions and what was built."""
+    """Return the table; its first line states versions and counts."""
     versions = f"timm {timm.__version__}, torchvision {torchvision.__version__.partition('+')[0]}"
     failures = sum(len(each.failures) for each in found)
     without_maps = sum(not each.offers_features for each in found)
     counts = (
-        f"{sum(not each.failures for each in found)} of {len(found)} names build and run, as they are, with "
+        f"{sum(not each.failures for each in found)} of {len(found)} names build and run, unchanged, with "
         f"features_only (which {without_maps} do not offer in 2D) and in_chans 1, with in_chans 4 and "
         f"num_classes 0: {failures} failures"
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inflate3d.contracts.prediction import Probabilities
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 
@@ -21,6 +22,7 @@ class ClassTarget(AbstractTarget):
 
     names: tuple[str, ...] = ()  # type: ignore[assignment]
     missing: ClassVar[int] = -1
+    exclusive: ClassVar[bool] = True
 
     def encode(self, value: Any) -> int:
         """Take an index or a name."""
@@ -56,6 +58,18 @@ class ClassTarget(AbstractTarget):
     def show(self, value: Tensor) -> str:
         """The class's name."""
         return self.names[int(value)] if int(value) >= 0 else "unknown"
+
+    def answer(self, logits: Tensor) -> Probabilities:
+        """Their softmax, (B, K)."""
+        return Probabilities(logits.float().softmax(dim=1))
+
+    def check_batch(self, value: Tensor) -> None:
+        """Refuse what is no index of the names; -1 is not known."""
+        low, high = int(value.min()), int(value.max())
+        if low < self.missing or high >= len(self.names):
+            raise InputError(
+                f"values from {low} to {high}; {len(self.names)} classes are named: {', '.join(self.names)}"
+            )
 
     def tally(self, value: Tensor) -> Tensor:
         """How often each class occurs."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inflate3d.contracts.prediction import Masks
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 
@@ -83,6 +84,18 @@ class MaskTarget(AbstractTarget):
         """The classes that occur."""
         found = [self.names[i] for i in value.unique().tolist() if i and i < len(self.names)]
         return ", ".join(found) or self.names[0]
+
+    def answer(self, logits: Tensor) -> Masks:
+        """Their softmax, (B, K, D, H, W)."""
+        return Masks(logits.float().softmax(dim=1))
+
+    def check_batch(self, value: Tensor) -> None:
+        """Refuse labels without a name."""
+        low, high = int(value.min()), int(value.max())
+        if low < 0 or high >= len(self.names):
+            raise InputError(
+                f"labels from {low} to {high}; {len(self.names)} classes are named: {', '.join(self.names)}"
+            )
 
     def tally(self, value: Tensor) -> Tensor:
         """Voxels of each class."""

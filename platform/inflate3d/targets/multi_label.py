@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from inflate3d.contracts.prediction import Probabilities
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 
@@ -64,6 +65,15 @@ class MultiLabelTarget(AbstractTarget):
     def show(self, value: Tensor) -> str:
         """The labels that hold."""
         return ", ".join(n for n, v in zip(self.names, value.tolist(), strict=True) if v == 1) or "none"
+
+    def answer(self, logits: Tensor) -> Probabilities:
+        """The sigmoid of each, (B, K)."""
+        return Probabilities(logits.float().sigmoid())
+
+    def check_batch(self, value: Tensor) -> None:
+        """Refuse what is not 0, 1 or NaN."""
+        if not bool(((value == 0) | (value == 1) | value.isnan()).all()):
+            raise InputError(f"values from {float(value.nan_to_num().min())} to {float(value.nan_to_num().max())}")
 
     def tally(self, value: Tensor) -> Tensor:
         """How often each label is known, and how often it holds."""

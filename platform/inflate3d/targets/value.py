@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from inflate3d.contracts.prediction import Values
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError
 
@@ -78,6 +79,19 @@ class ValueTarget(AbstractTarget):
     def show(self, value: Tensor) -> str:
         """The number and its unit."""
         return "unknown" if bool(value.isnan()) else f"{float(value):.4g} {self.unit}".strip()
+
+    def answer(self, logits: Tensor) -> Values:
+        """The numbers as they are, (B,)."""
+        return Values(logits.float())
+
+    def check_batch(self, value: Tensor) -> None:
+        """Refuse what is not allowed; NaN is not known."""
+        import torch
+
+        low, high = torch.tensor([self.low, self.high], dtype=value.dtype, device=value.device)
+        wrong = value[(value < low) | (value > high) | value.isinf()]
+        if len(wrong):
+            raise InputError(f"holds {float(wrong[0])}; allowed: {self.low:g} to {self.high:g}")
 
     def tally(self, value: Tensor) -> Tensor:
         """How many are known, and their sum."""

@@ -31,7 +31,8 @@ from inflate3d.data.stream.mixture import Mixture, tempered
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.remote.folder import is_remote
+from inflate3d.inflation import NetInput
+from inflate3d.remote.address import is_remote, join, shown
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.run.build_record import check_build_record, write_build_record
@@ -88,6 +89,7 @@ class DataModule(pl.LightningDataModule):
         max_broken: float = 0.01,
         cache_gb: float = 50,
         cache_dir: str = "~/.cache/inflate3d/shards",
+        outage_s: float = 600,
         temperature: float | None = None,
     ) -> None:
         """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
@@ -95,14 +97,15 @@ class DataModule(pl.LightningDataModule):
         seed: of order, crops and augmentation; default: seed_everything. window_shards: samples are shuffled among that
         many shards, shuffled themselves. max_broken: share of a split's samples that may be broken, each replaced by
         another, before a process stops; at least 3 are let pass, unless it is 0. cache_gb, cache_dir: what remote
-        shards may take of the local disk, and where; all runs of a machine share it. temperature: multiplies each
+        shards may take of the local disk, and where; all runs of a machine share it. outage_s: how long a server that
+        gives nothing is waited for before the run ends as Unreachable. temperature: multiplies each
         weight by (micro-batches of one pass)^(1 / temperature): at 1 every dataset is passed equally often, higher ones
         favour small datasets, and without it the weights alone count.
         """
         super().__init__()
         self.prepare_data_per_node = False  # machines share the run's folder, and so its shards
-        self.root: Path | str = root.rstrip("/") if is_remote(root) else Path(root).expanduser()
-        self.cache = ShardCache(cache_dir, int(cache_gb * GB))  # touched for remote tars alone
+        self.root: Path | str = root if is_remote(root) else Path(root).expanduser()
+        self.cache = ShardCache(cache_dir, int(cache_gb * GB), outage_s)  # touched for remote tars alone
         self.datasets = {
             name: d if isinstance(d, DatasetConfig) else DatasetConfig.from_dict(name, d)
             for name, d in datasets.items()
@@ -140,7 +143,7 @@ class DataModule(pl.LightningDataModule):
 
     def shards_of(self, name: str) -> Path | str:
         """Return the folder or address of a dataset's shards."""
-        return f"{self.root}/{name}" if isinstance(self.root, str) else self.root / name
+        return join(self.root, name) if isinstance(self.root, str) else self.root / name
 
     def prepare(self) -> DataModule:
         """Build what is missing, read the manifests and return self: for use without a Trainer."""
@@ -174,6 +177,12 @@ class DataModule(pl.LightningDataModule):
         """The window (D, H, W) that slides over whole samples in evaluation, of each dataset that has one."""
         options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
         return {name: o.window for name, o in options.items() if o.window is not None}
+
+    @cached_property
+    def net_inputs(self) -> list[NetInput]:
+        """What a net is given of each dataset in training, as far as card and sample options tell."""
+        options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
+        return [NetInput(options[n].input_size, m.card.input.spacing_mm) for n, m in self.manifests.items()]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a dataset, for the table before the first step: media, tasks, share, samples, shapes."""
@@ -277,7 +286,7 @@ class DataModule(pl.LightningDataModule):
         total = manifest.num_samples(split)
         if not total:
             raise InputError(
-                f"{where}: no sample in split {split!r} of {self.shards_of(name)}; drop it: --{where} null"
+                f"{where}: no sample in split {split!r} of {shown(self.shards_of(name))}; drop it: --{where} null"
             )
         one = name in self.windows  # whole volumes
         return Source(

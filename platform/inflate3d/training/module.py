@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,14 @@ from torch import Tensor, nn
 
 from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.inflation import NetInput
 from inflate3d.models import Backbone, BackboneConfig
-from inflate3d.nn import sliding_window
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
+from inflate3d.training.assignment import placed_heads, tasks_of
+from inflate3d.training.check import check_run
+from inflate3d.training.frozen import FrozenModules
+from inflate3d.training.idle import idle_loss, unused_loss
 from inflate3d.training.optim import (
     fuse_on_cpu,
     group_factor,
@@ -33,15 +35,19 @@ from inflate3d.training.run.train_means import TrainMeans
 from inflate3d.training.scores import Scores
 from inflate3d.training.start_heads import take_published_heads
 from inflate3d.training.steering.loss_watch import LossWatch
+from inflate3d.training.step_encoder import StepEncoder
+from inflate3d.training.strategies.whole_weights import whole_weights
 from inflate3d.training.weighting import WEIGHTINGS, LossWeighting, TaskUncertainty, weight_of
+from inflate3d.training.windows import Windows
 
 
 class MultiTaskModule(pl.LightningModule):
-    """A shared backbone and the heads of all tasks; each micro-batch holds one dataset of one task.
+    """A shared backbone and the modules of all tasks; a micro-batch holds one dataset, which may serve several tasks.
 
-    Every head takes part in every micro-batch: the idle ones with 0 x their output on a constant feature, in evaluation
-    mode, so that all ranks and strategies see the same graph and norms of idle heads do not move. Weight decay and
-    momentum still act on idle heads, as on every parameter.
+    `heads` holds what tasks train, by task and by the task's own name, a dataset's for its head. Every module takes
+    part in every micro-batch: the idle ones with 0 x their output on a constant feature, in evaluation mode, so that
+    all ranks and strategies see the same graph and norms of idle heads do not move. Weight decay and momentum still act
+    on idle heads, as on every parameter. What tasks never train is in `frozen`, out of the optimiser's sight.
     """
 
     def __init__(
@@ -67,7 +73,8 @@ class MultiTaskModule(pl.LightningModule):
         null: always.
         loss_weighting: fixed (each task's loss_weight), uncertainty (learned, arXiv:1705.07115) or constant (over the
         loss of a constant answer). window_overlap and window_batch_size: sliding windows over whole volumes in
-        evaluation. start_heads: for a dataset, the head of the backbone's publication that its own begins as.
+        evaluation. start_heads: for a head (the dataset's name, or <dataset>-<task> where it has several), the head of
+        the backbone's publication that it begins as.
         """
         super().__init__()
         if not tasks:
@@ -80,7 +87,7 @@ class MultiTaskModule(pl.LightningModule):
             raise unknown_name("weighting", str(loss_weighting), WEIGHTINGS, where="model.loss_weighting")
         self.backbone_config = backbone
         self.tasks = dict(tasks)
-        self.task_of = task_of(tasks)
+        self.tasks_of = tasks_of(tasks)
         # No default in the signature: the parser would hand AdamW's weight decay on to any other class.
         self.make_optimizer = optimizer or torch.optim.AdamW
         self.warmup_steps = warmup_steps
@@ -94,6 +101,7 @@ class MultiTaskModule(pl.LightningModule):
         self.window_batch_size = window_batch_size
         self.cards: dict[str, DatasetCard] = {}
         self.windows: dict[str, Triple] = {}
+        self.net_inputs: list[NetInput] = []  # what plan "auto" looks at
         self.means, self.watch = TrainMeans(), LossWatch()
         self.last_row: dict[str, float] = {}
         self.learning_rate = 0.0  # of the step under way: after it, the schedule has moved on
@@ -103,10 +111,10 @@ class MultiTaskModule(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------ building
 
     def setup(self, stage: str) -> None:
-        """Tell the data module which task each dataset belongs to, before it makes loaders."""
+        """Tell the data module which tasks each dataset serves, for its table."""
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.task_of = dict(self.task_of)
-        self.windows = dict(datamodule.windows)
+        datamodule.tasks_of = dict(self.tasks_of)
+        self.windows, self.net_inputs = dict(datamodule.windows), datamodule.net_inputs
 
     def configure_model(self) -> None:
         """Build the backbone and the heads from the cards in the shards' manifests; once."""
@@ -120,19 +128,20 @@ class MultiTaskModule(pl.LightningModule):
         The initial weights are a function of the seed alone, whatever was drawn before. Raises InputError where tasks
         and datasets do not fit.
         """
-        check_datasets(self.tasks, cards)
-        self.cards = {name: cards[name] for name in self.task_of}
+        for problem in check_run(self.tasks, cards, loss_weighting=self.loss_weighting):
+            raise InputError(str(problem))
+        self.cards = {name: cards[name] for name in self.tasks_of}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, "weights"))
-            self.backbone = Backbone(self.backbone_config)
+            self.backbone = Backbone(self.backbone_config.resolved(self.net_inputs))
             self.backbone.setup_domains(self.cards)
             self.heads = nn.ModuleDict()
             for name, task in self.tasks.items():
-                heads = {d: task.build_head(self.backbone.feature_info, self.cards[d]) for d in task.datasets}
-                task.cards = {d: self.cards[d] for d in task.datasets}
-                task.heads = self.heads[name] = nn.ModuleDict(heads)
-            own = {d: head for heads in self.heads.values() for d, head in heads.items()}  # type: ignore[operator]
-            take_published_heads(own, self.start_heads, self.backbone_config, self.cards)
+                task.bind(self.cards)
+                task.build(self.backbone)
+                self.heads[name] = nn.ModuleDict(task.modules())
+            self.frozen = FrozenModules(self.tasks)
+            take_published_heads(placed_heads(self.tasks), self.start_heads, self.backbone_config)
             if self.loss_weighting == "uncertainty":
                 self.task_uncertainty = TaskUncertainty(self.tasks)
         self.scores = Scores(self.tasks)
@@ -175,28 +184,37 @@ class MultiTaskModule(pl.LightningModule):
                 part.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one micro-batch, weighted by its task's loss_weight."""
-        task = self.tasks[batch.task]
-        features = self.backbone(batch.image, domain=batch.dataset)
-        losses = task.loss(features, batch)
-        self.means.add({f"train/{batch.task}/{batch.dataset}/{name}": value for name, value in losses.items()})
-        self.watch.add(batch, losses["loss"])
-        loss = losses["loss"]
-        if self.loss_weighting == "uncertainty":
-            loss = self.task_uncertainty(batch.task, loss)
-        return weight_of(task, batch.dataset, self.constant_losses) * loss + self._idle(batch) + _unused(features)
+        """Return the sum of the losses of one micro-batch's tasks, each weighted by its task's loss_weight."""
+        encoder = StepEncoder(self.backbone)
+        losses = [self._task_loss(name, encoder, batch) for name in self.tasks_of[batch.dataset]]
+        total = sum(losses[1:], start=losses[0])
+        made = encoder.made or [encoder(batch.image, domain=batch.dataset)]
+        return total + idle_loss(self.tasks, batch.dataset, self.backbone, total) + unused_loss(made)
 
-    def _idle(self, batch: Batch) -> Tensor:
-        """Return 0 x the output of every head that this micro-batch does not use."""
-        idle = [(name, d) for name, task in self.tasks.items() for d in task.datasets if d != batch.dataset]
-        total = batch.image.new_zeros((), dtype=torch.float32)
-        if idle:
-            features: Features = self.backbone.minimal_features()
-            for name, dataset in idle:
-                head = self.heads[name][dataset]  # type: ignore[index]
-                with evaluation_mode(head):
-                    total = total + 0.0 * head(features).float().sum()
-        return total
+    def _task_loss(self, name: str, encoder: StepEncoder, batch: Batch) -> Tensor:
+        task = self.tasks[name]
+        values = task.step(encoder, batch, seed=mix(self.seed, "task", name, batch.micro_batch, self.global_rank))
+        self.means.add({f"train/{name}/{batch.dataset}/{key}": value for key, value in values.items()})
+        self.watch.add(batch, name, values["loss"])
+        loss = values["loss"]
+        if self.loss_weighting == "uncertainty":
+            loss = self.task_uncertainty(name, loss)
+        return weight_of(task, name, batch.dataset, self.constant_losses) * loss
+
+    def after_step(self) -> None:
+        """Let tasks do what follows an optimiser step, on all ranks, before a checkpoint of it is written."""
+        moving = [task for task in self.tasks.values() if type(task).after_step is not AbstractTask.after_step]
+        if moving:
+            with whole_weights(self), torch.no_grad():
+                for task in moving:
+                    task.after_step(self.backbone, step=self.trainer.global_step)
+            self.frozen.share_buffers()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiTaskModule:
+        super()._apply(fn, recurse)
+        if hasattr(self, "frozen"):
+            self.frozen.apply(fn)
+        return self
 
     def log_train_means(self) -> None:
         """Log the mean losses since the last row, every trainer.log_every_n_steps optimiser steps and at the last.
@@ -272,36 +290,48 @@ class MultiTaskModule(pl.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ evaluation
 
-    def predict(self, batch: Batch) -> Prediction:
-        """Return the prediction for a batch; volumes to be segmented go through in sliding windows of the patch size.
+    def predict(self, batch: Batch, task: str | None = None) -> Prediction | Features:
+        """Return a task's answer for a batch; None: of the dataset's first task.
 
-        In evaluation mode and without gradients, which is for the caller to see to.
+        What is larger than the training patch goes through in sliding windows of it. In evaluation mode and without
+        gradients, which is for the caller to see to.
         """
-        task = self.tasks[batch.task]
-        if task.kind != "volume_segmentation" or batch.dataset not in self.windows:
-            return task.predict(self.backbone(batch.image, domain=batch.dataset), batch)
+        own = self.tasks[task or self.tasks_of[batch.dataset][0]]
+        windows = self._windows(batch.dataset)
+        if windows is None or windows.fits(batch):
+            return own.predict(self.backbone, batch)
+        return windows.predict(batch, lambda part: own.predict(self.backbone, part))
 
-        def of_windows(image: Tensor) -> Tensor:
-            return task.predict(self.backbone(image, domain=batch.dataset), batch).probabilities
-
-        window = self.windows[batch.dataset]
-        return Prediction(
-            sliding_window(
-                batch.image, of_windows, window=window, overlap=self.window_overlap, batch_size=self.window_batch_size
-            )
-        )
+    def _windows(self, dataset: str) -> Windows | None:
+        size = self.windows.get(dataset)
+        return size and Windows(size, self.window_overlap, self.window_batch_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the batch's dataset."""
-        self.scores.update(batch, self.predict(batch))
+        """Update what is measured of the batch's tasks."""
+        for name in self.tasks_of[batch.dataset]:
+            if self.scores.has_metrics(name, batch.dataset):
+                value = batch.targets.get(self.tasks[name].target_names.get(batch.dataset, ""))
+                self.scores.update(name, batch.dataset, self.predict(batch, name).tensor, value)
+            if self.scores.has_loss(name, batch.dataset):
+                self.scores.add_loss(name, batch.dataset, self._held_out_loss(name, batch), len(batch))
+            self.scores.count(name, batch.dataset, len(batch))
+
+    def _held_out_loss(self, name: str, batch: Batch) -> Tensor:
+        """Return a task's own loss, its draws a function of the samples alone."""
+        if (windows := self._windows(batch.dataset)) is not None:
+            batch = windows.centre(batch, self.cards[batch.dataset])
+        seed = mix(self.seed, "held out", name, *batch.keys)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.tasks[name].step(StepEncoder(self.backbone), batch, seed=seed)["loss"]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metrics of the batch's dataset."""
-        self.scores.update(batch, self.predict(batch))
+        """Update what is measured of the batch's tasks."""
+        self.validation_step(batch, batch_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[list[str], Prediction]:
-        """Return the keys and the prediction of a batch."""
-        return batch.keys, self.predict(batch)
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[list[str], dict[str, Prediction | Features]]:
+        """Return the keys of a batch and the answer of each of its tasks."""
+        return batch.keys, {name: self.predict(batch, name) for name in self.tasks_of[batch.dataset]}
 
     def on_validation_epoch_start(self) -> None:
         """Forget the metrics of the last validation."""
@@ -312,7 +342,7 @@ class MultiTaskModule(pl.LightningModule):
         self.scores.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/<task>/<dataset>/<metric> and val/score."""
+        """Log val/<task>/<dataset>/<metric> and val/score; of a task without a main metric its loss."""
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
@@ -330,7 +360,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
-        checkpoint["backbone"] = asdict(self.backbone_config)
+        checkpoint["backbone"] = self.backbone.config.to_dict()
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit
             own = {"data": published.get("training", {}).get("data", []), "source": published.get("source_weights")}
@@ -338,55 +368,12 @@ class MultiTaskModule(pl.LightningModule):
         checkpoint["train_means"] = self.means.state_dict()
         checkpoint["first_means"] = self.watch.state_dict()
         checkpoint["constant_losses"] = dict(self.constant_losses)
+        checkpoint["frozen"] = self.frozen.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the means since the last row, and what was measured before the first step."""
+        self.backbone.check_trained_with(checkpoint["net"])
         self.means.load_state_dict(checkpoint["train_means"])
         self.watch.load_state_dict(checkpoint["first_means"])
         self.constant_losses = dict(checkpoint["constant_losses"])
-
-
-def task_of(tasks: Mapping[str, AbstractTask]) -> dict[str, str]:
-    """Return the task of each dataset. InputError if two tasks share one: a dataset has one head."""
-    found: dict[str, str] = {}
-    for name, task in tasks.items():
-        for dataset in task.datasets:
-            if dataset in found:
-                raise InputError(
-                    f"model.tasks.{name}: dataset {dataset!r} belongs to task {found[dataset]!r} already; "
-                    "enter it under data.datasets once more under another name"
-                )
-            found[dataset] = name
-    return found
-
-
-def check_datasets(tasks: Mapping[str, AbstractTask], cards: Mapping[str, DatasetCard]) -> None:
-    """Refuse tasks whose datasets are absent or of another kind, and datasets that no task uses. InputError."""
-    for name, task in tasks.items():
-        for dataset in task.datasets:
-            if dataset not in cards:
-                raise unknown_name("dataset", dataset, cards, where=f"model.tasks.{name}.datasets")
-            if cards[dataset].kind != task.kind:
-                raise InputError(
-                    f"model.tasks.{name}: dataset {dataset!r} is of kind {cards[dataset].kind!r}, "
-                    f"{type(task).__name__} takes {task.kind!r}"
-                )
-    if unused := sorted(set(cards) - set(task_of(tasks))):
-        raise InputError(f"data.datasets: no task uses {unused}; name them under model.tasks, or set them to null")
-
-
-def _unused(features: Features) -> Tensor:
-    """Return 0 x the features, so that the parts of the backbone which a head leaves out take part as well."""
-    return 0.0 * (features.pooled.float().sum() + sum(m.float().sum() for m in features.maps))
-
-
-@contextlib.contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while, and each of its parts back into its own mode."""
-    training: Iterable[nn.Module] = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+        self.frozen.load_state_dict(checkpoint["frozen"])

@@ -1,4 +1,4 @@
-"""The metrics of every task and dataset in evaluation, and the one score that chooses the best checkpoint."""
+"""What is measured of every task and dataset in evaluation, and the one score that chooses the best checkpoint."""
 
 from __future__ import annotations
 
@@ -8,48 +8,66 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from inflate3d.contracts import AbstractTask, Prediction
-from inflate3d.sample import Batch
+from inflate3d.contracts import AbstractTask
+
+LOSS = "loss"
+Place = tuple[str, str]
 
 
 class Scores(nn.Module):
-    """Metrics by task and dataset. A module, so that they follow to the device; none of it is saved."""
+    """Metrics by task and dataset, and the own loss of tasks without a main metric.
+
+    A module, so that they follow to the device; none of it is saved.
+    """
 
     def __init__(self, tasks: Mapping[str, AbstractTask]) -> None:
         super().__init__()
         self.main_metric = {name: task.main_metric for name, task in tasks.items()}
-        self.metrics = nn.ModuleDict(
-            {
-                name: nn.ModuleDict({d: task.metrics(task.cards[d]) for d in task.datasets})
-                for name, task in tasks.items()
-            }
-        )
         self._order = [(name, d) for name, task in tasks.items() for d in task.datasets]
+        self.metrics = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
+        self.losses = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
+        for name, dataset in self._order:
+            if (metrics := tasks[name].metrics(dataset)) is not None:
+                self.metrics[name][dataset] = metrics  # type: ignore[index]
+            if tasks[name].main_metric is None:
+                self.losses[name][dataset] = MeanMetric()  # type: ignore[index]
         self._count = dict.fromkeys(self._order, 0)
 
-    def of(self, task: str, dataset: str) -> MetricCollection:
-        """Return the metrics of one dataset."""
-        return self.metrics[task][dataset]  # type: ignore[index, return-value]
+    def has_metrics(self, task: str, dataset: str) -> bool:
+        """Whether predictions are measured."""
+        return dataset in self.metrics[task]  # type: ignore[operator]
+
+    def has_loss(self, task: str, dataset: str) -> bool:
+        """Whether the task's own loss is measured."""
+        return dataset in self.losses[task]  # type: ignore[operator]
 
     def reset(self) -> None:
         """Forget everything."""
         for task, dataset in self._order:
-            self.of(task, dataset).reset()
+            for measured in self._of(task, dataset):
+                measured.reset()
         self._count = dict.fromkeys(self._order, 0)
 
-    def update(self, batch: Batch, prediction: Prediction) -> None:
-        """Count one batch."""
-        self.of(batch.task, batch.dataset).update(prediction.probabilities, batch.target)
-        self._count[batch.task, batch.dataset] += len(batch)
+    def update(self, task: str, dataset: str, prediction: Tensor, value: Tensor | None) -> None:
+        """Count the predictions of a batch; value: of the task's target, None where it has none."""
+        self.metrics[task][dataset].update(prediction, value)  # type: ignore[index, operator]
 
-    def seen(self, *, device: torch.device, reduce: Callable[[Tensor], Tensor]) -> list[tuple[str, str]]:
+    def add_loss(self, task: str, dataset: str, loss: Tensor, samples: int) -> None:
+        """Count the loss of a batch."""
+        self.losses[task][dataset].update(loss, samples)  # type: ignore[index, operator]
+
+    def count(self, task: str, dataset: str, samples: int) -> None:
+        """Note that these samples were seen."""
+        self._count[task, dataset] += samples
+
+    def seen(self, *, device: torch.device, reduce: Callable[[Tensor], Tensor]) -> list[Place]:
         """Return the datasets of which any rank saw a sample; `reduce` sums a tensor over ranks."""
         counts = reduce(torch.tensor([self._count[place] for place in self._order], device=device))
         return [place for place, count in zip(self._order, counts.tolist(), strict=True) if count]
 
-    def compute(self, seen: list[tuple[str, str]]) -> dict[str, float]:
+    def compute(self, seen: list[Place]) -> dict[str, float]:
         """Return <task>/<dataset>/<metric> for what was seen, and `score`: the mean over tasks of their main metric.
 
         A task's main metric is the mean over its datasets; one that is not a number (no volume spoke) is left out.
@@ -58,14 +76,19 @@ class Scores(nn.Module):
         values: dict[str, float] = {}
         main: dict[str, list[float]] = {}
         for task, dataset in seen:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*was called before the ``update``.*")  # this rank saw no sample
-                found = self.of(task, dataset).compute()
-            for name, value in found.items():
-                values[f"{task}/{dataset}/{name}"] = float(value)
-            answer = values[f"{task}/{dataset}/{self.main_metric[task]}"]
+            for measured in self._of(task, dataset):
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*was called before the ``update``.*")  # this rank saw no sample
+                    found = measured.compute()
+                for name, value in (found if isinstance(found, dict) else {LOSS: found}).items():
+                    values[f"{task}/{dataset}/{name}"] = float(value)
+            answer = values.get(f"{task}/{dataset}/{self.main_metric[task]}", math.nan)
             if math.isfinite(answer):
                 main.setdefault(task, []).append(answer)
         if main:
             values["score"] = sum(sum(v) / len(v) for v in main.values()) / len(main)
         return values
+
+    def _of(self, task: str, dataset: str) -> list[Metric | MetricCollection]:
+        groups: tuple[nn.ModuleDict, nn.ModuleDict] = (self.metrics[task], self.losses[task])  # type: ignore[assignment]
+        return [group[dataset] for group in groups if dataset in group]  # type: ignore[misc]

@@ -1,60 +1,59 @@
-"""Heads that begin as published ones: `model.start_heads` names a head of the backbone's publication for a dataset."""
+"""Heads that begin as published ones: `model.start_heads` names a head of the backbone's publication for one's own."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 
-from torch import nn
-
-from inflate3d.contracts import DatasetCard
+from inflate3d.contracts import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.fetch import check_directory, published_folder
-from inflate3d.models.publication.load import head_tensors
-from inflate3d.models.publication.schema import read_config
-from inflate3d.nn import LinearHead, UNetDecoder
+from inflate3d.models.publication.heads import head_tensors, target_of
+from inflate3d.models.publication.schema import read_published_config
+from inflate3d.nn import Head
+from inflate3d.nn.heads import head_type
+from inflate3d.training.assignment import PlacedHead
 
 _log = logging.getLogger(__name__)
-_TYPES: dict[str, tuple[type[nn.Module], str]] = {"linear": (LinearHead, "linear."), "unet": (UNetDecoder, "classify.")}
-"""config.json's name of a head's type: the module, and the prefix of the layer that knows the classes."""
 
 
-def take_published_heads(
-    heads: Mapping[str, nn.Module],
-    wanted: Mapping[str, str],
-    backbone: BackboneConfig,
-    cards: Mapping[str, DatasetCard],
-) -> None:
-    """Load published heads into those of these datasets. wanted: dataset to the name of a head of the publication.
+def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, str], backbone: BackboneConfig) -> None:
+    """Load published heads into those of these names. wanted: a head's own name to one of the publication.
 
     The last layer is taken where the classes have the same names in the same order, and stays fresh otherwise; the log
-    tells which. InputError for an unknown name, a head of another kind or shape, or a backbone that is not published.
+    tells which. InputError for an unknown name, a head of another type or shape, or a backbone that is not published.
     """
-    for dataset, published in wanted.items():
-        where = f"model.start_heads.{dataset}"
-        if dataset not in heads:
-            raise unknown_name("dataset", dataset, heads, where="model.start_heads")
+    for name, published in wanted.items():
+        where = f"model.start_heads.{name}"
+        if name not in heads:
+            raise unknown_name("head", name, heads, where="model.start_heads")
         folder = published_folder(backbone.name) if backbone.pretrained else None
         if folder is None:
             raise InputError(
                 f"{where}: heads come with published weights, and model.backbone is {backbone.name!r} with pretrained "
                 f"{str(backbone.pretrained).lower()}; name a publication and pretrained true, or leave start_heads out"
             )
-        described = read_config(folder).get("heads", {})
+        described = read_published_config(folder).get("heads", {})
         if published not in described:
             raise unknown_name("head", published, described, where=f"{where}: {backbone.name}")
-        kind, last = _TYPES[described[published]["type"]]
-        head, classes = heads[dataset], tuple(described[published]["classes"])
-        if type(head) is not kind:
-            raise InputError(f"{where}: {published!r} is a {kind.__name__}, the task's head a {type(head).__name__}")
+        theirs = head_type(described[published]["type"], where=where)
+        head, target = heads[name].module, target_of(described[published])
+        if type(head) is not theirs:
+            raise InputError(f"{where}: {published!r} is a {theirs.__name__}, the task's head a {type(head).__name__}")
+        assert isinstance(head, Head)
         state = head_tensors(folder, published, check_directory(folder))
-        own, same = head.state_dict(), classes == tuple(cards[dataset].classes)
-        taken = {key: value for key, value in state.items() if same or not key.startswith(last)}
+        own, same = head.state_dict(), _answers_alike(target, heads[name].target)
+        taken = {key: value for key, value in state.items() if same or not key.startswith(theirs.last_layer)}
         odd = [key for key, value in taken.items() if key not in own or own[key].shape != value.shape]
+        others = "" if target is None else f"its target is another ({target.describe()[:80]})"
         if odd or not taken:
-            reason = f"{odd[0]} has another shape" if odd else f"its classes are others ({', '.join(classes[:4])})"
+            reason = f"{odd[0]} has another shape" if odd else others
             raise InputError(f"{where}: nothing can be taken of {published!r}: {reason}; leave it out")
         head.load_state_dict({**own, **taken})
-        rest = "" if same else f"; its classes are others ({', '.join(classes[:4])}), so the last layer is fresh"
+        rest = "" if same else f"; {others}, so the last layer is fresh"
         _log.warning("%s: begins as %r of %s%s", where, published, backbone.name, rest)
+
+
+def _answers_alike(one: AbstractTarget | None, other: AbstractTarget | None) -> bool:
+    return type(one) is type(other) and (one is None or other is None or one.names == other.names)

@@ -11,8 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from inflate3d.contracts import AbstractTask, Features
-from inflate3d.sample import Batch
+from inflate3d.contracts import AbstractTask, SupervisedTask
 
 LossWeighting = Literal["fixed", "uncertainty", "constant"]
 WEIGHTINGS: tuple[LossWeighting, ...] = get_args(LossWeighting)
@@ -40,38 +39,16 @@ class TaskUncertainty(nn.Module):
         return dict(zip(self.index, values, strict=False))
 
 
-class ConstantHead(nn.Module):
-    """Answers every sample (and voxel) with the same logits (K,): those of the class frequencies."""
-
-    def __init__(self, logits_K: Tensor, like: Tensor) -> None:
-        """like: the target (B, ...) whose shape the answer has."""
-        super().__init__()
-        self.logits_K, self.shape = logits_K, like.shape
-
-    def forward(self, features: Features) -> Tensor:
-        """Return logits (B, K, ...)."""
-        one = self.logits_K.view(1, -1, *[1] * (len(self.shape) - 1))
-        return one.expand(self.shape[0], -1, *self.shape[1:])
-
-
 @torch.no_grad()
-def constant_loss(task: AbstractTask, counts_K: Tensor, features: Features, batch: Batch) -> Tensor:
-    """Return the task's loss on a batch if its head knew nothing but how often each class occurs (counts_K)."""
-    assert task.heads is not None, "the platform builds heads first"
-    frequencies = (counts_K + 1) / (counts_K + 1).sum()
-    head = task.heads[batch.dataset]
-    task.heads[batch.dataset] = ConstantHead(frequencies.log(), batch.target)
-    try:
-        return task.loss(features, batch)["loss"].detach()
-    finally:
-        task.heads[batch.dataset] = head
+def constant_loss(task: SupervisedTask, dataset: str, tally: Tensor, value: Tensor) -> Tensor:
+    """Return the task's loss on a batch's values if its head knew nothing but their tally (AbstractTarget.tally)."""
+    target = task.target_of(dataset)
+    return task.loss(target.constant_logits(tally, value), value, target)["loss"].detach()
 
 
-def class_counts(batch: Batch, num_classes: int) -> Tensor:
-    """Return how often each class occurs in a batch's targets: (K,), float64."""
-    return torch.bincount(batch.target.flatten(), minlength=num_classes)[:num_classes].double()
+def weight_of(task: AbstractTask, name: str, dataset: str, constant: Mapping[str, float]) -> Any:
+    """Return the factor of a task's loss: loss_weight, over the loss of the constant answer where that is known.
 
-
-def weight_of(task: AbstractTask, dataset: str, constant: Mapping[str, float]) -> Any:
-    """Return the factor of a dataset's loss: loss_weight, over the loss of the constant answer where it is known."""
-    return task.loss_weight / constant.get(dataset, 1.0)
+    constant: by "<task>/<dataset>".
+    """
+    return task.loss_weight / constant.get(f"{name}/{dataset}", 1.0)

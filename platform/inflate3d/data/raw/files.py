@@ -1,4 +1,4 @@
-"""What raw layouts share about files: where they must be, which suffixes count, and the keys made of their names."""
+"""What raw layouts share about files: required places, known suffixes, and keys made from names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy")
 
 
 def require_folder(path: str | Path, *, where: str, holds: str) -> Path:
-    """Return `path` as an absolute Path; InputError if it is no folder, with what it should hold."""
+    """Return `path` as an absolute Path; InputError if it is not a folder; it says what the folder should hold."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.absolute()
@@ -25,11 +25,11 @@ def require_folder(path: str | Path, *, where: str, holds: str) -> Path:
     beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
     close = close_names(folder.name, beside)
     hint = f"; close names: {', '.join(map(repr, close))}" if close else ""
-    raise InputError(f"{where}: no folder {str(folder)!r}; expected the one that holds {holds}{hint}")
+    raise InputError(f"{where}: no folder {str(folder)!r}; expected the folder that holds {holds}{hint}")
 
 
 def require_file(path: str | Path, *, where: str, holds: str) -> Path:
-    """Return `path` as an absolute Path; InputError if there is no such file, naming its neighbours."""
+    """Return `path` as an absolute Path; InputError if there is no such file; it lists the neighbours."""
     file = Path(path).expanduser()
     if not file.is_file():
         here = sorted(p.name for p in file.parent.iterdir())[:6] if file.parent.is_dir() else []
@@ -57,7 +57,7 @@ def stem(path: str | Path, suffixes: Iterable[str] = VOLUME_SUFFIXES) -> str:
 
 
 def case_keys(names: Sequence[str], *, where: str) -> list[str]:
-    """Return one shard key a name: what is not a letter, a digit, '_' or '-' becomes '_'.
+    """Return one shard key per name: any character other than a letter, a digit, '_' or '-' becomes '_'.
 
     InputError if two names give one key, since a key must name one case.
     """
@@ -65,7 +65,7 @@ def case_keys(names: Sequence[str], *, where: str) -> list[str]:
     first: dict[str, str] = {}
     for key, name in zip(keys, names, strict=True):
         if not key:
-            raise InputError(f"{where}: a case has an empty name; every case needs one of its own")
+            raise InputError(f"{where}: a case has an empty name; every case needs its own name")
         if key in first:
             raise InputError(f"{where}: {first[key]!r} and {name!r} both give the key {key!r}; rename one of them")
         first[key] = name
@@ -89,22 +89,24 @@ def label_names(table: dict[str, Any], *, where: str) -> tuple[str, ...]:
     for key, value in table.items():
         index, name = (key, value) if not isinstance(value, int) and str(key).isdigit() else (value, key)
         if isinstance(index, list | tuple):
-            raise InputError(f"{where}: label {name!r} is a region {index}; write plain labels, one integer a class")
+            raise InputError(f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class")
         if str(name).lower() == "ignore":
             raise InputError(f"{where}: the label 'ignore' is not supported; map those voxels to a class first")
         if not str(index).isdigit():
             raise InputError(f"{where}: label {name!r} has index {index!r}; expected an integer from 0")
         by_index[int(index)] = str(name)
     if len(by_index) < 2 or sorted(by_index) != list(range(len(by_index))) or len(by_index) != len(table):
-        raise InputError(f"{where}: labels {table} must number at least two classes 0, 1, 2, ... without gaps")
+        raise InputError(
+            f"{where}: labels {table} must be numbered 0, 1, 2, ... without gaps, with at least two classes"
+        )
     return tuple(by_index[i] for i in range(len(by_index)))
 
 
 def read_table(path: Path, *, required: Sequence[str], allowed: Sequence[str] | None = None) -> list[dict[str, str]]:
     """Return the rows of a CSV with a header, values stripped; blank lines are skipped.
 
-    InputError names a missing column, an unknown one (where `allowed` is given), a ragged row by its line, and an empty
-    file.
+    InputError for a missing column, an unknown one (if `allowed` is given), a row of the wrong length (with its line),
+    and an empty file.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -124,5 +126,5 @@ def read_table(path: Path, *, required: Sequence[str], allowed: Sequence[str] | 
                 f"{path} line {number}: {len(row)} values for {len(header)} columns; quote values with commas"
             )
     if not lines:
-        raise InputError(f"{path} lists no case; write one row a case below the header {header}")
+        raise InputError(f"{path} lists no cases; write one row per case below the header {header}")
     return [dict(zip(header, row, strict=True)) for _, row in lines]

@@ -1,4 +1,4 @@
-"""Where voxels lie: turning axes to an orientation, and resampling to a spacing."""
+"""The position of voxels: turning axes to an orientation, and resampling to a spacing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def resample(
     size = np.maximum(1, np.rint(old_size * old / new)).astype(np.int64)
     if math.prod(int(n) for n in size) > _MOST_VOXELS:
         raise InputError(
-            f"{where}: spacing {old[::-1].tolist()} mm resampled to {list(spacing_mm)} mm makes {size[::-1].tolist()} "
+            f"{where}: spacing {old[::-1].tolist()} mm resampled to {list(spacing_mm)} mm gives {size[::-1].tolist()} "
             "voxels (D, H, W); is its header right?"
         )
     # Centres coincide, so neither a rounded size nor a half voxel shifts the anatomy.
@@ -57,7 +57,7 @@ def _resample_channel(
     image = sitk.GetImageFromArray(channel_DHW if nearest else channel_DHW.astype(np.float32))
     image.SetSpacing(old.tolist())
     resample = sitk.ResampleImageFilter()
-    resample.SetNumberOfThreads(1)  # a build runs one process a core
+    resample.SetNumberOfThreads(1)  # a build runs one process per core
     resample.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
     resample.SetSize(size.tolist())
     resample.SetOutputSpacing(new.tolist())

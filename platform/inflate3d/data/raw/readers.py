@@ -1,4 +1,4 @@
-"""Reading volumes: every format arrives as (C, D, H, W) in a stated orientation and spacing.
+"""Reading volumes: every format gives (C, D, H, W) in a stated orientation and spacing.
 
 D, H, W run along z, y, x. Millimetres are RAS+ (NIfTI's convention): x grows to the patient's right, y to anterior,
 z to superior. A file in any other convention is turned; an oblique one keeps its small rotation in the affine.
@@ -26,7 +26,7 @@ Affine = list[list[float]]
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".mha")
 SUFFIXES = (*NIFTI, *ITK, ".npy")
-# Deflate cannot shrink data further than this, so a header that promises more lies about the file.
+# Deflate cannot compress data further than this, so a header that states more is wrong.
 _MOST_DEFLATE = 1032
 
 
@@ -44,11 +44,11 @@ def read_volume(
 ) -> Volume:
     """Read .nii, .nii.gz, .nrrd, .mha, .npy or a folder that holds one DICOM series.
 
-    `orientation` names where W, H and D grow to ("RAS"); None leaves the axes as stored. `spacing_mm` (z, y, x)
+    `orientation` is where W, H and D grow to ("RAS"); None leaves the axes as stored. `spacing_mm` (z, y, x)
     resamples: linear for images, nearest for masks. Masks become uint8 after a check that they hold whole numbers from
-    0 to 255. Whole values that fit stay or become uint8 or int16; all else, and what was interpolated, is float32. A
-    .npy is taken as (D, H, W) or (C, D, H, W) without anatomy. InputError names a file that is missing, broken, not
-    finite or 2-D.
+    0 to 255. Whole values that fit stay or become uint8 or int16; others, and interpolated ones, are float32. A
+    .npy is read as (D, H, W) or (C, D, H, W) without anatomy. InputError for a file that is missing, broken, not finite
+    or 2-D.
     """
     path = Path(path)
     array_XYZC, affine = _load(path)
@@ -69,9 +69,9 @@ def read_volume(
 
 
 def check_pair(image: Volume | np.ndarray, mask: Volume | np.ndarray, classes: Sequence[str], *, where: str) -> None:
-    """Check that a mask lies on its image: same (D, H, W), labels within `classes`, same place where it is known.
+    """Check that a mask fits its image: same (D, H, W), labels within `classes`, same position where known.
 
-    image (C, D, H, W); mask (D, H, W) or (1, D, H, W). Raises InputError that begins with `where`.
+    image (C, D, H, W); mask (D, H, W) or (1, D, H, W). Raises InputError that starts with `where`.
     """
     image_shape, mask_array = _array(image).shape[-3:], _array(mask)
     if mask_array.shape[-3:] != image_shape or (mask_array.ndim == 4 and len(mask_array) != 1):
@@ -89,7 +89,7 @@ def check_pair(image: Volume | np.ndarray, mask: Volume | np.ndarray, classes: S
         corners[:, :3] *= np.array(image_shape[::-1]) - 1
         apart = np.abs(corners @ (np.array(image.affine) - np.array(mask.affine)).T).max()
         if apart > max(image.spacing_mm):
-            raise InputError(f"{where}: mask lies up to {apart:.1f} mm away from its image; their affines must agree")
+            raise InputError(f"{where}: mask is up to {apart:.1f} mm away from its image; their affines must agree")
 
 
 def write_nifti(path: str | Path, array: np.ndarray, affine: Affine | np.ndarray | None = None) -> Path:
@@ -129,9 +129,9 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as fault:  # nibabel, ITK and zlib raise two dozen kinds on broken files
         reason = (str(fault).strip() or type(fault).__name__).splitlines()[-1][:200]
-        raise InputError(f"{path}: cannot be read, it may be corrupt or cut short ({reason})") from fault
+        raise InputError(f"{path}: cannot be read, it may be corrupt or truncated ({reason})") from fault
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise InputError(f"{path}: its affine is not invertible, so voxels have no place or size; mend the header")
+        raise InputError(f"{path}: its affine is not invertible, so voxels have no position or size; fix the header")
     return array, affine
 
 
@@ -153,20 +153,20 @@ def _load_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     image_class = nib.Nifti2Image if is_second else nib.Nifti1Image
     image = image_class.from_bytes(data)
     array = np.asanyarray(image.dataobj)
-    if array.ndim == 5 and array.shape[3] == 1:  # NIfTI keeps vectors behind an axis of time
+    if array.ndim == 5 and array.shape[3] == 1:  # NIfTI stores vectors after a time axis
         array = array[:, :, :, 0]
     return _with_channels(array, path), image.affine
 
 
 def _gunzip(raw: bytes, size: int) -> bytes:
-    """Decompress every member with its checksum verified (nibabel stops before it); about `size` bytes at the most."""
+    """Decompress every member and verify its checksum (nibabel stops before it); about `size` bytes at most."""
     parts, left = [], size + 2**20
     while raw:
         member = zlib.decompressobj(wbits=31)
         parts.append(member.decompress(raw, left + 1))
         left -= len(parts[-1])
         if left < 0:
-            raise ValueError(f"holds more than the {size} bytes that its header states")
+            raise ValueError(f"holds more than the {size} bytes stated in its header")
         if not member.eof:
             raise EOFError("the compressed data ends early")
         raw = member.unused_data.lstrip(b"\0")
@@ -188,7 +188,7 @@ def _load_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _load_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of it is checked below
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is checked below
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
@@ -201,7 +201,7 @@ def _load_dicom(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_slices(reader: SimpleITK.ImageSeriesReader, image: SimpleITK.Image, folder: Path) -> None:
-    """Refuse a series with a slice missing or doubled: ITK would read it and squeeze the gap."""
+    """Refuse a series with a missing or duplicate slice: ITK would read it and close the gap."""
     count = image.GetSize()[2]
     if count < 3 or not all(reader.HasMetaDataKey(i, "0020|0032") for i in range(count)):
         return
@@ -211,8 +211,8 @@ def _check_slices(reader: SimpleITK.ImageSeriesReader, image: SimpleITK.Image, f
     wrong = int(np.abs(steps - typical).argmax())
     if abs(steps[wrong] - typical) > 0.25 * typical:
         raise InputError(
-            f"{folder}: slices {wrong} and {wrong + 1} lie {steps[wrong]:.2f} mm apart, the others {typical:.2f} mm; "
-            "a slice is missing or doubled. Mend the series"
+            f"{folder}: slices {wrong} and {wrong + 1} are {steps[wrong]:.2f} mm apart, the others {typical:.2f} mm; "
+            "a slice is missing or duplicate. Fix the series"
         )
 
 
@@ -232,7 +232,9 @@ def _from_itk(image: SimpleITK.Image, path: Path) -> tuple[np.ndarray, np.ndarra
 
 
 def _load_npy(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping refuses a header larger than its file
+    array = np.load(
+        path, mmap_mode="r", allow_pickle=False
+    )  # mapping refuses a header that states more than the file holds
     if array.dtype.kind not in "biuf":
         raise InputError(f"{path}: values of type {array.dtype}; allowed: integers and floats")
     array_CDHW = array[None] if array.ndim == 3 else array
@@ -250,10 +252,10 @@ def _with_channels(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _refuse_absurd(size: int, most: int, shape: Sequence[int], path: Path) -> None:
-    """Check what a header promises against the file, before anything is allocated."""
+    """Check a header against the file size before anything is allocated."""
     if any(n < 0 for n in shape) or size > most:
         raise InputError(
-            f"{path}: header states {tuple(shape)}, {size} bytes; the file is too short: corrupt or cut short"
+            f"{path}: header states {tuple(shape)}, {size} bytes; the file is too short: corrupt or truncated"
         )
 
 
@@ -264,7 +266,7 @@ def _whole_labels(array: np.ndarray, path: Path) -> np.ndarray:
     if array.shape[3] != 1:
         raise InputError(f"{path}: a mask with {array.shape[3]} channels; expected one channel of labels")
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 255):  # also false for NaN
+    if not (low >= 0 and high <= 255):  # false for NaN too
         raise InputError(f"{path}: mask values run from {low} to {high}; allowed: whole numbers from 0 to 255")
     labels = array.astype(np.uint8)
     if array.dtype.kind == "f" and not (labels == array).all():
@@ -280,7 +282,7 @@ def _compact(array: np.ndarray, path: Path) -> np.ndarray:
         return array.astype(np.uint8)
     low, high = float(array.min()), float(array.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{path}: holds voxels that are NaN or infinite; mend or leave out the file")
+        raise InputError(f"{path}: holds voxels that are NaN or infinite; fix the file or leave it out")
     if low >= -(2**15) and high < 2**15:
         small = array.astype(np.int16)
         if array.dtype.kind in "iu" or (small == array).all():

@@ -1,25 +1,25 @@
-"""How the cases of a dataset without official splits are dealt into train and val."""
+"""How the cases of a dataset without official splits are dealt into train and val: by a rule, or by a file."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from inflate3d.contracts import Split
-from inflate3d.data.raw.splits import read_split_file
-from inflate3d.errors import InputError
+from inflate3d.contracts import SPLITS, Split
+from inflate3d.errors import InputError, unknown_name
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """A seeded shuffle of groups into train and val, or a split file that says it case by case.
+    """A seeded shuffle of groups into train and val, or a split file that lists every case.
 
-    A group (patient, scene) never straddles. Where labels are known every class stands in both splits if the groups
-    allow it at all, even if val then takes more than its fraction. val_count, if given, counts cases and wins over the
-    fraction.
+    A group (patient, scene) is never in two splits. Where labels are known every class is in both splits if the groups
+    allow it, even if val then takes more than its fraction. val_count counts cases and overrides the fraction.
     """
 
     val_fraction: float = 0.2
@@ -36,9 +36,9 @@ class SplitRule:
     def assign(
         self, keys: Sequence[str], *, groups: Sequence[str] | None = None, labels: Sequence[int] | None = None
     ) -> dict[str, Split]:
-        """Return the split of every key; the same for every order of the keys.
+        """Return the split of every key; it does not depend on the order of the keys.
 
-        InputError if val would take every case, or if no group can be held out without taking a class from train.
+        InputError if val would take every case, or if holding out any group would take a class from train.
         """
         if self.split_file is not None:
             return self._from_file(keys)
@@ -52,7 +52,7 @@ class SplitRule:
         in_val = _choose_groups(group_of, label_of, want, np.random.default_rng(self.seed))
         if not in_val:
             raise InputError(
-                f"no group of {len(keys)} cases can be held out without taking a class from training; "
+                f"holding out any group of the {len(keys)} cases would take a class from training; "
                 "give a split_file, finer groups, or val_fraction 0"
             )
         return {key: "val" if group_of[key] in in_val else "train" for key in keys}
@@ -61,7 +61,7 @@ class SplitRule:
         assert self.split_file is not None
         listed: dict[str, Split] = {k: s for s, ks in read_split_file(self.split_file).items() for k in ks}
         if missing := [k for k in keys if k not in listed]:
-            raise InputError(f"{self.split_file}: case {missing[0]!r} ({len(missing)} in all) is in no split; list it")
+            raise InputError(f"{self.split_file}: case {missing[0]!r} ({len(missing)} in all) is in no split; add it")
         if extra := sorted(set(listed) - set(keys)):
             raise InputError(
                 f"{self.split_file}: no case {extra[0]!r} ({len(extra)} in all) in this dataset; remove it"
@@ -69,8 +69,29 @@ class SplitRule:
         return {key: listed[key] for key in keys}
 
 
+def read_split_file(path: str | Path) -> dict[Split, list[str]]:
+    """Read {"train": [keys], "val": [keys], "test": [keys]}; a split may be left out, a key may be in one only."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError) as fault:
+        raise InputError(f'split file {path}: cannot be read ({fault}); expected {{"train": [keys], ...}}') from fault
+    if not isinstance(data, dict) or not all(isinstance(keys, list) for keys in data.values()):
+        raise InputError(f'split file {path}: expected {{"train": [keys], "val": [keys]}}')
+    seen: dict[str, str] = {}
+    for split, keys in data.items():
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS, where=f"split file {path}")
+        for key in keys:
+            if not isinstance(key, str) or key in seen:
+                where = f"in {seen[key]!r} and in {split!r}" if key in seen else f"a {type(key).__name__}"
+                raise InputError(f"split file {path}: {key!r} is {where}; each key is one string, listed once")
+            seen[key] = split
+    return {split: data[split] for split in SPLITS if split in data}
+
+
 def _share(count: int, fraction: float) -> int:
-    """Return the nearest whole share, at least one case of two or more unless the fraction is 0."""
+    """Return the nearest whole number, at least one of two or more cases unless the fraction is 0."""
     return max(1, round(count * fraction)) if fraction > 0 and count > 1 else 0
 
 
@@ -85,7 +106,7 @@ def _choose_groups(
     shuffled = {names[i]: members[names[i]] for i in generator.permutation(len(names))}
     if any(len(counts) > 1 for counts in members.values()):
         return _mend(_prefix(shuffled, want), shuffled, want)
-    # Groups of one class each: every class gives its own share.
+    # Each group holds one class: every class gives its own share.
     chosen: set[str] = set()
     for label in sorted({label for counts in members.values() for label in counts}):
         of_label = {g: counts for g, counts in shuffled.items() if label in counts}
@@ -95,23 +116,23 @@ def _choose_groups(
 
 
 def _prefix(groups: Mapping[str, Counter[int]], want: float) -> set[str]:
-    """Return the first groups whose cases come nearest to `want`: at least one group, never all."""
+    """Return the first groups whose number of cases is nearest to `want`: at least one group, never all."""
     sizes = np.cumsum([counts.total() for counts in groups.values()])[:-1]
-    # The first of two equals wins: val is not larger than it must be.
+    # The first of two equals wins, so val is not larger than necessary.
     return set(list(groups)[: int(np.argmin(np.abs(sizes - want))) + 1]) if len(sizes) else set()
 
 
 def _mend(chosen: set[str], groups: Mapping[str, Counter[int]], want: int) -> set[str]:
     """Move or swap groups, best first, until no step brings more classes into both splits, or val nearer to `want`.
 
-    Nothing moves if no class is missing to begin with. Swaps are tried among up to 100 groups.
+    Nothing moves if no class is missing at the start. Swaps are tried among up to 100 groups.
     """
     totals = sum(groups.values(), Counter[int]())
 
     def cost(val: set[str]) -> tuple[int, int, int]:
         counts = sum((groups[g] for g in val), Counter[int]())
         from_train, from_val = sum(counts[c] >= n for c, n in totals.items()), sum(counts[c] == 0 for c in totals)
-        # A class that one group alone holds belongs to train.
+        # A class that only one group has belongs to train.
         return from_train + from_val, from_train, abs(counts.total() - want)
 
     if cost(chosen)[0] == 0:

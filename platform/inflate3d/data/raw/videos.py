@@ -1,4 +1,4 @@
-"""One video case as raw layouts hold it, a file kept as it is; and how to make one from frames."""
+"""One video case of a raw layout, kept as an unchanged file; and how to make one from frames."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from inflate3d.errors import InputError
 
 
 def read_video_case(path: Path, *, where: str, targets: Mapping[str, Any] | None = None) -> RawSample:
-    """Return the file's bytes as they are, and its suffix; InputError names a file that is absent or no video.
+    """Return the file's unchanged bytes and its suffix; InputError for a missing file or one that is not a video.
 
-    The shard writer decodes the last frame of every clip, so that one cut short is refused there.
+    The shard writer decodes the last frame of every clip, so a truncated one is refused there.
     """
     from inflate3d.data.samples.frames import probe_video
 
     if not path.is_file():
-        raise InputError(f"{where}: no file {str(path)!r}; the clip is listed, its file is missing")
+        raise InputError(f"{where}: no file {str(path)!r}; the clip is listed, but its file is missing")
     content = path.read_bytes()
     try:
         probe_video(content)
@@ -36,7 +36,7 @@ def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:
 
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        # mpeg4 is FFmpeg's own, so every build has it; x264 is not in all of them.
+        # mpeg4 is built into FFmpeg, so every build has it; x264 is not in all of them.
         stream = container.add_stream("mpeg4", rate=fps, options={"qscale": "2", "flags": "+qscale+bitexact"})
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"

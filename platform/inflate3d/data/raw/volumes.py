@@ -1,4 +1,4 @@
-"""One case of volumes as raw layouts hold it: files of channels, perhaps a mask, in one geometry."""
+"""One case of volumes in a raw layout: channel files and perhaps a mask, in one geometry."""
 
 # C channel, D H W voxels along z y x
 
@@ -25,15 +25,15 @@ def read_volume_case(
 ) -> RawSample:
     """Read one case in the card's orientation and spacing: its channel files stacked along C, and its masks.
 
-    masks: files of per_voxel targets, by name. targets: values of the others. InputError if a file is broken, the
-    channels' number is not the card's, shapes or places differ, or a mask label has no class; it names the file.
+    masks: files of per_voxel targets, by name. targets: values of the others. InputError names the file if it is
+    broken, if the number of channels is not the card's, shapes or positions differ, or a mask label has no class.
     """
     from inflate3d.data.raw.readers import check_pair, read_volume
 
     spec = card.input
     for file in [*images, *(masks or {}).values()]:
         if not file.exists():
-            raise InputError(f"{where}: no file {str(file)!r}; the case is listed, its file is missing")
+            raise InputError(f"{where}: no file {str(file)!r}; the case is listed, but its file is missing")
     volumes = [read_volume(f, orientation=spec.orientation, spacing_mm=spec.spacing_mm) for f in images]
     for file, volume in zip(images[1:], volumes[1:], strict=True):
         if volume.array.shape[1:] != volumes[0].array.shape[1:]:
@@ -42,7 +42,9 @@ def read_volume_case(
                 f"{where}: channels differ in shape: {images[0].name} {first}, {file.name} {got} (D, H, W)"
             )
         if not np.allclose(volume.affine, volumes[0].affine, atol=0.5 * min(volumes[0].spacing_mm)):
-            raise InputError(f"{where}: {file.name} lies elsewhere than {images[0].name}: their affines must agree")
+            raise InputError(
+                f"{where}: {file.name} has another position than {images[0].name}: their affines must agree"
+            )
     image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])
     if len(image) != len(spec.channels):
         names = ", ".join(spec.channels)
@@ -60,12 +62,12 @@ def read_volume_case(
 def measure_window(
     dataset: AbstractDataset, card: DatasetCard, *, most_cases: int = 20, most_voxels: int = 100_000
 ) -> tuple[float, float]:
-    """Return the intensities that 0.5 % and 99.5 % of the foreground voxels lie below, as nnU-Net takes them for CT.
+    """Return the 0.5 and 99.5 percentiles of the foreground intensities, as nnU-Net uses for CT.
 
     card: the dataset's, whose window is not known yet. Reads up to `most_cases` training cases, evenly spaced; broken
-    ones are passed over, for the build lists them.
+    ones are skipped, because the build lists them.
     Foreground is where the mask is not 0; a case without foreground or mask counts whole. Each gives at most
-    `most_voxels`, evenly spaced, so that a large volume does not outvote the others. InputError if no case can be read
+    `most_voxels`, evenly spaced, so that a large volume does not dominate. InputError if no case can be read
     or values don't differ.
     """
     train = [c for c in dataset.cases() if c.split == "train"]
@@ -82,14 +84,14 @@ def measure_window(
     low, high = np.percentile(np.concatenate(taken), [0.5, 99.5]).tolist() if taken else (0.0, 0.0)
     if not high > low:
         raise InputError(
-            f"{type(dataset).__name__}: {len(taken)} of {len(train)} training cases could be read and give no "
-            f"intensity window ({low:g} to {high:g}); mend the files or state window: [low, high]"
+            f"{type(dataset).__name__}: {len(taken)} of {len(train)} training cases could be read; they give no "
+            f"intensity window ({low:g} to {high:g}); fix the files or set window: [low, high]"
         )
     return low, high
 
 
 def _foreground(sample: RawSample, card: DatasetCard) -> np.ndarray:
-    """Return where the first per_voxel target is not 0, (D, H, W) bool; everywhere if there is none, or it is all 0."""
+    """Return where the first per_voxel target is not 0, (D, H, W) bool; all true without one, or if it is all 0."""
     assert sample.image is not None
     mask = next((sample.targets.get(name) for name, target in card.targets.items() if target.per_voxel), None)
     return mask > 0 if mask is not None and mask.any() else np.ones(sample.image.shape[1:], bool)
@@ -111,5 +113,5 @@ def as_window(value: Sequence[float] | None, *, where: str) -> tuple[float, floa
         return None
     numbers = [float(v) for v in value]
     if len(numbers) != 2 or numbers[0] >= numbers[1]:
-        raise InputError(f"{where}: window is {list(value)}; expected two rising numbers (low, high)")
+        raise InputError(f"{where}: window is {list(value)}; expected two increasing numbers (low, high)")
     return numbers[0], numbers[1]

@@ -13,71 +13,87 @@ what is needed last goes before what is needed next.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from inflate3d.data.shards.manifest import ShardEntry
 from inflate3d.errors import InputError
 from inflate3d.files import told_when_full
-from inflate3d.remote.folder import RemoteFolder
+from inflate3d.remote.address import Address
+from inflate3d.remote.client import fetch_into
+from inflate3d.remote.outcomes import Unreachable
 
 log = logging.getLogger(__name__)
 GB = 10**9
-_STEP = 8 * 2**20
 _FETCHES = 4  # at a time in each process: far servers answer late
-_POLL_S, _MOST_WAIT_S = 0.02, 600
+_POLL_S, _NO_ROOM_S = 0.02, 600
 _SOON_S = 3600  # the next shard needed counts as used in an hour, the one after it a second earlier, and so on
 
 
-class ShardCache:
-    """Local copies of remote shards, `limit` bytes at the most."""
+_Ahead = tuple[Address, ShardEntry, Future[Unreachable | None]]
 
-    def __init__(self, folder: str | Path, limit: int) -> None:
-        self.folder, self.limit = Path(folder).expanduser(), int(limit)
-        self._ahead: queue.Queue[tuple[RemoteFolder, ShardEntry, Future[None]]] | None = None
-        self._fetches: dict[str, Future[None]] = {}  # under way or to come, by sha256
+
+class _NoRoom(Exception):
+    """Whatever could be evicted is in use, or dearer."""
+
+
+class ShardCache:
+    """Local copies of remote shards, `limit` bytes at the most. outage_s: how long a server is waited for."""
+
+    def __init__(self, folder: str | Path, limit: int, outage_s: float | None = None) -> None:
+        self.folder, self.limit, self.outage_s = Path(folder).expanduser(), int(limit), outage_s
+        self._ahead: queue.Queue[_Ahead] | None = None
+        self._fetches: dict[str, Future[Unreachable | None]] = {}  # under way or to come, by sha256
         self._needed: dict[str, dict[str, float]] = {}  # by remote folder: what is needed soon, and how dear it is
         self._process = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "limit": self.limit}
+        return {"folder": self.folder, "limit": self.limit, "outage_s": self.outage_s}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__init__(state["folder"], state["limit"])  # type: ignore[misc, arg-type]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
-    def open(self, remote: RemoteFolder, entry: ShardEntry) -> int:
+    def open(self, remote: Address, entry: ShardEntry) -> int:
         """Return a handle on a whole shard, fetched if need be; it cannot be evicted before the handle is closed.
 
-        InputError: it cannot be fetched, differs from the manifest, or does not fit.
+        InputError: it is absent, differs from the manifest, or does not fit; Unreachable: there is an outage.
         """
         if entry.bytes > self.limit:
             raise InputError(
-                f"{remote.url}/{entry.file}: {entry.bytes} bytes; the cache {self.folder} is bounded to {self.limit}. "
+                f"{remote / entry.file}: {entry.bytes} bytes; the cache {self.folder} is bounded to {self.limit}. "
                 "Raise data.cache_gb"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _MOST_WAIT_S
-        while time.monotonic() < deadline:
-            fetch = self._fetches.get(entry.sha256) if self._process == os.getpid() else None
-            if fetch is not None and not fetch.cancel():
-                wait([fetch], deadline - time.monotonic())
-            handle = self._whole(entry)
-            if handle is None:
-                handle = self._fetch(remote, entry)
-            if handle is not None:
-                return handle
+        deadline = None
+        while True:
+            try:
+                if (handle := self._whole_or_fetched(remote, entry)) is not None:
+                    return handle
+                deadline = None
+            except _NoRoom as fault:
+                deadline = deadline or time.monotonic() + _NO_ROOM_S
+                if time.monotonic() > deadline:
+                    told = f"{self.folder}: no room for {entry.file} in {_NO_ROOM_S} s. Raise data.cache_gb"
+                    raise InputError(told) from fault
             time.sleep(_POLL_S)
-        raise InputError(f"{self.folder}: no room for {entry.file} in {_MOST_WAIT_S} s. Raise data.cache_gb")
 
-    def prefetch(self, remote: RemoteFolder, entries: list[ShardEntry]) -> None:
+    def _whole_or_fetched(self, remote: Address, entry: ShardEntry) -> int | None:
+        """Return a handle on a whole shard; None while another process fetches it. _NoRoom, Unreachable, InputError."""
+        fetch = self._fetches.get(entry.sha256) if self._process == os.getpid() else None
+        if fetch is not None and not fetch.cancel() and (outage := fetch.result()) is not None:
+            raise outage
+        handle = self._whole(entry)
+        return self._fetch(remote, entry) if handle is None else handle
+
+    def prefetch(self, remote: Address, entries: list[ShardEntry]) -> None:
         """Fetch these in the background, in the order of their need; faults are left to who reads them.
 
         What is fetched ahead takes the room only of what is needed later or not at all.
@@ -88,33 +104,43 @@ class ShardCache:
                 threading.Thread(target=self._work, args=(self._ahead,), daemon=True).start()
         assert self._ahead is not None
         soon = time.time() + _SOON_S
-        self._needed[remote.url] = {entry.sha256: soon - rank for rank, entry in enumerate(entries)}
-        for entry in entries:
-            with suppress(OSError):
-                os.utime(self.folder / entry.sha256, (self._worth(entry.sha256),) * 2)
+        self._needed[remote.text] = {entry.sha256: soon - rank for rank, entry in enumerate(entries)}
+        missing = [entry for entry in entries if not self._marked(entry)]  # all are marked before any takes room
+        for entry in missing:
             if entry.sha256 not in self._fetches and entry.bytes <= self.limit:
                 self._fetches[entry.sha256] = Future()
                 self._ahead.put((remote, entry, self._fetches[entry.sha256]))
+
+    def _marked(self, entry: ShardEntry) -> bool:
+        """Mark a file with its worth, without locking it; return whether it is there."""
+        try:
+            os.utime(self.folder / entry.sha256, (self._worth(entry.sha256),) * 2)
+        except FileNotFoundError:
+            return False
+        except OSError:  # another user's
+            pass
+        return True
 
     def _worth(self, sha256: str) -> float:
         """Return the time that a file used now is marked with."""
         return max((needed.get(sha256, 0.0) for needed in list(self._needed.values())), default=0.0) or time.time()
 
-    def _work(self, ahead: queue.Queue[tuple[RemoteFolder, ShardEntry, Future[None]]]) -> None:
+    def _work(self, ahead: queue.Queue[_Ahead]) -> None:
         while True:
             remote, entry, fetch = ahead.get()
             if fetch.set_running_or_notify_cancel():  # else who needs it fetches it himself
+                outage = None
                 try:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    handle = self._whole(entry)
-                    if handle is None:
-                        handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
+                    handle = self._fetch(remote, entry, dearer=self._worth(entry.sha256))
                     if handle is not None:
                         os.close(handle)
+                except Unreachable as fault:  # who waits for it has waited long enough
+                    outage = fault
                 except Exception:  # who reads it meets the fault himself, and tells of it
                     log.debug("%s was not fetched ahead", entry.file, exc_info=True)
                 finally:  # else who waits for it would wait in vain
-                    fetch.set_result(None)
+                    fetch.set_result(outage)
             self._fetches.pop(entry.sha256, None)
 
     def _whole(self, entry: ShardEntry) -> int | None:
@@ -134,22 +160,26 @@ class ShardCache:
         with suppress(OSError):
             os.utime(handle, (self._worth(entry.sha256),) * 2)
 
-    def _fetch(self, remote: RemoteFolder, entry: ShardEntry, *, dearer: float = float("inf")) -> int | None:
-        """Reserve room, fetch and check a file; None if another process fetches it or there is no room yet.
+    def _fetch(self, remote: Address, entry: ShardEntry, *, dearer: float = float("inf")) -> int | None:
+        """Reserve room, fetch and check a file; None if it is there, or another process fetches it. _NoRoom.
 
         dearer: files of at least this worth stay.
         """
         partial = self.folder / f".part-{entry.sha256}-{entry.bytes}"
         with self._locked():
-            if (self.folder / entry.sha256).exists() or not self._make_room(partial, entry.bytes, dearer):
+            if (self.folder / entry.sha256).exists():
                 return None
+            if not self._make_room(partial, entry.bytes, dearer):
+                raise _NoRoom
             handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             # Who fetched it may have finished between the two calls: then the name is gone, or another file's.
             if not _lock(handle) or not _is_named(handle, partial):
                 os.close(handle)
                 return None
         try:
-            self._transfer(remote, entry, handle)
+            full = told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb")
+            with full, os.fdopen(handle, "r+b", closefd=False) as file:
+                fetch_into(file, remote / entry.file, sha256=entry.sha256, limit=entry.bytes, outage_s=self.outage_s)
             self._mark(handle, entry)
             os.rename(partial, self.folder / entry.sha256)
             fcntl.flock(handle, fcntl.LOCK_SH)
@@ -160,21 +190,6 @@ class ShardCache:
             os.close(handle)
             return None
         return handle
-
-    def _transfer(self, remote: RemoteFolder, entry: ShardEntry, handle: int) -> None:
-        """Go on where the partial file ends; what arrives wrong is fetched once more from its start."""
-        for _ in range(2):
-            done = min(os.fstat(handle).st_size, entry.bytes)
-            digest = _sha256(handle, done)
-            for content in remote.pieces(entry.file, done, entry.bytes):
-                with told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb"):
-                    _write(handle, content, done)
-                digest.update(content)
-                done += len(content)
-            if done == entry.bytes and digest.hexdigest() == entry.sha256:
-                return
-            os.ftruncate(handle, 0)
-        raise InputError(f"{remote.url}/{entry.file}: differs from what its manifest states (sha256)")
 
     def _make_room(self, partial: Path, size: int, dearer: float) -> bool:
         """Evict what is worth least and is not in use, until `size` more bytes fit; False if they cannot yet."""
@@ -231,19 +246,3 @@ def _lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _write(handle: int, content: bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        count = os.pwrite(handle, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _sha256(handle: int, stop: int) -> hashlib._Hash:
-    """Return the hash of the bytes before `stop`."""
-    digest, offset = hashlib.sha256(), 0
-    while content := os.pread(handle, min(_STEP, stop - offset), offset):
-        digest.update(content)
-        offset += len(content)
-    return digest

@@ -20,7 +20,7 @@ from inflate3d.data.shards.tar_index import index_tar
 from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.errors import InputError
 from inflate3d.files import file_sha256
-from inflate3d.remote.folder import is_remote
+from inflate3d.remote.address import is_remote, shown
 
 
 def check_shards(folder: str | Path) -> list[str]:
@@ -75,7 +75,7 @@ def _check_indexed(folder: Path, manifest: Manifest, mapping: TarMapping) -> Ite
             yield str(fault)
             continue
         if now.sha256 != entry.sha256:
-            yield f"{tars}/{entry.file}: differs from what was indexed (sha256)"
+            yield f"{shown(tars, entry.file)}: differs from what was indexed (sha256)"
         elif now != before:
             yield f"{folder / entry.index}: is not what this version makes of the tar; index it again"
 
@@ -127,9 +127,9 @@ def _check_sample(raw: RawMembers, card: DatasetCard) -> None:
     }
     built_from = RawSample(
         image=_whole(sample.get("image")),
-        video=sample.get("video"),
         video_suffix=next((s for s in raw.members if s in byte_members()), "none"),
         targets=targets,
+        **{name: sample.get(name) for name in set(byte_members().values())},
         **{name: record.get(name) for name in ("spacing_mm", "affine")},
     )
     encode_sample(built_from, card, key=raw.key)

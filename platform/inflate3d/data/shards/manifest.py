@@ -17,12 +17,14 @@ from typing import Any
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
 from inflate3d.errors import InputError
 from inflate3d.files import write_whole
-from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.remote.address import Address, is_remote
+from inflate3d.remote.client import read
 
 MANIFEST_FORMAT, FIRST_FORMAT = "inflate3d-shards/2", "inflate3d-shards/1"
 MANIFEST_FILE = "manifest.json"
 _REPEATED = ("name", "media", "targets", "input")
 _REPEATED_FIRST = ("name", "kind", "classes", "input")
+_MOST_BYTES = 2**30  # of one that comes over the net
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Manifest:
     def load(cls, folder: str | Path) -> Manifest:
         """Read folder/manifest.json; where there is none, the InputError names the command that makes it."""
         if is_remote(folder):
-            return cls._load_remote(str(folder))
+            return cls._load_remote(Address.parse(str(folder)) / MANIFEST_FILE)
         path = Path(folder) / MANIFEST_FILE
         build = f"platform shards build DATASET --root RAW --output {folder} (see: platform datasets list)"
         if not path.is_file():
@@ -133,17 +135,15 @@ class Manifest:
         return cls.from_dict(data, where=str(path))
 
     @classmethod
-    def _load_remote(cls, url: str) -> Manifest:
-        where = f"{url}/{MANIFEST_FILE}"
+    def _load_remote(cls, address: Address) -> Manifest:
+        content = read(address, limit=_MOST_BYTES)
         try:
-            data = json.loads(RemoteFolder(url).read(MANIFEST_FILE))
+            data = json.loads(content)
         except (ValueError, RecursionError) as fault:
-            if isinstance(fault, InputError):
-                raise
-            raise InputError(f"{where}: not valid JSON ({fault})") from fault
+            raise InputError(f"{address}: not valid JSON ({fault})") from fault
         if not isinstance(data, dict):
-            raise InputError(f"{where}: holds a {type(data).__name__}, not a manifest")
-        return cls.from_dict(data, where=where)
+            raise InputError(f"{address}: holds a {type(data).__name__}, not a manifest")
+        return cls.from_dict(data, where=str(address))
 
     def save(self, folder: str | Path) -> Path:
         """Write folder/manifest.json whole, or not at all; return its path."""

@@ -118,7 +118,7 @@ def _check_target(name: str, target: AbstractTarget, members: Mapping[str, Any],
 
 
 def decode_members(members: Mapping[str, Buffer | Region]) -> dict[str, Any]:
-    """Return {"image": array, "video": buffer, "json": dict, TARGET: array}, with what the sample has.
+    """Return {MEMBER: array or buffer, TARGET: array, "json": dict}, with what the sample has.
 
     Arrays share memory with `members`; those in chunks are ChunkedArray. Nothing is ever unpickled. Raises ValueError
     for damaged or unknown members.

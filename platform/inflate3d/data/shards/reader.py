@@ -21,12 +21,15 @@ from inflate3d.data.shards.manifest import Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored
 from inflate3d.data.shards.members import decode_members as decode_members
 from inflate3d.errors import InputError
-from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.remote.address import Address, is_remote, shown
+from inflate3d.remote.client import read
+from inflate3d.remote.outcomes import Refused, Unreachable
 from inflate3d.sample import IMAGE
 
 T = TypeVar("T")
 _OPEN_SHARDS = 80  # more than the default window of the order, else each sample would open its shard anew
 _MAP_FROM_BYTES = 2**16  # below that a copy costs less than a map
+_MOST_INDEX_BYTES = 2**30  # of one that comes over the net
 
 
 class BrokenSample(InputError):
@@ -46,7 +49,7 @@ class RawMembers:
     foreign: bool = False
 
     def decode(self) -> dict[str, Any]:
-        """Return {"image", "video", "json", TARGET...}, what the sample has; BrokenSample if a member is damaged."""
+        """Return {MEMBER..., TARGET..., "json"}, what the sample has; BrokenSample if a member is damaged."""
         try:
             decoded = decode_members(self.members)
             if self.foreign:
@@ -67,10 +70,13 @@ class ShardReader:
     def __init__(
         self, folder: str | Path, manifest: Manifest, split: str | None = None, cache: ShardCache | None = None
     ) -> None:
-        """Tars that are remote (http, s3) are read through a cache; indexes lie beside the manifest, in `folder`."""
+        """Tars that are remote (http, s3) are read through a cache; indexes lie beside the manifest, in `folder`.
+
+        While the server cannot be reached, or lets nobody in any more, reads raise Unreachable: no sample is broken.
+        """
         self.folder, self.manifest, self.split, self.cache = str(folder), manifest, split, cache
         self.tars = manifest.tars or self.folder
-        self.remote = RemoteFolder(self.tars) if is_remote(self.tars) else None
+        self.remote = Address.parse(self.tars) if is_remote(self.tars) else None
         self.entries = manifest.entries(split)
         self._forget()
 
@@ -159,7 +165,7 @@ class ShardReader:
         return views
 
     def _where(self, shard: int) -> str:
-        return f"{self.tars}/{self.entries[shard].file}"
+        return shown(self.tars, self.entries[shard].file)
 
     def _forget(self) -> None:
         self._indexes: _Recent[PackedIndex] = _Recent(_OPEN_SHARDS, self._open_index, lambda _: None)
@@ -203,10 +209,12 @@ class ShardReader:
                 raise BrokenSample(self._failed[shard])
             try:
                 return self.cache.open(self.remote, entry)
+            except Refused as fault:
+                raise Unreachable(str(fault)) from fault
             except InputError as fault:
                 self._failed[shard] = str(fault)
                 raise BrokenSample(str(fault)) from fault
-        path = self._where(shard)
+        path = f"{self.tars}/{entry.file}"
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as fault:
@@ -218,8 +226,9 @@ class ShardReader:
 
     def _open_index(self, shard: int) -> PackedIndex:
         entry = self.entries[shard]
-        where = f"{self.folder}/{entry.index}"
-        index = PackedIndex.decode(_read_index(self.folder, entry), where=where)
+        where = shown(self.folder, entry.index)
+        outage_s = None if self.cache is None else self.cache.outage_s
+        index = PackedIndex.decode(_read_index(self.folder, entry, outage_s), where=where)
         if index.size != entry.bytes:
             raise BrokenSample(f"{where}: describes a tar of {index.size} bytes; the manifest states {entry.bytes}")
         if len(index.keys) != entry.samples:
@@ -229,17 +238,22 @@ class ShardReader:
 
 def read_index(folder: str | Path, entry: ShardEntry) -> ShardIndex:
     """Read and verify the index of one shard; BrokenSample if it is missing or differs from what was written."""
-    return ShardIndex.decode(_read_index(folder, entry), where=f"{folder}/{entry.index}")
+    return ShardIndex.decode(_read_index(folder, entry), where=shown(folder, entry.index))
 
 
-def _read_index(folder: str | Path, entry: ShardEntry) -> bytes:
-    path = f"{folder}/{entry.index}"
+def _read_index(folder: str | Path, entry: ShardEntry, outage_s: float | None = None) -> bytes:
+    where = shown(folder, entry.index)
     try:
-        content = RemoteFolder(str(folder)).read(entry.index) if is_remote(folder) else Path(path).read_bytes()
+        if is_remote(folder):
+            content = read(Address.parse(str(folder)) / entry.index, limit=_MOST_INDEX_BYTES, outage_s=outage_s)
+        else:
+            content = Path(where).read_bytes()
+    except Refused as fault:
+        raise Unreachable(str(fault)) from fault
     except OSError as fault:
-        raise BrokenSample(f"{path}: {fault.strerror}. See: platform shards check {folder}") from fault
+        raise BrokenSample(f"{where}: {fault.strerror}. See: platform shards check {folder}") from fault
     if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-        raise BrokenSample(f"{path}: differs from what was written. See: platform shards check {folder}")
+        raise BrokenSample(f"{where}: differs from what was written. See: platform shards check {shown(folder)}")
     return content
 
 

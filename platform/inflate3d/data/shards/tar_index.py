@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import multiprocessing
 import re
 from collections import Counter
@@ -33,8 +34,11 @@ from inflate3d.data.shards.tar_mapping import TarMapping, is_array
 from inflate3d.data.shards.tar_walk import Found, TarWalk
 from inflate3d.data.shards.writer import locked_folder, reject_message, shard_entry
 from inflate3d.errors import InputError, close_names, unknown_name
-from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.remote.address import Address, is_remote, shown
+from inflate3d.remote.client import names, size
 from inflate3d.sample import IMAGE
+
+log = logging.getLogger(__name__)
 
 
 def index_tars(
@@ -73,20 +77,29 @@ def index_tars(
         manifest = Manifest(mapping.card, tuple(entries), tuple(rejects), {}, lies, mapping.to_dict())
         manifest = replace(manifest, statistics=measure_shards(output, manifest))
         manifest.save(output)
+    if shown(folder) != folder and is_remote(folder):
+        log.warning(
+            "%s keeps the address of the tars with its password or token; give it to nobody, or name the user in "
+            "~/.netrc and index again",
+            output / MANIFEST_FILE,
+        )
     return manifest
 
 
 def find_tars(tars: Sequence[str]) -> tuple[str, list[str]]:
     """Return the folder or address that holds them, and their file names, sorted. InputError if there is none."""
     found = [place for text in tars for expanded in _braces(text) for place in _places(expanded)]
-    folders = sorted({place.rpartition("/")[0] for place in found})
-    files = sorted({place.rpartition("/")[2] for place in found})
+    folders, files = (sorted(set(column)) for column in zip(*found, strict=True)) if found else ([], [])
     if not found:
-        raise InputError(f"no tar in {', '.join(tars)}")
+        raise InputError(f"no tar in {', '.join(map(shown, tars))}")
     if len(folders) > 1:
-        raise InputError(f"the tars lie in several folders: {', '.join(folders[:4])}. Index each folder as a dataset")
+        told = ", ".join(sorted({shown(folder) for folder in folders})[:4])
+        raise InputError(
+            f"the tars lie in several folders, or have a query each: {told}. Index each folder as a dataset, with one "
+            "token for all its tars"
+        )
     if strange := [file for file in files if not file.endswith(".tar")]:
-        raise InputError(f"{folders[0]}/{strange[0]}: expected a file that ends in .tar; unpack compressed ones")
+        raise InputError(f"{shown(folders[0], strange[0])}: expected a file that ends in .tar; unpack compressed ones")
     return folders[0], files
 
 
@@ -133,8 +146,8 @@ def _kept_or_new(folder: str, mapping: dict[str, Any], output: Path, file: str) 
     path = output / index_file(file)
     try:
         index = ShardIndex.decode(path.read_bytes(), where=str(path))
-        size = RemoteFolder(folder).size(file) if is_remote(folder) else Path(folder, file).stat().st_size
-        if (index.build, index.bytes) == (checked.digest, size):
+        bytes_now = size(Address.parse(folder) / file) if is_remote(folder) else Path(folder, file).stat().st_size
+        if (index.build, index.bytes) == (checked.digest, bytes_now):
             return index
     except (OSError, InputError):
         pass
@@ -293,20 +306,20 @@ def _braces(text: str) -> list[str]:
     return [place for part in parts for place in _braces(text[: found.start()] + part + text[found.end() :])]
 
 
-def _places(text: str) -> list[str]:
-    """Return the tars that a folder, a pattern, a path or an address names."""
+def _places(text: str) -> list[tuple[str, str]]:
+    """Return (folder, file) of each tar that a folder, a pattern, a path or an address names."""
     if is_remote(text):
-        folder, _, name = text.rpartition("/")
-        if not any(c in name for c in "*?["):
-            return [text]
-        if folder.startswith("http"):
-            raise InputError(f"{text}: a web server lists no files; write the numbers: {folder}/train-{{000..099}}.tar")
-        return [f"{folder}/{file}" for file in RemoteFolder(folder).names(name)]
+        address = Address.parse(text)
+        is_pattern = any(c in address.name for c in "*?[")
+        files = names(address.parent, address.name) if is_pattern else [address.name]
+        return [(address.parent.text, file) for file in files]
     path = Path(text).expanduser().absolute()
     if path.is_dir():
-        return [str(p) for p in sorted(path.glob("*.tar"))]
-    if any(c in path.name for c in "*?["):
-        return [str(p) for p in sorted(path.parent.glob(path.name))]
-    if not path.is_file():
+        paths = sorted(path.glob("*.tar"))
+    elif any(c in path.name for c in "*?["):
+        paths = sorted(path.parent.glob(path.name))
+    elif path.is_file():
+        paths = [path]
+    else:
         raise InputError(f"{path}: no such file")
-    return [str(path)]
+    return [(str(p.parent), p.name) for p in paths]

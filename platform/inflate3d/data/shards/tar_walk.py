@@ -7,14 +7,14 @@ short are InputErrors.
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from inflate3d.errors import InputError
-from inflate3d.remote.folder import RemoteFolder, is_remote
+from inflate3d.remote.address import Address, is_remote, shown
+from inflate3d.remote.client import pieces
 
 _STEP = 8 * 2**20
 _BLOCK = 512
@@ -32,8 +32,8 @@ class TarWalk:
     """Iterate once over its members; then `bytes` and `sha256` are those of the whole file."""
 
     def __init__(self, folder: str, file: str) -> None:
-        self.where = f"{folder}/{file}"
-        self._source = _Remote(folder, file) if is_remote(folder) else _Local(self.where)
+        self.where = shown(folder, file)
+        self._source = _Hashing(pieces(Address.parse(folder) / file) if is_remote(folder) else _local(self.where))
         self.bytes, self.sha256 = 0, ""
 
     def __iter__(self) -> Iterator[Found]:
@@ -51,8 +51,6 @@ class TarWalk:
             raise InputError(f"{self.where}: not a readable tar ({hint})") from fault
         except OSError as fault:
             raise InputError(f"{self.where}: {fault.strerror}") from fault
-        finally:
-            self._source.close()
         self.bytes, self.sha256 = self._source.bytes, self._source.digest.hexdigest()
 
     def _found(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[Found]:
@@ -81,11 +79,14 @@ class TarWalk:
 class _Hashing:
     """A file read once from front to back: counts and hashes, and notes where the last byte stands that is not 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._piece = pieces, memoryview(b"")
         self.digest, self.bytes, self.last_byte, self.first = hashlib.sha256(), 0, -1, b""
 
     def read(self, size: int) -> bytes:
-        content = self._next(size)
+        if not self._piece:
+            self._piece = memoryview(next(self._pieces, b""))
+        content, self._piece = bytes(self._piece[:size]), self._piece[size:]
         self.first = self.first or content[:8]
         self.digest.update(content)
         if (filled := len(content.rstrip(b"\0"))) > 0:
@@ -97,45 +98,8 @@ class _Hashing:
         while self.read(_STEP):
             pass
 
-    def close(self) -> None:
-        pass
 
-    def _next(self, size: int) -> bytes:
-        raise NotImplementedError
-
-
-class _Local(_Hashing):
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        try:
-            self._file = Path(path).open("rb")  # noqa: SIM115 - closed by who walks
-        except OSError as fault:
-            raise InputError(f"{path}: {fault.strerror}") from fault
-
-    def _next(self, size: int) -> bytes:
-        return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Remote(_Hashing):
-    """Fetched in large ranges, each retried on its own."""
-
-    def __init__(self, folder: str, file: str) -> None:
-        super().__init__()
-        self._folder, self._file = RemoteFolder(folder), file
-        self._size, self._fetched = self._folder.size(file), 0
-        self._buffer = io.BytesIO()
-
-    def _next(self, size: int) -> bytes:
-        content = self._buffer.read(size)
-        if not content and self._fetched < self._size:
-            stop = min(self._fetched + _STEP, self._size)
-            part = self._folder.read(self._file, self._fetched, stop)
-            if not part:
-                raise InputError(f"{self._folder.url}/{self._file}: ends at byte {self._fetched} of {self._size}")
-            self._fetched += len(part)
-            self._buffer = io.BytesIO(part)
-            content = self._buffer.read(size)
-        return content
+def _local(path: str) -> Iterator[bytes]:
+    with Path(path).open("rb") as file:
+        while content := file.read(_STEP):
+            yield content

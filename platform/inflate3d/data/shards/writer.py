@@ -91,12 +91,7 @@ def build_shards(
         raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
         raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
-    builder.remove_leftovers()
-    manifest = Manifest(card, tuple(builder.entries), tuple(builder.rejects))
-    if builder.entries:
-        manifest = replace(manifest, statistics=measure_shards(output, manifest))
-    manifest.save(output)
-    return manifest
+    return builder.finish(card)
 
 
 class _Builder:
@@ -139,12 +134,17 @@ class _Builder:
             if index.samples:
                 self.entries.append(shard_entry(tar.name, split, index))
 
-    def remove_leftovers(self) -> None:
-        """Delete temporary files, and shards beyond the last one, of a build that was interrupted."""
+    def finish(self, card: DatasetCard) -> Manifest:
+        """Delete what an interrupted build left (temporary files, shards beyond the last), and write the manifest."""
         keep = {e.file for e in self.entries} | {e.index for e in self.entries}
         for path in self.folder.iterdir():
             if path.name not in keep:
                 path.unlink()
+        manifest = Manifest(card, tuple(self.entries), tuple(self.rejects))
+        if self.entries:
+            manifest = replace(manifest, statistics=measure_shards(self.folder, manifest))
+        manifest.save(self.folder)
+        return manifest
 
     def _finished(self, tar: Path, cases: list[Case], start: int) -> ShardIndex | None:
         """Return the index of a shard that can stay: same build, same start, whole, and its rejects still rejected."""

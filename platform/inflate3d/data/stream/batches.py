@@ -26,6 +26,7 @@ from inflate3d.data.stream.batch_memory import BatchMemory
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.errors import InputError
+from inflate3d.remote.address import shown
 from inflate3d.sample import Batch, Sample
 from inflate3d.seeds import mix
 
@@ -83,7 +84,7 @@ class Source:
         if len(self.broken) > most:
             raise StreamError(
                 f"dataset {self.name!r}: {len(self.broken)} broken samples of {self.order.num_samples}, more than the "
-                f"{most} allowed. The last: {reason}. See: platform shards check {self.reader.folder}"
+                f"{most} allowed. The last: {reason}. See: platform shards check {shown(self.reader.folder)}"
             )
         log.warning("dataset %r: a substitute stands in for a broken sample: %s", self.name, reason)
 

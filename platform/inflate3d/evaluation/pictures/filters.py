@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from torch import nn
 
 from inflate3d.errors import InputError
 from inflate3d.evaluation.pictures.figures import save_figure
-from inflate3d.inflation import InflationPlan
 from inflate3d.models import Backbone, BackboneConfig, create_model
 from inflate3d.models.filters import filters_of, first_filters, slice_grids
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.layout import CONFIG, PREFIX
-from inflate3d.models.publication.schema import read_config as read_published
+from inflate3d.models.publication.schema import read_published_config
+from inflate3d.models.spec import NetSpec
 from inflate3d.training.run.folder import CONFIG as RUN_CONFIG
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 from inflate3d.training.run.saved import choose_checkpoint, load_module
 
 BEFORE = "before: inflated"
@@ -100,15 +100,15 @@ def _rows(stems: Mapping[str, nn.Module], state: str) -> Iterator[FilterRow]:
 
 
 def _rows_of_run(folder: Path, which: str, overlay: Mapping[str, Any]) -> tuple[list[FilterRow], str | None]:
-    config, checkpoint = read_config(folder), choose_checkpoint(folder, which)
+    config, checkpoint = read_run_config(folder), choose_checkpoint(folder, which)
     trained = load_module(folder, str(checkpoint.path))
     after = list(_rows(_stems(trained.backbone), f"after {checkpoint.step} steps"))
     spec = BackboneConfig(**config["model"]["backbone"])
     if not spec.pretrained:
         return after, "the run began from random weights"
-    spec.timm_kwargs = {**spec.timm_kwargs, **overlay}
+    kwargs = {**spec.timm_kwargs, **overlay}
     try:
-        fresh = Backbone(spec)
+        fresh = Backbone(replace(spec, inflation=trained.backbone.config.inflation, timm_kwargs=kwargs))
     except InputError as fault:
         return after, str(fault)
     fresh.setup_domains(trained.cards)
@@ -116,7 +116,7 @@ def _rows_of_run(folder: Path, which: str, overlay: Mapping[str, Any]) -> tuple[
 
 
 def _rows_of_published(folder: Path, overlay: Mapping[str, Any]) -> tuple[list[FilterRow], str | None]:
-    config = read_published(folder)
+    config = read_published_config(folder)
     stems = list(dict.fromkeys(config["norm_domains"].values())) or [""]
     domains = {stem: next((d for d, s in config["norm_domains"].items() if s == stem), None) for stem in stems}
     nets = {s: create_model(f"{PREFIX}{folder}", True, num_classes=0, norm_domain=d) for s, d in domains.items()}
@@ -124,18 +124,16 @@ def _rows_of_published(folder: Path, overlay: Mapping[str, Any]) -> tuple[list[F
     after = list(_rows(nets, f"after {steps} steps" if steps else "published"))
     if config.get("source_weights") is None:
         return after, "the weights began from random ones, or from those of a model that was not named"
-    net = config["net"]
-    options = {**net.get("base_kwargs", {}), **overlay}
-    options |= {"overshoot": net["inflation"]["overshoot"], "plan": InflationPlan.from_dict(net["plan"])}
+    own = NetSpec.from_dict(config["net"])
     try:
         before = {
             stem: create_model(
-                net["base"],
+                own.name,
                 True,
-                inflation=net["inflation"]["taps"],
+                inflation=own.inflation,
                 in_chans=trained.net_spec.in_chans,  # type: ignore[union-attr, arg-type]
                 num_classes=0,
-                **options,
+                **{**own.timm_kwargs, **overlay},
             )
             for stem, trained in nets.items()
         }

@@ -50,6 +50,6 @@ class SamplePictures(pl.Callback):
 def _copy_of(data: DataModule) -> DataModule:
     """A data module of its own over the same validation samples, which loads them in this process."""
     own = DataModule(str(data.root), copy.deepcopy(data.datasets), num_workers=0, seed=data.seed)
-    own.task_of = dict(data.task_of)
+    own.tasks_of = dict(data.tasks_of)
     own.cache, own.max_broken, own.window_shards = data.cache, data.max_broken, data.window_shards
     return own

@@ -1,4 +1,4 @@
-"""Predictions as one sees them: masks on slices, clips as strips of frames, volumes with their likely classes."""
+"""Predictions as one sees them: masks on slices, others above the planes that their medium shows."""
 
 # C channel, D H W voxels along z y x, K class.
 
@@ -14,8 +14,9 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from inflate3d.contracts import DatasetCard
+from inflate3d.contracts import AbstractTarget, DatasetCard, medium_of
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
 
@@ -24,14 +25,18 @@ COLUMNS = 6
 
 @dataclass
 class Picture:
-    """One predicted sample, on the CPU: image_CDHW, the target, and probabilities (K,) or (K, D, H, W)."""
+    """One sample with one task's answer, on the CPU: image_CDHW, target's value and what the answer says of it.
 
-    dataset: str
+    target None: a task without one, whose answer is not drawn.
+    """
+
+    name: str
     key: str
     card: DatasetCard
+    target: AbstractTarget | None
     image_CDHW: np.ndarray
-    target: np.ndarray
-    probabilities: np.ndarray
+    value: Tensor | None
+    answer: Tensor
     spacing_mm: tuple[float, float, float]
 
 
@@ -46,90 +51,95 @@ def plot_samples(module: MultiTaskModule, data: DataModule, path: str | Path, *,
 
 @torch.no_grad()
 def predict_some(module: MultiTaskModule, data: DataModule, *, per_dataset: int = 3) -> Iterator[Picture]:
-    """Yield predictions on a few validation samples of every dataset, evenly spaced over the split."""
+    """Yield each task's answers for a few validation samples of every dataset, evenly spaced over the split."""
     for config in data.datasets.values():
         config.max_eval_samples = min(config.max_eval_samples or per_dataset, per_dataset)
         config.eval_batch_size = 1
     module.eval()
     for batch in data.val_dataloader():
-        answer = module.predict(batch.to(module.device)).probabilities.cpu()
-        for i, key in enumerate(batch.keys):
-            yield Picture(
-                dataset=batch.dataset,
-                key=key,
-                card=module.cards[batch.dataset],
-                image_CDHW=batch.image[i].numpy(),
-                target=batch.target[i].numpy(),
-                probabilities=answer[i].numpy(),
-                spacing_mm=tuple(batch.spacing_mm[i].tolist()),
-            )
+        names = module.tasks_of[batch.dataset]
+        for name in names:
+            answer = module.predict(batch.to(module.device), name).tensor.cpu()
+            task = module.tasks[name]
+            target_name = task.target_names.get(batch.dataset)
+            for i, key in enumerate(batch.keys):
+                yield Picture(
+                    name=batch.dataset if len(names) == 1 else f"{batch.dataset} {name}",
+                    key=key,
+                    card=module.cards[batch.dataset],
+                    target=task.target_of(batch.dataset) if target_name else None,
+                    image_CDHW=batch.image[i].numpy(),
+                    value=batch.targets[target_name][i] if target_name else None,
+                    answer=answer[i],
+                    spacing_mm=tuple(batch.spacing_mm[i].tolist()),
+                )
 
 
 def draw_pictures(figure: Any, pictures: list[Picture]) -> None:
-    """Draw one row a sample into a figure or subfigure."""
+    """Draw one row an answer into a figure or subfigure."""
     if not pictures:
         return
     rows = figure.subplots(len(pictures), COLUMNS, squeeze=False, gridspec_kw={"hspace": 0.12})
     for axes, picture in zip(rows, pictures, strict=True):
         for one in axes:
             one.axis("off")
-        _DRAW[picture.card.kind](list(axes), picture)
+        per_voxel = picture.target is not None and picture.target.per_voxel
+        (_draw_masks if per_voxel else _draw_image)(list(axes), picture)
 
 
-def _draw_clip(axes: list[Axes], picture: Picture) -> None:
-    """Frames, evenly spaced."""
-    depth = picture.image_CDHW.shape[1]
-    for one, t in zip(axes, np.linspace(0, depth - 1, COLUMNS).round().astype(int), strict=True):
-        show_plane(one, grey_or_rgb(picture.image_CDHW)[:, t])
-        caption(one, f"frame {t}")
-    _title(axes[0], picture, _likely(picture))
-
-
-def _draw_volume(axes: list[Axes], picture: Picture) -> None:
-    """The middle slice and the brightest-voxel projection along each axis."""
-    image_DHW = picture.image_CDHW[0]
-    for i, name in enumerate("DHW"):
-        show_plane(axes[2 * i], image_DHW.take(image_DHW.shape[i] // 2, axis=i), _aspect(picture, i))
-        caption(axes[2 * i], f"middle of {name}")
-        show_plane(axes[2 * i + 1], image_DHW.max(axis=i), _aspect(picture, i))
-        caption(axes[2 * i + 1], f"maximum over {name}")
-    _title(axes[0], picture, _likely(picture))
+def _draw_image(axes: list[Axes], picture: Picture) -> None:
+    """The image as its medium shows it; what is known and what was said stands above."""
+    planes = medium_of(picture.card).planes(picture.image_CDHW, len(axes), spacing_mm=picture.spacing_mm)
+    for one, plane in zip(axes, planes, strict=False):
+        show_plane(one, plane.of(picture.image_CDHW), plane.aspect)
+        caption(one, plane.caption)
+    _title(axes[0], picture, _said(picture))
 
 
 def _draw_masks(axes: list[Axes], picture: Picture) -> None:
-    """Image, truth and prediction, in the slices along D and along H that hold most of the truth."""
-    image_DHW, truth, guess = picture.image_CDHW[0], picture.target, picture.probabilities.argmax(axis=0)
-    for first, axis in ((0, 0), (3, 1)):
-        others = tuple(i for i in range(3) if i != axis)
-        index = int((truth > 0).sum(axis=others).argmax())
-        plane = image_DHW.take(index, axis=axis)
-        for one, mask, name in zip(axes[first:], (None, truth, guess), ("image", "truth", "prediction"), strict=False):
-            show_plane(one, plane, _aspect(picture, axis))
-            if mask is not None:
-                one.imshow(tint(mask.take(index, axis=axis)), origin="lower", aspect=_aspect(picture, axis))
-            caption(one, f"{name}, {'DHW'[axis]} = {index}")
+    """Image, truth and prediction, in the slices that hold most of the truth."""
+    assert picture.value is not None
+    truth, guess = picture.value.numpy(), picture.answer.argmax(dim=0).numpy()
+    medium, shown = medium_of(picture.card), (None, truth, guess)
+    planes = medium.planes(
+        picture.image_CDHW,
+        len(axes) // len(shown),
+        spacing_mm=picture.spacing_mm,
+        mask_DHW=truth if truth.any() else guess,
+    )
+    columns = [(plane, mask, name) for plane in planes for mask, name in zip(shown, _SHOWN, strict=True)]
+    for one, (plane, mask, name) in zip(axes, columns, strict=False):
+        show_plane(one, plane.of(picture.image_CDHW), plane.aspect)
+        if mask is not None and plane.index is not None:
+            one.imshow(tint(plane.of_mask(mask)), origin="lower", aspect=plane.aspect)
+        caption(one, f"{name}, {plane.caption}")
     _title(axes[0], picture, _dice(picture, truth, guess))
 
 
-_DRAW = {
-    "video_classification": _draw_clip,
-    "volume_classification": _draw_volume,
-    "volume_segmentation": _draw_masks,
-}
+_SHOWN = ("image", "truth", "prediction")
 
 
-def _likely(picture: Picture, count: int = 3) -> str:
-    classes, p = picture.card.classes, picture.probabilities
-    best = np.argsort(-p)[:count]
-    right = "right" if best[0] == int(picture.target) else "WRONG"
-    return (
-        f"is {classes[int(picture.target)]}, said " + ", ".join(f"{classes[k]} {p[k]:.2f}" for k in best) + f": {right}"
-    )
+def _said(picture: Picture, count: int = 3) -> str:
+    """The truth, and what was said: the likeliest of exclusive classes, the labels over one half, or the number."""
+    target, answer = picture.target, picture.answer
+    if target is None or picture.value is None:
+        return "no target"
+    truth = f"is {target.show(picture.value)}, said "
+    if not target.names:
+        return truth + target.show(answer)
+    best = answer.argsort(descending=True)[:count].tolist()
+    if not target.exclusive:
+        best = [k for k in best if answer[k] > 0.5]
+    told = ", ".join(f"{target.names[k]} {answer[k]:.2f}" for k in best) or "none"
+    if not target.exclusive or int(picture.value) < 0:
+        return truth + told
+    return f"{truth}{told}: {'right' if best[0] == int(picture.value) else 'WRONG'}"
 
 
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
+    assert picture.target is not None
     found = []
-    for k, name in enumerate(picture.card.classes[1:], start=1):
+    for k, name in enumerate(picture.target.names[1:], start=1):
         size = (truth == k).sum() + (guess == k).sum()
         if size:
             found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")
@@ -152,20 +162,9 @@ def tint(labels: np.ndarray) -> np.ndarray:
     return colours[labels]
 
 
-def grey_or_rgb(image_CDHW: np.ndarray) -> np.ndarray:
-    """Return three channels to look at."""
-    return image_CDHW[:3] if image_CDHW.shape[0] >= 3 else np.repeat(image_CDHW[:1], 3, axis=0)
-
-
-def _aspect(picture: Picture, axis: int) -> float:
-    """Return how much taller than wide a voxel is in the plane across `axis`."""
-    height, width = (s for i, s in enumerate(picture.spacing_mm) if i != axis)
-    return height / width if width > 0 and height > 0 else 1.0
-
-
 def _title(axes: Axes, picture: Picture, text: str) -> None:
     # As a text that the layout leaves out: it runs on over the next columns.
-    title = f"{picture.dataset} {picture.key}: {text}"
+    title = f"{picture.name} {picture.key}: {text}"
     axes.text(0.0, 1.03, title, transform=axes.transAxes, fontsize=8, va="bottom").set_in_layout(False)
 
 

@@ -1,23 +1,25 @@
-"""Predictions as files: label maps on the grid of their input, a CSV of class probabilities, or features."""
+"""Predictions as files, by their type: label maps on the grid of their input, a CSV, or features."""
 
 # K classes, D H W voxels along z y x; X Y Z the axes of a file as it is stored.
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from inflate3d.contracts import DatasetCard
+from inflate3d.contracts import AbstractTarget, Features, Masks, Prediction, Probabilities, Values
 from inflate3d.data.raw.readers import NIFTI, Affine, read_volume
+from inflate3d.data.samples.boxes import centre
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.case_scores import SCORES, CaseScores, write_csv
 from inflate3d.evaluation.prediction.inputs import InputCase
-from inflate3d.sample import Sample
+from inflate3d.sample import Sample, Triple
 
 TABLE, VECTORS = "predictions.csv", "features.npz"
 # Where voxels lie, as a NIfTI header says it; the rest of an input's header (names, dates, scales) is not copied.
@@ -27,112 +29,153 @@ _GEOMETRY = (
 )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """One case. members: what was read of it; sample: what the model saw; tensor: the answer for it."""
+
+    case: InputCase
+    members: Mapping[str, Any]
+    sample: Sample
+    tensor: Tensor
+
+
 class Answers(Protocol):
     """Where predictions go."""
 
-    def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
-        """Take the answer for one case: probabilities (K,) or (K, D, H, W) of the sample's image."""
+    place: Path
+    """The file or folder that they will be in."""
 
-    def close(self) -> None:
-        """Write what is written at the end."""
+    def add(self, answered: Answered) -> None:
+        """Take the answer for one case."""
+
+    def close(self) -> str:
+        """Write what is written at the end; return what is to be told of it, or ""."""
 
 
 def answers_to(
     output: Path,
-    card: DatasetCard,
+    answer: Prediction | Features,
+    target: AbstractTarget | None,
     cases: Sequence[InputCase],
     *,
-    features: bool = False,
     labels: Path | None = None,
-) -> tuple[Answers, Path]:
-    """Return what writes the answers, and the file or folder that they will be in; `labels` score label maps.
+) -> Answers:
+    """Return what writes answers such as this one; `labels` score label maps.
 
-    output: a folder; or, for one label map, a .nii or .nii.gz; or, for classes, a .csv; or, for features, a .npz.
+    output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
     InputError if it cannot be, or would overwrite an input.
     """
-    if labels is not None and (features or card.kind != "volume_segmentation"):
-        what = "features" if features else card.kind
-        raise InputError(
-            f"--labels scores label maps; {what} has none. Leave it out, or name a segmentation: --dataset"
-        )
-    if features:
-        file = output if output.suffix.lower() == ".npz" else output / VECTORS
-        _make_folder(file.parent)
-        return FeatureVectors(file), file
-    if card.kind == "volume_segmentation":
-        single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
-        _make_folder(output.parent if single else output)
-        paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
-        _spare_inputs(paths.values(), cases)
-        table = output.with_name(SCORES) if single else output / SCORES
-        scores = CaseScores(labels, list(paths), card, table) if labels is not None else None
-        return LabelMaps(paths, scores), output
-    table = output if output.suffix.lower() == ".csv" else output / TABLE
-    _make_folder(table.parent)
-    return ClassTable(table, card.classes), table
+    if isinstance(answer, Masks) and target is not None:
+        return LabelMaps(output, target, cases, labels=labels)
+    if isinstance(answer, Probabilities) and target is not None:
+        return Table(_file(output, TABLE), *_probabilities(target))
+    if isinstance(answer, Values):
+        return Table(_file(output, TABLE), ["value"], lambda value: [f"{float(value):.6g}"])
+    if isinstance(answer, Features):
+        return FeatureVectors(_file(output, VECTORS))
+    raise InputError(f"--output: answers of type {type(answer).__name__} have no file; ask for features: --features")
 
 
 class LabelMaps:
     """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known."""
 
-    def __init__(self, paths: dict[str, Path], scores: CaseScores | None = None) -> None:
-        self.paths, self.scores = paths, scores
+    def __init__(
+        self, output: Path, target: AbstractTarget, cases: Sequence[InputCase], *, labels: Path | None = None
+    ) -> None:
+        single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
+        _make_folder(output.parent if single else output)
+        self.place = output
+        self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
+        _spare_inputs(self.paths.values(), cases)
+        table = output.with_name(SCORES) if single else output / SCORES
+        self.scores = CaseScores(labels, list(self.paths), target.names, table) if labels is not None else None
 
-    def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
-        """Write the likeliest class of each voxel; where the sample's target is 0, it is padding and is left out."""
-        labels_DHW = probabilities.argmax(dim=0).byte().cpu().numpy()[_box(sample.target.numpy())]
+    def add(self, answered: Answered) -> None:
+        """Write the likeliest class of each voxel of the input."""
+        case, record = answered.case, answered.members["json"]
+        labels_DHW = answered.tensor.argmax(dim=0).byte().cpu().numpy()
+        labels_DHW = _without_padding(labels_DHW, answered.members["image"].shape[1:], answered.sample, record)
         stored = read_volume(case.files[0], orientation=None)
         shape_XYZ = stored.array.shape[:0:-1]
-        labels_XYZ = onto_grid(labels_DHW, np.asarray(affine), shape_XYZ, np.asarray(stored.affine))
+        labels_XYZ = onto_grid(labels_DHW, np.asarray(record["affine"]), shape_XYZ, np.asarray(stored.affine))
         write_label_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
         if self.scores is not None:
             self.scores.add(case.key, labels_XYZ, stored)
 
-    def close(self) -> None:
-        """Write the scores; the maps are written already."""
-        if self.scores is not None:
-            self.scores.close()
+    def close(self) -> str:
+        """Write the scores and return them; the maps are written already."""
+        if self.scores is None:
+            return ""
+        self.scores.close()
+        return str(self.scores)
 
 
-class ClassTable:
-    """One CSV: key, predicted class, and a column of probabilities a class."""
+class Table:
+    """One CSV: a row a case, its key first."""
 
-    def __init__(self, path: Path, classes: Sequence[str]) -> None:
-        self.path, self.classes = path, classes
+    def __init__(self, place: Path, header: Sequence[str], cells: Callable[[Tensor], list[str]]) -> None:
+        """cells: what a row says after the key, of one answer; under `header`."""
+        self.place, self.header, self.cells = place, header, cells
         self.rows: list[list[str]] = []
 
-    def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
+    def add(self, answered: Answered) -> None:
         """Note the row of one case."""
-        values = probabilities.tolist()
-        best = max(range(len(values)), key=values.__getitem__)
-        self.rows.append([case.key, self.classes[best], *(f"{value:.6f}" for value in values)])
+        self.rows.append([answered.case.key, *self.cells(answered.tensor)])
 
-    def close(self) -> None:
-        """Write the file whole and give it its name; nothing where no case could be read."""
-        if not self.rows:
-            return
-        header = ["key", "predicted", *(f"probability_{name}" for name in self.classes)]
-        write_csv(self.path, [header, *self.rows])
+    def close(self) -> str:
+        """Write the file whole and give it its name."""
+        write_csv(self.place, [["key", *self.header], *self.rows])
+        return ""
 
 
 class FeatureVectors:
     """One .npz: `keys` (N,) and pooled `features` (N, F), float32."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.found: dict[str, np.ndarray] = {}
 
-    def add(self, case: InputCase, sample: Sample, affine: Affine | None, probabilities: Tensor) -> None:
+    def add(self, answered: Answered) -> None:
         """Note the features (F,) of one case."""
-        self.found[case.key] = probabilities.cpu().numpy()
+        self.found[answered.case.key] = answered.tensor.cpu().numpy()
 
-    def close(self) -> None:
-        """Write the file whole and give it its name; nothing where no case could be read."""
-        if not self.found:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.tmp.npz")
+    def close(self) -> str:
+        """Write the file whole and give it its name."""
+        temporary = self.place.with_name(f".{self.place.name}.tmp.npz")
         np.savez(temporary, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
-        os.replace(temporary, self.path)
+        os.replace(temporary, self.place)
+        return ""
+
+
+def _probabilities(target: AbstractTarget) -> tuple[list[str], Callable[[Tensor], list[str]]]:
+    """Return the header of a table of probabilities, and what makes its rows: the likeliest class, or the labels."""
+
+    def cells(probabilities: Tensor) -> list[str]:
+        values = probabilities.tolist()
+        likely = [max(range(len(values)), key=values.__getitem__)]
+        if not target.exclusive:
+            likely = [i for i, value in enumerate(values) if value > 0.5]
+        return ["; ".join(target.names[i] for i in likely), *(f"{value:.6f}" for value in values)]
+
+    return ["predicted", *(f"probability_{name}" for name in target.names)], cells
+
+
+def _without_padding(labels_DHW: np.ndarray, shape: Triple, sample: Sample, record: Mapping[str, Any]) -> np.ndarray:
+    """Return the labels of the voxels that were read: evaluation pads small volumes evenly to a patch."""
+    start = [-n for n in centre(shape, labels_DHW.shape)]
+    if min(start) < 0 or not np.allclose(sample.spacing_mm, record.get("spacing_mm") or sample.spacing_mm):
+        raise InputError(
+            f"the model saw {labels_DHW.shape} of {tuple(shape)} voxels, cut or resized (sample.size, sample.resize); "
+            "label maps need a net that was trained on patches (sample.patch_size)"
+        )
+    return labels_DHW[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
+
+
+def _file(output: Path, name: str) -> Path:
+    """Return the output itself where it has the ending of `name`, else `name` in it; its folder is made."""
+    file = output if output.suffix.lower() == Path(name).suffix else output / name
+    _make_folder(file.parent)
+    return file
 
 
 def onto_grid(
@@ -173,16 +216,6 @@ def write_label_map(path: Path, labels_XYZ: np.ndarray, affine: Affine, *, like:
     temporary = path.with_name(f".tmp-{path.name}")
     nib.save(image, temporary)
     os.replace(temporary, path)
-
-
-def _box(inside_DHW: np.ndarray) -> tuple[slice, ...]:
-    """Return the box that holds all that is not 0."""
-    box = []
-    for axis in range(3):
-        others = tuple(i for i in range(3) if i != axis)
-        used = np.flatnonzero(inside_DHW.any(axis=others))
-        box.append(slice(int(used[0]), int(used[-1]) + 1))
-    return tuple(box)
 
 
 def _make_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inflate3d.contracts import DatasetCard
 from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.readers import SUFFIXES, Volume, check_pair, read_volume
 from inflate3d.errors import InputError, close_names
@@ -24,12 +23,12 @@ _FIRST_CHANNEL = "_0000"
 class CaseScores:
     """Dice of each case against a label file of the same name, at the files' own spacing."""
 
-    def __init__(self, labels: Path, keys: Sequence[str], card: DatasetCard, table: Path) -> None:
+    def __init__(self, labels: Path, keys: Sequence[str], classes: Sequence[str], table: Path) -> None:
         """labels: a file, for one case, or a folder of files named as the cases are; a _0000 at the end may be missing.
 
         InputError names the cases without a file.
         """
-        self.classes, self.table = card.classes, table
+        self.classes, self.table = tuple(classes), table
         self.files = _label_files(labels, keys)
         self.rows: dict[str, list[float]] = {}
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from inflate3d.contracts import DatasetCard
-from inflate3d.data.samples.stages import make_stage
+from inflate3d.contracts import Features, Prediction
+from inflate3d.data.samples.views import make_stage
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.evaluation.prediction.answerers import answerer_of
-from inflate3d.evaluation.prediction.answers import LabelMaps, answers_to
-from inflate3d.evaluation.prediction.inputs import FAMILY_OF, Family, families, find_cases, read_case
+from inflate3d.evaluation.prediction.answerers import Answering, answerer_of
+from inflate3d.evaluation.prediction.answers import Answered, Answers, answers_to
+from inflate3d.evaluation.prediction.inputs import InputCase, find_cases, media_in, read_case
 from inflate3d.sample import Batch, Sample
 
 _HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
@@ -36,21 +37,23 @@ class Predictor:
     ) -> None:
         """Load the weights and list the cases of `source`.
 
-        model: a run folder, or any published name that create_model takes. dataset: whose head answers; None: the only
-        one that takes what `source` holds. checkpoint: of a run: "best" ("last" where none carries a score), "last" or
-        a path. device: None is the GPU where there is one. features: pooled features in place of the head's answer.
+        model: a run folder, or any published name that create_model takes. dataset: which head answers, by its
+        dataset's name, or <dataset>-<task> where that has several; None: the only one that takes what `source`
+        holds. checkpoint: of a run: "best" ("last" where none carries a score), "last" or a path. device: None
+        is the GPU where there is one. features: pooled features in place of the head's answer.
         Raises InputError for whatever is missing or does not fit.
         """
         self.source, self.features = Path(source), features
-        held = families(self.source)
+        held = media_in(self.source)
         self.answerer = answerer_of(str(model), checkpoint=checkpoint, cache_dir=cache_dir)
-        self.dataset = choose_dataset(self.answerer.cards, held, dataset)
-        self.card = self.answerer.cards[self.dataset]
-        self.cases = find_cases(self.source, self.card)
-        options = self.answerer.sample(self.dataset)
-        self.stage = make_stage(self.card, options, training=False, where=f"data.datasets.{self.dataset}")
+        self.name = choose_head(self.answerer.heads, held, dataset)
+        self.head = self.answerer.heads[self.name]
+        self.cases = find_cases(self.source, self.head.card)
+        options = self.answerer.sample(self.name)
+        unlabelled = replace(self.head.card, targets={})
+        self.stage = make_stage(unlabelled, options, training=False, where=f"data.datasets.{self.head.dataset}")
         self.device = choose_device(device)
-        self.answerer.prepare(self.dataset, self.device, features=features)
+        self.answerer.prepare(self.name, self.device, features=features)
 
     def write(
         self,
@@ -64,54 +67,71 @@ class Predictor:
         watch: told after each case how many of how many are done. labels: true label maps, a folder or one file, which
         give dice.csv; without them the score is "". InputError lists unreadable cases, after the others.
         """
-        truth = Path(labels) if labels is not None else None
-        answers, place = answers_to(Path(output), self.card, self.cases, features=self.features, labels=truth)
+        truth = None if labels is None else self._truth(Path(labels))
+        answers: Answers | None = None
         faults: dict[str, str] = {}
         watch(0, len(self.cases))
         for done, case in enumerate(self.cases, start=1):
             try:
-                members = read_case(case, self.card)
-                sample = self.stage(case.key, members, 0)
-                answers.add(case, sample, members["json"]["affine"], self._answer(sample))
+                members, sample = self._read(case)
             except InputError as fault:
                 faults[case.key] = " ".join(str(fault).split())
+            else:
+                answer = self._answer(sample)
+                answers = answers or answers_to(Path(output), answer, self.head.target, self.cases, labels=truth)
+                try:
+                    answers.add(Answered(case, members, sample, answer.tensor[0].float()))
+                except InputError as fault:
+                    faults[case.key] = " ".join(str(fault).split())
             watch(done, len(self.cases))
-        answers.close()
+        told = "" if answers is None else answers.close()
+        place = Path(output) if answers is None else answers.place
         if faults:
             raise _unreadable(faults, len(self.cases), place)
-        return place, str(answers.scores) if isinstance(answers, LabelMaps) and answers.scores else ""
+        return place, told
+
+    def _truth(self, labels: Path) -> Path:
+        if self.features or self.head.target is None or not self.head.target.per_voxel:
+            what = "features" if self.features or self.head.target is None else self.head.target.describe()
+            raise InputError(
+                f"--labels scores label maps; {self.name!r} gives {what}. Leave it out, or name another head"
+            )
+        return labels
+
+    def _read(self, case: InputCase) -> tuple[dict[str, Any], Sample]:
+        members, _ = read_case(case, self.head.card)
+        return members, self.stage(case.key, members, 0)
 
     @torch.no_grad()
-    def _answer(self, sample: Sample) -> torch.Tensor:
-        """Return (K,), (K, D, H, W) or features (F,) for one sample, as validation would see it."""
-        batch = Batch(
-            image=sample.image[None],
-            target=torch.as_tensor(sample.target)[None],
-            keys=[sample.key],
-            dataset=self.dataset,
-            task="",
-            spacing_mm=torch.tensor([sample.spacing_mm]),
-        )
+    def _answer(self, sample: Sample) -> Prediction | Features:
+        """Return the answer for one sample, as validation would see it."""
+        views = {name: view[None] for name, view in sample.views.items()}
+        batch = Batch(views, {}, [sample.key], self.head.dataset, torch.tensor([sample.spacing_mm]))
         with mixed_precision(self.answerer.precision, self.device):
-            return self.answerer.answer(batch.to(self.device))[0].float()
+            return self.answerer.answer(batch.to(self.device))
 
 
-def choose_dataset(cards: Mapping[str, DatasetCard], held: set[Family], dataset: str | None) -> str:
-    """Return whose head answers for what the input holds. InputError if none does, or several do and none is named."""
-    if dataset is not None and dataset not in cards:
-        raise unknown_name("dataset", dataset, cards, where="--dataset")
-    what = " and ".join(f"{family}s" for family in sorted(held))
-    fitting = [name for name, card in cards.items() if FAMILY_OF[card.kind] in held]
-    listed = ", ".join(f"{name} ({cards[name].kind})" for name in fitting or cards)
-    if dataset is not None:
-        if dataset not in fitting:
-            raise InputError(f"--dataset: {dataset!r} is of kind {cards[dataset].kind!r}, but --input holds {what}")
-        return dataset
+def choose_head(heads: Mapping[str, Answering], held: set[str], name: str | None) -> str:
+    """Return which head answers for what the input holds. InputError if none does, or several do and none is named."""
+    if name is not None and name not in heads:
+        raise unknown_name("dataset", name, heads, where="--dataset")
+    what = " and ".join(f"{media}s" for media in sorted(held))
+    fitting = [name for name, head in heads.items() if head.card.media in held]
+    listed = ", ".join(f"{name} ({describe(heads[name])})" for name in fitting or heads)
+    if name is not None:
+        if name not in fitting:
+            raise InputError(f"--dataset: {name!r} takes {heads[name].card.media}s, but --input holds {what}")
+        return name
     if not fitting:
         raise InputError(f"--input holds {what}; no dataset of this model takes them. Its datasets: {listed}")
     if len(fitting) > 1:
         raise InputError(f"--input holds {what}; which head is to answer? Name one by --dataset: {listed}")
     return fitting[0]
+
+
+def describe(head: Answering) -> str:
+    """Return a few words: the medium, and what is answered."""
+    return f"{head.card.media}, {'features' if head.target is None else head.target.describe()[:120]}"
 
 
 def choose_device(name: str | None) -> torch.device:

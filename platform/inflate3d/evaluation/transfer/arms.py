@@ -1,16 +1,17 @@
-"""Arms: the starts that are compared. The baselines scratch and inflated come along with every model."""
+"""Arms: the starts that are compared. Every model gets the baselines scratch and inflated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inflate3d.contracts import DatasetCard
 from inflate3d.errors import InputError
+from inflate3d.inflation import Inflation, NetInput
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.fetch import published_folder
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.spec import NetSpec
 
 SCRATCH, INFLATED = "scratch", "inflated"
@@ -20,8 +21,8 @@ SCRATCH, INFLATED = "scratch", "inflated"
 class Arm:
     """One start: a short name for tables, and the backbone before any training on the target.
 
-    runs: published weights of several pretrainings; each seed takes one, in turn, so that the spread over seeds is that
-    of pretraining too.
+    runs: published weights of several pretrainings; each seed takes one in turn, so the spread over seeds includes
+    pretraining.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Arm:
         """Return plain JSON values."""
         return {
             "name": self.name,
-            "backbone": asdict(self.backbone),
+            "backbone": self.backbone.to_dict(),
             **({"runs": list(self.runs)} if self.runs else {}),
         }
 
@@ -46,61 +47,61 @@ def arms_for(
     card: DatasetCard,
     *,
     pretrained: Mapping[str, str] | None = None,
-    inflation: str = "center",
-    overshoot: float = 0.25,
-    plan: str = "auto",
-    input_size: Sequence[int] | None = None,
+    datasets: Sequence[NetInput] = (),
     timm_kwargs: Mapping[str, Any] | None = None,
+    **inflation: Any,
 ) -> list[Arm]:
-    """Return an arm for every model, and for each architecture among them the two baselines.
+    """Return an arm for every model, and the two baselines for each of their architectures.
 
     scratch: the architecture with random weights, its temporal kernels drawn as 3D ones (`random` taps of He's scale).
     inflated: its 2D weights, inflated, and nothing else. A 2D name among the models is its own inflated baseline; the
-    settings of inflation hold for it, while published weights bring their own plan, which their baselines take.
-    pretrained: files of 2D weights by architecture, "" for any. InputError for an unknown name.
+    words of inflation hold for it, plan "auto" as `datasets` make it, while published weights bring their own, which
+    their baselines take. pretrained: files of 2D weights by architecture, "" for any. InputError for an unknown name.
     """
-    files = dict(pretrained or {})
+    value = Inflation.from_dict(inflation)
     published: list[Arm] = []
     bases: dict[str, BackboneConfig] = {}
     stems = {card.modality: len(card.input.channels)}
     for model in models:
-        folder = published_folder(model)
-        if folder is None:
-            options = {"inflation": inflation, "overshoot": overshoot, "plan": plan}
-            sized = {"input_size": input_size, "spacing_mm": card.input.spacing_mm} if plan == "auto" else {}
-            base = BackboneConfig(model, timm_kwargs=dict(timm_kwargs or {}), **options, **sized)  # type: ignore[arg-type]
+        if (folder := published_folder(model)) is None:
+            base = BackboneConfig(model, inflation=value, timm_kwargs=dict(timm_kwargs or {})).resolved(datasets)
         else:
-            spec = NetSpec.from_dict(read_config(folder)["net"])
-            base = _base_of(spec)
+            base = _base_of(NetSpec.from_dict(read_published_config(folder)["net"]))
             published.append(Arm(_short(model), BackboneConfig(model, pretrained=True, stems=stems, norm="shared")))
         base = replace(base, stems=stems, norm="shared")
         bases.setdefault(base.name, base)
-    arms = []
-    for name, base in bases.items():
-        ending = f" {name}" if len(bases) > 1 else ""
-        kwargs = dict(base.timm_kwargs)
-        if file := files.get(name, files.get("")):
-            kwargs["pretrained_cfg_overlay"] = {"file": file}
-        arms.append(Arm(SCRATCH + ending, replace(base, pretrained=False, inflation="random")))
-        arms.append(Arm(INFLATED + ending, replace(base, pretrained=True, timm_kwargs=kwargs)))
-    names = [arm.name for arm in (*arms, *published)]
+    arms = [*_baselines(list(bases.values()), pretrained or {}), *published]
+    names = [arm.name for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two models would both be called {twice[0]!r}; give each once, in folders of different names")
-    return [*arms, *published]
+        raise InputError(
+            f"two models would both be called {twice[0]!r}; give each once, from folders with different names"
+        )
+    return arms
+
+
+def _baselines(bases: Sequence[BackboneConfig], files: Mapping[str, str]) -> Iterator[Arm]:
+    for base in bases:
+        ending = f" {base.name}" if len(bases) > 1 else ""
+        kwargs = dict(base.timm_kwargs)
+        if file := files.get(base.name, files.get("")):
+            kwargs["pretrained_cfg_overlay"] = {"file": file}
+        drawn = replace(base.inflation, taps=replace(base.inflation.taps, name="random"))
+        yield Arm(SCRATCH + ending, replace(base, pretrained=False, inflation=drawn))
+        yield Arm(INFLATED + ending, replace(base, pretrained=True, timm_kwargs=kwargs))
 
 
 def is_baseline(name: str) -> bool:
-    """Whether an arm is one that others are measured against, of whatever architecture."""
+    """Whether an arm is a baseline, of any architecture."""
     return name.split(" ")[0] in (SCRATCH, INFLATED)
 
 
 def is_compared(arm: str, other: str) -> bool:
-    """Whether a report measures one arm against another: a baseline, and of two baselines one architecture's own."""
+    """Whether a report measures one arm against another: a baseline; two baselines only of one architecture."""
     return is_baseline(other) and (not is_baseline(arm) or _ending(arm) == _ending(other))
 
 
 def architectures(names: Iterable[str]) -> list[str]:
-    """Return the architectures that both baselines among some arms' names stand for; "" where there is but one."""
+    """Return the architectures for which both baselines are among these arms; "" if there is only one."""
     names = list(names)
     endings = [_ending(name) for name in names if name.split(" ")[0] == SCRATCH]
     return [ending for ending in endings if f"{INFLATED} {ending}".rstrip() in names]
@@ -111,16 +112,9 @@ def _ending(baseline: str) -> str:
 
 
 def _base_of(spec: NetSpec) -> BackboneConfig:
-    taps = spec.taps if spec.taps.is_exact else replace(spec.taps, name="center")
-    return BackboneConfig(
-        spec.name,
-        inflation=taps.name,
-        overshoot=taps.overshoot,
-        plan=spec.plan.to_dict(),
-        attention=spec.attention,
-        statistics=spec.statistics,
-        timm_kwargs=dict(spec.timm_kwargs),
-    )
+    taps = spec.inflation.taps
+    exact = replace(spec.inflation, taps=taps if taps.is_exact else replace(taps, name="center"))
+    return BackboneConfig(spec.name, inflation=exact, timm_kwargs=dict(spec.timm_kwargs))
 
 
 def _short(model: str) -> str:

@@ -1,4 +1,4 @@
-"""Cells: one number of the table is an arm, a mode, a share of the labels and a seed; each finished one is a file."""
+"""Cells: an arm, a mode, a share of the labels and a seed give one number; each finished one is a file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from inflate3d.models import Backbone
 
 CELLS, FEATURES = "cells", "features"
 _FORMAT = "inflate3d-transfer-cell/1"
-Statistics = str  # "own": BatchNorm as it came or was trained; "recalibrated": on unlabelled training data
+Statistics = str  # "own": BatchNorm as loaded or trained; "recalibrated": on unlabelled training data
 OWN, RECALIBRATED = "own", "recalibrated"
-_MOST_IN_MEMORY = 8  # starts whose features are kept at hand
+_MOST_IN_MEMORY = 8  # starts whose features are kept in memory
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def groups_of(arms: Sequence[Arm], target: Target) -> list[list[Cell]]:
 
 
 class CellRunner:
-    """Runs cells and keeps what they found in a folder; finished ones are read back, never run again."""
+    """Runs cells and keeps their results in a folder; finished ones are read back, never run again."""
 
     def __init__(self, arms: Sequence[Arm], target: Target, folder: str | Path, *, device: str = "cpu") -> None:
         self.arms = {arm.name: arm for arm in arms}
@@ -72,7 +72,7 @@ class CellRunner:
         self._frozen: dict[tuple[str, int], dict[Statistics, dict[str, Stored]]] = {}
 
     def run(self, group: Sequence[Cell], report: Callable[[Cell, dict[str, Any]], None]) -> None:
-        """Run what is not finished of a group."""
+        """Run the unfinished cells of a group."""
         for cell in group:
             if self.read(cell) is None:
                 started = time.monotonic()
@@ -82,20 +82,20 @@ class CellRunner:
                 report(cell, record)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """Return a finished cell, or None. InputError if the folder holds it from another protocol or arm."""
+        """Return a finished cell, or None. InputError if it was made with another protocol or arm."""
         return self._read(cell.file, self._identity(cell))
 
     # ------------------------------------------------------------------------------------------------------- frozen
 
     def _frozen_cell(self, cell: Cell) -> dict[str, Any]:
-        """Choose what is read, the statistics and the setting on the choice samples; then read the test samples.
+        """Choose features, statistics and setting on the choice samples; then read the test samples.
 
-        Each (statistics, what is read) at its own best setting is read there too, and reported beside.
+        Each other pair of statistics and features, at its own best setting, is measured too and reported beside.
         """
         target = self.target
         labelled = {s.key for s in target.labelled(cell.fraction, cell.seed)}
         rows = torch.tensor([i for i, s in enumerate(target.needed()) if s.key in labelled])
-        classes = len(target.card.classes)
+        classes = len(target.target.names)
         choices: dict[str, dict[float, float]] = {}
         tests: dict[str, Any] = {}
         for statistics, parts in self._features(cell).items():
@@ -213,7 +213,7 @@ class CellRunner:
         record = json.loads(path.read_text(encoding="utf-8"))
         if any(record.get(k) != v for k, v in identity.items()):
             raise InputError(
-                f"{path}: was measured under other settings, on other shards or from another start; "
+                f"{path}: was measured with other settings, on other shards or from another start; "
                 "give another --output, or the settings in its transfer.json"
             )
         return record

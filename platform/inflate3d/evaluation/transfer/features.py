@@ -1,4 +1,4 @@
-"""Frozen features of a target's samples, kept in files named by their content: a second probe is quick."""
+"""Frozen features of a target's samples, kept in files named by their content, so a second probe is quick."""
 
 # N samples, F features
 
@@ -30,7 +30,7 @@ Prepare = Callable[[], None] | None
 
 
 def origin_of(backbone: Backbone) -> str:
-    """Return what a backbone's features follow from, its weights and how it is inflated, as 16 hex digits."""
+    """Return 16 hex digits of what determines a backbone's features: its weights and its inflation."""
     return digest(weights_digest(backbone), backbone.net.net_spec.to_dict())  # type: ignore[union-attr, operator]
 
 
@@ -44,9 +44,9 @@ class FeatureCache:
     def features(
         self, backbone: Backbone, target: Target, parts: Mapping[str, Part], *, origin: str, prepare: Prepare = None
     ) -> dict[str, Stored]:
-        """Return the features (N, F) by what reads them, and the classes (N,), of each part's samples in their order.
+        """Return the features (N, F) by kind, and the classes (N,), of each part's samples in order.
 
-        origin: `origin_of` the backbone, before `prepare`, which is called once if anything must be computed.
+        origin: `origin_of` the backbone, before `prepare`, which is called once if anything has to be computed.
         """
         found = {}
         for name, (samples, split) in parts.items():
@@ -68,7 +68,7 @@ class FeatureCache:
             parts["pooled"].append(features.pooled.float().cpu())
             means = [level.float().mean(dim=(2, 3, 4)) for level in features.maps]
             parts["levels"].append(torch.cat(means, dim=1).cpu())
-            parts[TARGET].append(batch.target.clone())
+            parts[TARGET].append(target.value(batch).clone())
         return {name: torch.cat(found) for name, found in parts.items()}
 
     def _write(self, path: Path, stored: Stored) -> None:

@@ -16,6 +16,7 @@ from inflate3d.evaluation.transfer.target import Target
 from inflate3d.seeds import mix
 from inflate3d.training.module import MultiTaskModule
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
+from inflate3d.training.step_encoder import StepEncoder
 
 _CLIP_NORM = 1.0
 
@@ -33,7 +34,7 @@ def fine_tune(
     """Train a fresh copy of an arm for `steps` optimiser steps; everything random follows from the seed.
 
     AdamW, gradients clipped at a norm of 1, a tenth of the steps of warm-up and a half cosine to 0. A gradient that is
-    not finite makes no step.
+    not finite skips the step.
     """
     module = build_module(arm, target, seed=seed, device=device)
     task = module.tasks[target.protocol.task]
@@ -48,7 +49,7 @@ def fine_tune(
         for step in range(steps):
             torch.manual_seed(mix(seed, "step", step))
             batch = next(batches).to(device)
-            loss = task.loss(module.backbone(batch.image, domain=batch.dataset), batch)["loss"]
+            loss = task.step(StepEncoder(module.backbone), batch, seed=mix(seed, "task", step))["loss"]
             optimiser.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), _CLIP_NORM)
@@ -60,10 +61,10 @@ def fine_tune(
 
 @torch.no_grad()
 def answer(module: MultiTaskModule, target: Target, samples: Sequence[Listed], split: Split) -> Answers:
-    """Return what a module answers on these samples; volumes to be segmented go through whole, in sliding windows."""
+    """Return a module's predictions on these samples; volumes are segmented whole, by sliding windows."""
     module.eval()
     book = AnswerBook(target)
     for batch in target.batches(samples, split):
-        answers = module.predict(batch.to(module.device)).probabilities.cpu()
-        book.add(batch.keys, answers, batch.target)
+        answers = module.predict(batch.to(module.device)).tensor.cpu()
+        book.add(batch.keys, answers, target.value(batch))
     return book.close()

@@ -1,4 +1,4 @@
-"""Answers on held-out samples: what the task's own metrics make of them, together and sample by sample."""
+"""Predictions on held-out samples, scored by the task's own metrics, together and per sample."""
 
 # N samples, K classes
 
@@ -18,10 +18,10 @@ from inflate3d.evaluation.transfer.target import Target
 
 @dataclass
 class Answers:
-    """What one arm answered on one split.
+    """The predictions of one arm on one split.
 
-    total: each metric over all samples. per_sample: each metric on each sample alone, None where that says nothing (a
-    class that is absent, an area under a curve). probabilities, target: of classification.
+    total: each metric over all samples. per_sample: each metric on each sample alone, None if undefined (a class
+    that is absent, an area under a curve). probabilities, target: for classification.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -44,13 +44,13 @@ class AnswerBook:
     """Takes predictions batch by batch and returns the Answers."""
 
     def __init__(self, target: Target) -> None:
-        self._all = target.new_task().metrics(target.card)
+        self._all = target.metrics()
         self._one = self._all.clone()
-        self._keeps = target.card.kind != "volume_segmentation"
+        self._keeps = target.target.exclusive
         self.answers = Answers(probabilities=[] if self._keeps else None, target=[] if self._keeps else None)
 
     def add(self, keys: list[str], probabilities: Tensor, target: Tensor) -> None:
-        """Count samples: probabilities (N, K, ...), target (N, ...), on the CPU."""
+        """Count samples: answers (N, ...), values of the target (N, ...), on the CPU."""
         answers = self.answers
         self._all.update(probabilities, target)
         answers.keys += keys
@@ -60,7 +60,7 @@ class AnswerBook:
             for name, value in _compute(self._one).items():
                 answers.per_sample.setdefault(name, []).append(_plain(value))
         if answers.probabilities is not None and answers.target is not None:
-            # All that float32 holds: rounded, those of a sure probe tie, and the area under their curve is another.
+            # Full float32: if rounded, those of a confident probe tie, and the area under the curve changes.
             answers.probabilities += [[float(f"{p:.9g}") for p in row] for row in probabilities.tolist()]
             answers.target += target.tolist()
 
@@ -72,14 +72,14 @@ class AnswerBook:
 
 def score(target: Target, probabilities: Tensor, truth: Tensor) -> float:
     """Return the chosen metric of predictions (N, K) of a classification."""
-    metrics = target.new_task().metrics(target.card)
+    metrics = target.metrics()
     metrics.update(probabilities, truth)
     return _compute(metrics)[target.metric]
 
 
 def _compute(metrics: MetricCollection) -> dict[str, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that one sample cannot hold
+        warnings.simplefilter("ignore")  # for classes that one sample cannot have
         return {name: float(value) for name, value in metrics.compute().items()}
 
 

@@ -1,4 +1,4 @@
-"""Who may see which sample: the validation split carved out of train, and the labelled shares of what is left."""
+"""Which samples each step may see: the validation split taken from train, and labelled shares of the rest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from inflate3d.contracts import Split
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.order import SampleOrder, Slots
 from inflate3d.seeds import mix, permutation
@@ -19,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Listed:
-    """A sample of a split: where it lies (shard, index in the shard), and what its record says without its voxels."""
+    """A sample of a split: its place (shard, index in the shard), and its record without voxels."""
 
     key: str
     place: Place
@@ -46,19 +47,23 @@ class PickedOrder(SampleOrder):
         return int(shard), int(index)
 
 
-def list_samples(reader: ShardReader) -> list[Listed]:
-    """Return every sample of a split in the order in which it is stored; reads the records alone."""
+def list_samples(reader: ShardReader, target: str | None) -> list[Listed]:
+    """Return the samples of a split in the order in which they are stored; reads the records alone.
+
+    target: the one whose classes they have, of which those without are left out; None: all, and all of class -1.
+    """
     found = []
     for shard in range(len(reader.entries)):
         for index, key in enumerate(reader.keys(shard)):
             record = reader.record(shard, index)
-            label, group = record.get("label"), record.get("group")
-            found.append(Listed(key, (shard, index), -1 if label is None else int(label), str(group or key)))
+            label = -1 if target is None else stored_value(record, target)
+            if label is not None:
+                found.append(Listed(key, (shard, index), int(label), str(record.get("group") or key)))
     return found
 
 
 def carve(samples: Sequence[Listed], *, val_fraction: float, seed: int) -> tuple[list[Listed], list[Listed]]:
-    """Return (to train on, to choose by): a seeded split in which no group straddles and every class is in both."""
+    """Return (to train on, to choose by): a seeded split with no group in both and every class in both."""
     rule = SplitRule(val_fraction=val_fraction, seed=seed)
     splits: Mapping[str, Split] = rule.assign(
         [s.key for s in samples], groups=[s.group for s in samples], labels=[s.label for s in samples]
@@ -67,7 +72,7 @@ def carve(samples: Sequence[Listed], *, val_fraction: float, seed: int) -> tuple
 
 
 def labelled_share(samples: Sequence[Listed], fraction: float, *, seed: int) -> list[Listed]:
-    """Return the samples whose labels may be used: of every class its share, one at least, drawn by the seed.
+    """Return the samples whose labels may be used: the share of every class, at least one, drawn by the seed.
 
     A smaller share is part of every larger one of the same seed.
     """

@@ -25,7 +25,7 @@ class Score(Protocol):
 
 
 class MeanScore:
-    """The mean over samples, then over seeds: values (S, N), NaN where a sample says nothing."""
+    """The mean over samples, then over seeds: values (S, N), NaN where a sample has none."""
 
     def __init__(self, values_SN: np.ndarray) -> None:
         self.is_known = np.isfinite(values_SN)
@@ -49,7 +49,7 @@ class AreaScore:
         ]
 
     def __call__(self, seeds_RS: np.ndarray, samples_RN: np.ndarray) -> np.ndarray:
-        """Return the seeds' mean of each seed's area; a class that a draw lacks says nothing there."""
+        """Return the seeds' mean of each seed's area; a class that a draw lacks is left out there."""
         per_seed = []
         for wins in self.wins:
             areas = []
@@ -80,7 +80,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's score minus another's over the same draws; p: two-sided, not corrected for how many are tested."""
+    """An arm's score minus another's over the same draws; p: two-sided, not corrected for the number of tests."""
 
     value: float
     low: float
@@ -93,7 +93,7 @@ class Difference:
 
 
 class Bootstrap:
-    """Draws of seeds and samples, made once, so that every arm is scored on the same ones."""
+    """Draws of seeds and samples, made once, so that all arms are scored on the same ones."""
 
     def __init__(self, num_seeds: int, num_samples: int, *, resamples: int = RESAMPLES, seed: int = 0) -> None:
         draw = generator(seed, "bootstrap", num_seeds, num_samples)
@@ -102,7 +102,7 @@ class Bootstrap:
         self._once = np.ones((1, num_seeds)), np.ones((1, num_samples))
 
     def interval(self, score: Score) -> Interval:
-        """Return a score and its interval: seeds and samples are both drawn anew."""
+        """Return a score and its interval: seeds and samples are both resampled."""
         low, high = _bounds(score(self.seeds_RS, self.samples_RN))
         return Interval(float(score(*self._once)[0]), low, high)
 
@@ -111,7 +111,7 @@ class Bootstrap:
         drawn = score(self.seeds_RS, self.samples_RN) - other(self.seeds_RS, self.samples_RN)
         low, high = _bounds(drawn)
         tail = min((drawn <= 0).mean(), (drawn >= 0).mean())
-        p = min(1.0, max(2 * tail, 1 / len(drawn)))  # a bootstrap knows no p below 1 / draws
+        p = min(1.0, max(2 * tail, 1 / len(drawn)))  # a bootstrap cannot give p below 1 / draws
         return Difference(float(score(*self._once)[0] - other(*self._once)[0]), low, high, float(p))
 
 
@@ -127,9 +127,9 @@ class MeanOfScores:
 
 
 def score_of(metric: str, records: Sequence[dict[str, Any]]) -> Score | None:
-    """Return the score of an arm's finished cells, one a seed; None for a metric that has no such form.
+    """Return the score of an arm's finished cells, one a seed; None for a metric without such a form.
 
-    records: what cells hold under "test", all on the same samples. The forms tried: the mean over samples, the mean of
+    records: the "test" entries of cells, all on the same samples. The forms tried: the mean over samples, the mean of
     the metric's parts (dice of dice_<class>), the area under the curve; one counts if it gives the metric's own value.
     """
     per_sample = records[0]["per_sample"]

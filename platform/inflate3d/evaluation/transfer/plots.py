@@ -1,4 +1,4 @@
-"""Plots of a transfer, a panel a share of labels: every arm's mean, interval and seeds; every architecture's gain."""
+"""Plots of a transfer, one panel per share of labels: mean, interval and seeds of every arm; gain by architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLOURS = colormaps["tab10"]
 
 
 def plot_mode(rows: Sequence[Row], *, mode: str, arms: Sequence[str]) -> bytes:
-    """Return a PNG of one mode's rows; arms in the order given, from the top down."""
+    """Return a PNG of one mode's rows; arms in the given order, from the top down."""
     shares = by_share([row for row in rows if row["mode"] == mode])
     figure, panels = _panels(len(shares), arms)
     for axes, here in zip(panels, shares, strict=True):
@@ -28,7 +28,7 @@ def plot_mode(rows: Sequence[Row], *, mode: str, arms: Sequence[str]) -> bytes:
 def plot_gains(gains: Sequence[Row]) -> bytes:
     """Return a PNG of what inflated weights gain over scratch; architectures from the top down.
 
-    A dot is hollow where the interval holds 0.
+    A dot is hollow if the interval contains 0.
     """
     names = list(dict.fromkeys(gain["name"] for gain in gains))
     shares = by_share(gains)

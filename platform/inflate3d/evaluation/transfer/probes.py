@@ -1,4 +1,4 @@
-"""What frozen features know: a linear probe and nearest neighbours, their one setting chosen on held-out samples."""
+"""What frozen features contain: a linear probe and nearest neighbours, their setting chosen on held-out samples."""
 
 # N samples, F features, K classes
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from inflate3d.evaluation.transfer.protocol import Mode
 from inflate3d.nn import cross_entropy_loss
 
-PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of equal ones the strongest is chosen
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of equal scores the strongest is chosen
 NEIGHBOURS = (1, 5, 10, 20, 50)
 _TEMPERATURE = 0.07
 _STEPS = 100
@@ -24,7 +24,7 @@ Predict = Callable[[Tensor], Tensor]
 def linear_probe(features_NF: Tensor, target_N: Tensor, num_classes: int, *, penalty: float) -> Predict:
     """Fit a softmax regression with an L2 penalty (L-BFGS, convex: no seed, no learning rate); return (n, F) -> (n, K).
 
-    Features are standardised by the training samples; those that are constant there are left out.
+    Features are standardised on the training samples; features constant there are left out.
     """
     standardise = _standardiser(features_NF)
     x = standardise(features_NF)
@@ -44,7 +44,7 @@ def linear_probe(features_NF: Tensor, target_N: Tensor, num_classes: int, *, pen
 
 
 def nearest_neighbours(features_NF: Tensor, target_N: Tensor, num_classes: int, *, neighbours: int) -> Predict:
-    """Vote among the nearest training samples by cosine, weighed by exp(similarity / 0.07) (arXiv:1805.01978)."""
+    """Vote among the nearest training samples by cosine, weighted by exp(similarity / 0.07) (arXiv:1805.01978)."""
     standardise = _standardiser(features_NF)
     known = F.normalize(standardise(features_NF), dim=1)
     votes_NK = F.one_hot(target_N, num_classes).float()
@@ -60,7 +60,7 @@ def nearest_neighbours(features_NF: Tensor, target_N: Tensor, num_classes: int, 
 
 
 def grid(mode: Mode) -> Sequence[float]:
-    """Return the settings among which a frozen mode chooses."""
+    """Return the settings that a frozen mode chooses from."""
     return PENALTIES if mode == "probe" else NEIGHBOURS
 
 
@@ -72,7 +72,7 @@ def fit(mode: Mode, features_NF: Tensor, target_N: Tensor, num_classes: int, *, 
 
 
 def best(scores: Mapping[float, float]) -> float:
-    """Return the setting of the highest score; of equal ones the first."""
+    """Return the setting with the highest score; of equal ones the first."""
     return max(scores, key=lambda setting: (scores[setting] == scores[setting], scores[setting]))
 
 

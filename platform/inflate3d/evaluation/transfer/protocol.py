@@ -8,18 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from inflate3d.contracts import Kind
+from inflate3d.contracts import AbstractTarget
 from inflate3d.errors import InputError, unknown_name
 
 Mode = Literal["probe", "knn", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FROZEN: tuple[Mode, ...] = ("probe", "knn")
-MODES_OF: Mapping[Kind, tuple[Mode, ...]] = {
-    "volume_classification": MODES,
-    "video_classification": MODES,
-    "volume_segmentation": ("finetune",),
-}
-# What may grow in an output folder: further cells beside those that are done.
+# What may grow in an output folder: more cells beside finished ones.
 _MAY_GROW = ("modes", "fractions", "seeds")
 
 
@@ -27,16 +22,18 @@ _MAY_GROW = ("modes", "fractions", "seeds")
 class Protocol:
     """The settings of a transfer, the same for every arm.
 
-    task: name of a task plug-in. metric: what chooses and what is reported first; "" is the task's own main metric.
-    fractions: shares of the training labels. steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of
-    it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction:
-    share of the training samples held out for choices, by group where there are groups; nothing is ever trained on
-    them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test samples, evenly
-    spaced. recalibration_batches: batches of unlabelled training data that BatchNorm's statistics are taken from.
+    task: name of a task plug-in. target: which target of the dataset, where several fit the task. metric: what
+    chooses and what is reported first; "" is the task's own main metric. fractions: shares of the training labels.
+    steps, batch_size: the budget of one fine-tuning; warm-up is a tenth of it. learning_rates: the grid of
+    fine-tuning; choice_steps: the budget of each choice (None: steps). val_fraction: share of the training samples
+    held out for choices, by group where there are groups; nothing is ever trained on them. sample, augment: as in a
+    config's data.datasets.<name>. max_test: at most that many test samples, evenly spaced. recalibration_batches:
+    batches of unlabelled training data for BatchNorm's statistics.
     """
 
     dataset: str
     task: str
+    target: str = ""
     metric: str = ""
     modes: tuple[Mode, ...] = MODES
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -60,22 +57,24 @@ class Protocol:
         for name in ("modes", "fractions", "seeds", "learning_rates"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise InputError(f"--{name} is {list(values)}; give at least one, and none twice")
+                raise InputError(f"--{name} is {list(values)}; give at least one, and no duplicates")
         for share in self.fractions:
             if not 0 < share <= 1:
-                raise InputError(f"--fractions: {share:g} is no share of the labels; it must be above 0, and 1 at most")
+                raise InputError(
+                    f"--fractions: {share:g} is not a share of the labels; it must be above 0 and at most 1"
+                )
         for rate in self.learning_rates:
             if not rate > 0:
-                raise InputError(f"--learning_rates: {rate:g}; a learning rate is above 0")
+                raise InputError(f"--learning_rates: {rate:g}; it must be above 0")
         for name in ("steps", "batch_size", "recalibration_batches", "choice_steps", "max_test"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} is {value}; it must be at least 1")
         if not 0 < self.val_fraction < 1:
-            raise InputError(f"--val_fraction is {self.val_fraction}; choices need a share between 0 and 1")
+            raise InputError(f"--val_fraction is {self.val_fraction}; it must be between 0 and 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Read a protocol from plain values; InputError for a key that none has."""
+        """Read a protocol from plain values; InputError for an unknown key."""
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -86,11 +85,17 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        values = {name: value for name, value in asdict(self).items() if name != "target" or value}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
     def fixed(self) -> dict[str, Any]:
-        """Return what may not differ between two results of one folder."""
+        """Return the settings that must agree between two results of one folder."""
         return {k: v for k, v in self.to_dict().items() if k not in _MAY_GROW}
+
+
+def modes_of(target: AbstractTarget | type[AbstractTarget] | None) -> tuple[Mode, ...]:
+    """Return the modes that measure a target: frozen features are probed for classes that exclude each other."""
+    return MODES if target is not None and target.exclusive else ("finetune",)
 
 
 def digest(*parts: Any) -> str:

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, taken anew from unlabelled data."""
+"""BatchNorm's running statistics, computed again from unlabelled data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 @torch.no_grad()
 def recalibrate(backbone: Backbone, batches: Iterator[Batch]) -> None:
-    """Replace the running statistics by the mean over these batches; weights and modes stay as they are."""
+    """Replace the running statistics by the mean over these batches; weights and modes are unchanged."""
     layers = batch_norms(backbone)
     if not layers:
         return
@@ -27,7 +27,7 @@ def recalibrate(backbone: Backbone, batches: Iterator[Batch]) -> None:
     backbone.eval()
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch's word for: the plain mean over all batches
+        layer.momentum = None  # in torch this means the plain mean over all batches
         layer.train()
     for batch in batches:
         backbone(batch.image, domain=batch.dataset)

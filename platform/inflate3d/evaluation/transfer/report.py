@@ -1,4 +1,4 @@
-"""report.html: a transfer as one page that needs nothing else, with its tables, plots and protocol."""
+"""report.html: a transfer as one self-contained page, with tables, plots and protocol."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from inflate3d.contracts import DatasetCard
 from inflate3d.evaluation.transfer.arms import INFLATED, SCRATCH, architectures, is_baseline, is_compared
 from inflate3d.evaluation.transfer.plots import by_share, plot_gains, plot_mode
 
@@ -18,7 +19,7 @@ MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours"
 
 
 def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Return the page, and its plots by file name; the page holds them too, so it can be sent alone."""
+    """Return the page, and its plots by file name; the page contains them too, so it can be sent alone."""
     view, plots = _view(result)
     modes = [mode for mode, *_ in view["modes"]]
     page = (
@@ -36,13 +37,13 @@ def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
 
 
 def render_overview(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one page over several transfers, by name: what was found, plots and tables; it can be sent alone, too."""
+    """Return one page over several transfers, by name: findings, plots and tables; it can be sent alone, too."""
     views = {name: _view(result)[0] for name, result in results.items()}
     return _environment().get_template("overview.html.jinja").render(views=views)
 
 
 def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return what both pages show of a transfer, and its plots by file name."""
+    """Return what both pages show for a transfer, and its plots by file name."""
     arms = [arm["name"] for arm in result["arms"]]
     modes = [m for m in MODE_NAMES if any(row["mode"] == m for row in result["rows"])]
     plots = {f"{mode}.png": plot_mode(result["rows"], mode=mode, arms=arms) for mode in modes}
@@ -51,7 +52,7 @@ def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     sentences, others = verdicts(result["rows"])
     view = {
         "result": result,
-        "card": result["dataset"]["card"],
+        "card": DatasetCard.from_dict(result["dataset"]["card"]),
         "modes": [(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
         "gains": gained,
         "images": {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
@@ -76,7 +77,7 @@ def _environment() -> Environment:
 
 
 def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, float]]]:
-    """Yield (row, baseline, paired difference) for every arm against every baseline; of two baselines once."""
+    """Yield (row, baseline, paired difference) for every arm against every baseline; two baselines once."""
     for row in rows:
         for other, difference in row["against"].items():
             if is_compared(row["arm"], other) and not (is_baseline(row["arm"]) and row["arm"] > other):
@@ -84,7 +85,7 @@ def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, flo
 
 
 def gains(rows: Rows, mode: str) -> Rows:
-    """Return, by share of labels, what inflated weights gain over scratch for each of several architectures."""
+    """Return, by share of labels, the gain of inflated weights over scratch for each architecture."""
     found = []
     for here in by_share([row for row in rows if row["mode"] == mode]):
         arms = {row["arm"]: row for row in here}
@@ -98,17 +99,17 @@ def gains(rows: Rows, mode: str) -> Rows:
 
 
 def verdicts(rows: Rows) -> tuple[list[str], list[str]]:
-    """Return (a sentence for each comparison that is told apart, or of two baselines; the others in a few words).
+    """Return (a sentence for each distinguishable comparison or pair of baselines; the others in a few words).
 
-    Of several architectures the two baselines are counted instead, in a sentence a mode and share.
+    With several architectures, one sentence per mode and share counts the pairs of baselines instead.
     """
     sentences, others = [_counted(found) for mode in MODE_NAMES for found in by_share(gains(rows, mode))], []
     is_table = bool(sentences)
     for row, other, d in comparisons(rows):
-        if is_table and is_baseline(row["arm"]):  # counted above, and all in the table
+        if is_table and is_baseline(row["arm"]):  # counted above, and listed in the table
             continue
-        word = "above" if d["low"] > 0 else "below" if d["high"] < 0 else "not told apart from"
-        if word == "not told apart from" and not is_baseline(row["arm"]):
+        word = "above" if d["low"] > 0 else "below" if d["high"] < 0 else "not distinguishable from"
+        if word == "not distinguishable from" and not is_baseline(row["arm"]):
             others.append(f"{row['arm']} and {other} ({row['mode']}, {row['fraction']:.0%}: {d['value']:+.3f})")
             continue
         sentences.append(
@@ -124,6 +125,6 @@ def _counted(found: Sequence[Mapping[str, Any]]) -> str:
     below = sum(gain["gain"]["high"] < 0 for gain in found)
     return (
         f"{MODE_NAMES[row['mode']]}, {row['fraction']:.0%} of labels: of {len(found)} architectures inflated is above "
-        f"scratch in {above}, below in {below} and not told apart in {len(found) - above - below}; gains "
+        f"scratch in {above}, below in {below} and not distinguishable in {len(found) - above - below}; gains "
         f"{values[0]:+.3f} to {values[-1]:+.3f} {row['metric']}, median {median(values):+.3f}."
     )

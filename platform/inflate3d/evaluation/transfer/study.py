@@ -20,7 +20,7 @@ from inflate3d.evaluation.transfer.target import Target
 from inflate3d.files import write_whole
 from inflate3d.training.run.folder import git_commit
 
-TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"  # the last two: publishing reads them
+TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"  # publishing reads the last two
 FORMAT = "inflate3d-transfer/1"
 _PACKAGES = ("inflate3d", "torch", "timm", "torchmetrics", "numpy")
 
@@ -36,11 +36,11 @@ def run_transfer(
     device: str = "cpu",
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Run the cells that are not finished, write what the finished ones say, and return it.
+    """Run the unfinished cells, write the result of all finished ones, and return it.
 
-    part: this process's share of the cells, for many machines over one output folder; it writes finished cells alone,
-    and a run without `part` then makes the whole of them. report: called with each fresh cell, its record, and how many
-    of how many this process has done.
+    part: this process's share of the cells, for many machines over one output folder; it writes only finished cells,
+    and a run without `part` then joins them. report: called with each new cell, its record, and the
+    progress of this process.
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
@@ -78,7 +78,7 @@ def run_transfer(
 
 
 def printed(metric: str) -> Report:
-    """Return a report that prints a line for each fresh cell."""
+    """Return a report that prints one line per new cell."""
 
     def report(cell: Cell, record: dict[str, Any], done: int, of: int) -> None:
         value = record["test"]["total"][metric]
@@ -89,7 +89,7 @@ def printed(metric: str) -> Report:
 
 
 def write_result(result: dict[str, Any], output: str | Path) -> None:
-    """Write transfer.json, results.json, the plots and report.html, each whole or not at all."""
+    """Write transfer.json, results.json, the plots and report.html, each complete or not at all."""
     output = Path(output)
     write_whole(output / TRANSFER, json.dumps(result, indent=1).encode())
     results = published_results(result["rows"], result["protocol"]["dataset"])

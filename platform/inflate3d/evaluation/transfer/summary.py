@@ -1,4 +1,4 @@
-"""Finished cells become a table: mean, spread and interval of each arm, and the paired gain over the baselines."""
+"""The table of finished cells: mean, spread and interval of each arm, and the paired gain over the baselines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Rows = list[dict[str, Any]]
 
 
 def summarise(found: Mapping[Cell, dict[str, Any]], metric: str) -> Rows:
-    """Return a row for each arm, mode and share of labels of which cells are finished.
+    """Return a row for each arm, mode and share of labels with finished cells.
 
-    value: mean over seeds, with low and high; std over seeds (0 of one seed); against: the paired difference to every
-    other arm of the same mode and share, over the seeds that both have. beside: the mean under each kind of BatchNorm
+    value: mean over seeds, with low and high; std over seeds (0 for one seed); against: the paired difference to every
+    other arm of the same mode and share, over the seeds of both. beside: the mean under each kind of BatchNorm
     statistics. metrics: the mean and interval of every other metric.
     """
     rows: Rows = []

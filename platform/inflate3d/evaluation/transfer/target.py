@@ -1,4 +1,4 @@
-"""The target of a transfer: one dataset's shards, who may see what of them, and the streams that the arms read."""
+"""The target of a transfer: one dataset's shards, which samples each step may see, and the arms' streams."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inflate3d.contracts import AbstractTask, Split
-from inflate3d.data.samples.stages import make_stage
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from inflate3d.contracts import AbstractTarget, AbstractTask, Split
+from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.holdout import Listed, PickedOrder, carve, labelled_share, list_samples
-from inflate3d.evaluation.transfer.protocol import MODES_OF, Protocol
+from inflate3d.evaluation.transfer.protocol import Protocol, modes_of
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.datamodule import DataModule, DatasetConfig
@@ -25,9 +28,9 @@ _EVAL_BATCH = 32
 
 
 class Target:
-    """One dataset under a protocol. fit: what arms may train on; choice: what they choose by; test: read at the end.
+    """One dataset under a protocol. fit: samples to train on; choice: samples for choices; test: read at the end.
 
-    test is the dataset's own test split, or its val split where it has no test. InputError where task and dataset do
+    test is the dataset's test split, or its val split if it has no test. InputError if task and dataset do
     not fit.
     """
 
@@ -35,37 +38,50 @@ class Target:
         self.protocol = protocol
         config = DatasetConfig(protocol.batch_size, sample=dict(protocol.sample), augment=protocol.augment)
         self.data = DataModule(str(root), {protocol.dataset: config}, seed=protocol.split_seed).prepare()
-        self.data.task_of = {protocol.dataset: protocol.task}
+        self.data.tasks_of = {protocol.dataset: [protocol.task]}
         self.manifest = self.data.manifests[protocol.dataset]
         self.card = self.manifest.card
         self.test_split: Split = "test" if self.manifest.num_samples("test") else "val"
         self._check()
+        classes = self.new_task().target_names[protocol.dataset] if self.target.exclusive else None
         self.fit, self.choice = carve(
-            list_samples(self._reader("train")), val_fraction=protocol.val_fraction, seed=protocol.split_seed
+            list_samples(self._reader("train"), classes), val_fraction=protocol.val_fraction, seed=protocol.split_seed
         )
-        self.test = list_samples(self._reader(self.test_split))
+        self.test = list_samples(self._reader(self.test_split), classes)
         if (most := protocol.max_test) is not None and most < len(self.test):
             self.test = [self.test[i * len(self.test) // most] for i in range(most)]
 
     def _check(self) -> None:
-        task, kind = self.new_task(), self.card.kind
-        where = f"--task {self.protocol.task}"
-        if task.kind != kind:
-            raise InputError(f"{where} is for {task.kind}, but {self.card.name} is of kind {kind}")
         for mode in self.protocol.modes:
-            if mode not in MODES_OF[kind]:
-                raise InputError(f"--modes {mode}: {kind} is measured by {', '.join(MODES_OF[kind])}; leave it out")
+            if mode not in modes_of(self.target):
+                told = f"{self.target.describe()} is measured by {', '.join(modes_of(self.target))}"
+                raise InputError(f"--modes {mode}: {told}; leave it out")
         for split in ("train", self.test_split):
             if not self.manifest.num_samples(split):
                 raise InputError(f"{self.card.name} has no {split} samples; a transfer needs train, and val or test")
-        known = [str(name) for name in task.metrics(self.card)]
+        known = [str(name) for name in self.metrics()]
         if self.metric not in known:
             raise unknown_name("metric", self.metric, known, where="--metric")
 
     @property
     def metric(self) -> str:
-        """The metric that chooses and is reported first."""
-        return self.protocol.metric or self.new_task().main_metric
+        """The metric for choices, reported first."""
+        return self.protocol.metric or self.new_task().main_metric or ""
+
+    @property
+    def target(self) -> AbstractTarget:
+        """What is measured."""
+        return self.new_task().target_of(self.protocol.dataset)
+
+    def value(self, batch: Batch) -> Tensor:
+        """Return a batch's values of it."""
+        return batch.targets[self.new_task().target_names[self.protocol.dataset]]
+
+    def metrics(self) -> MetricCollection:
+        """Return fresh metrics of the task."""
+        metrics = self.new_task().metrics(self.protocol.dataset)
+        assert metrics is not None, "tasks with a target have metrics"
+        return metrics
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -73,8 +89,16 @@ class Target:
         return dict(self.data.windows)
 
     def new_task(self) -> AbstractTask:
-        """Return a fresh task over the dataset."""
-        return find("tasks", self.protocol.task).load()(datasets=[self.protocol.dataset])
+        """Return a fresh task over the dataset. InputError where it does not fit, or measures no labels."""
+        name, target = self.protocol.dataset, self.protocol.target
+        task: AbstractTask = find("tasks", self.protocol.task).load()(datasets={name: target} if target else [name])
+        try:
+            task.bind({name: self.card})
+        except InputError as fault:
+            raise InputError(f"--task {self.protocol.task}: {fault}") from fault
+        if task.target is None:
+            raise InputError(f"--task {self.protocol.task} needs no labels; a transfer measures a task that has some")
+        return task
 
     def labelled(self, fraction: float, seed: int) -> list[Listed]:
         """Return the training samples whose labels a cell may use."""
@@ -87,20 +111,20 @@ class Target:
         return [s for s in self.fit if s.key in keys]
 
     def train_batches(self, samples: Sequence[Listed], *, seed: int) -> Iterator[Batch]:
-        """Return endless training batches, cropped and augmented by the seed."""
+        """Return endless training batches, with crops and augmentation drawn by the seed."""
         source = self._source("train", samples, seed=seed, training=True)
         return iter(TrainStream({source.name: source}, Mixture({source.name: 1.0})))
 
     def batches(self, samples: Sequence[Listed], split: Split) -> Iterator[Batch]:
         """Yield each sample once, in the order given, as in evaluation."""
         source = self._source(split, samples, seed=0, training=False)
-        # Whole volumes to be segmented differ in shape.
-        source.batch_size = 1 if self.card.kind == "volume_segmentation" else _EVAL_BATCH
+        # Whole volumes that go through in windows differ in shape.
+        source.batch_size = 1 if self.protocol.dataset in self.windows else _EVAL_BATCH
         stream = EvalStream({source.name: source})
         return (stream[i] for i in range(len(stream)))
 
     def unlabelled_batches(self) -> Iterator[Batch]:
-        """Yield the training data that BatchNorm's statistics are taken from; their labels are not looked at."""
+        """Yield the training data for BatchNorm's statistics; labels are not used."""
         batches = self.train_batches(self.fit, seed=self.protocol.split_seed)
         return (next(batches) for _ in range(self.protocol.recalibration_batches))
 

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inflate3d.inflation import InflationPlan
-from inflate3d.inflation.plan import NUM_LEVELS
 from inflate3d.inflation.taps import center_of
+from inflate3d.models.spec import NetSpec
 from inflate3d.nn.stems import adapt_channels
 
 _log = logging.getLogger("inflate3d")
-
-
-def plan_for_depth(plan: InflationPlan, depth: int) -> InflationPlan:
-    """Return the plan with its deepest strides along D set to 1, until `depth` slices leave one at the level of /32."""
-    strides = list(plan.strides)
-    for level in reversed(range(min(len(strides), NUM_LEVELS))):
-        if depth >= max(math.prod(strides[:NUM_LEVELS]), replace(plan, strides=tuple(strides)).min_depth):
-            break
-        strides[level:] = [1] * (len(strides) - level)
-    return replace(plan, strides=tuple(strides))
 
 
 def resize_depth(weight_OIDHW: Tensor, depth: int) -> Tensor:
@@ -62,8 +48,9 @@ def fit_tensors(net: nn.Module, state: dict[str, Tensor], stem: str, told: str) 
     return fitted
 
 
-def describe_changes(own: Any, spec: Any, told: str) -> None:
+def describe_changes(own: NetSpec, spec: NetSpec, told: str) -> None:
     """Tell which strides along D differ from those that the weights were trained with."""
-    if own.plan.strides != spec.plan.strides:
-        before, after = (" ".join(map(str, s.plan.strides)) for s in (own, spec))
+    trained, taken = own.inflation.laid.strides, spec.inflation.laid.strides
+    if trained != taken:
+        before, after = (" ".join(map(str, strides)) for strides in (trained, taken))
         _log.warning("%s: strides along D are %s, the weights were trained with %s", told, after, before)

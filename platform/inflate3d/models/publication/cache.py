@@ -1,7 +1,7 @@
 """A cache of published directories, shared by processes: each is fetched once, whole, and checked on arrival.
 
 <cache>/weights/<place>/<first 32 digits of the sha256 of SHA256SUMS>/ holds one publication; it appears by a rename.
-`latest` names the one that was seen last, for use offline; `.part-<sha256>` is a broken transfer to go on with. One
+`latest` names the one that was seen last, for use offline; `.part-<sha256>` is a broken download to go on with. One
 process at a time works in a place (a file lock, which ends with its process); the others wait and find the result.
 """
 
@@ -17,12 +17,16 @@ from pathlib import Path
 from filelock import FileLock
 
 from inflate3d.errors import InputError
+from inflate3d.files import told_when_full
 from inflate3d.models.publication.integrity import parse_sums
-from inflate3d.models.publication.layout import SUMS
-from inflate3d.remote.download import Source, Unreachable, fetch, read_small, source_of
+from inflate3d.models.publication.layout import SUMS, most_bytes
+from inflate3d.remote.address import Address
+from inflate3d.remote.client import download, read
+from inflate3d.remote.outcomes import Unreachable
 
 _log = logging.getLogger("inflate3d")
 _LATEST = "latest"
+_ASK_S = 5.0  # how long a place is asked for a newer version, where there is a copy
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -46,30 +50,34 @@ def cached_directory(url: str, *, cache_dir: str | Path | None = None, sha256: s
 
     sha256: what the directory's SHA256SUMS must have (a short name's index says it); a copy of that is used without
     asking. Otherwise the place is asked which version it holds; where it cannot be reached, or offline, the copy seen
-    last is used, which the log says. InputError if there is none, or for whatever arrives damaged.
+    last is used, which the log says. InputError if there is none, or for whatever arrives damaged; Unreachable if there
+    is an outage and no copy.
     """
-    place = cache_folder(cache_dir) / "weights" / _slug(url)
+    address = Address.parse(url)
+    place = cache_folder(cache_dir) / "weights" / _slug(address)
     if sha256 is not None and (folder := place / sha256[:32]).is_dir():
         return folder
+    latest = _seen_last(place, sha256)
     if is_offline():
-        return _seen_last(place, url, "offline", sha256)
-    source = source_of(url)
+        if latest is None:
+            raise InputError(f"{address}: no copy in {place.parents[1]}, and the environment says: offline")
+        return latest
     try:
-        sums = read_small(source, SUMS)
+        sums = read(address / SUMS, limit=most_bytes(SUMS), outage_s=_ASK_S if latest else None)
     except Unreachable as fault:
-        if sha256 is None and (place / _LATEST).is_file():
-            _log.warning("%s; using the copy seen last", fault)
-        return _seen_last(place, url, str(fault), sha256)
+        if latest is None:
+            raise Unreachable(f"no copy in {place.parents[1]}, and {fault}") from fault
+        _log.warning("%s; using the copy seen last", fault)
+        return latest
     digest = hashlib.sha256(sums).hexdigest()
     if sha256 is not None and digest != sha256:
         raise InputError(
-            f"{url}: {SUMS} has sha256 {digest[:16]}..., the index says {sha256[:16]}...: the publication was "
-            "replaced. "
-            "Update the index, or load it by its address"
+            f"{address}: {SUMS} has sha256 {digest[:16]}..., the index says {sha256[:16]}...: the publication was "
+            "replaced. Update the index, or load it by its address"
         )
     folder = place / digest[:32]
     if not folder.is_dir():
-        _fetch_all(source, sums, place, folder)
+        _fetch_all(address, sums, place, folder)
     _note(place, folder)
     return folder
 
@@ -92,8 +100,8 @@ def is_cached(folder: Path) -> bool:
     return (folder.parent / _LATEST).is_file() and folder.parent.parent.name == "weights"
 
 
-def _fetch_all(source: Source, sums: bytes, place: Path, folder: Path) -> None:
-    names = parse_sums(sums.decode("utf-8", "replace"), where=f"{source.url}/{SUMS}")
+def _fetch_all(address: Address, sums: bytes, place: Path, folder: Path) -> None:
+    names = parse_sums(sums.decode("utf-8", "replace"), where=str(address / SUMS))
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
@@ -104,13 +112,13 @@ def _fetch_all(source: Source, sums: bytes, place: Path, folder: Path) -> None:
         staging = place / ".incoming"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        for name, sha256 in names.items():
-            partial = place / f".part-{sha256}"
-            fetch(source, name, partial, sha256)
-            partial.rename(staging / name)
+        with told_when_full(place, "Free some, or name another folder: cache_dir= or INFLATE3D_CACHE"):
+            for name, sha256 in names.items():
+                kept = place / f".part-{sha256}"
+                download(address / name, staging / name, partial=kept, sha256=sha256, limit=most_bytes(name))
         (staging / SUMS).write_bytes(sums)
         staging.rename(folder)
-        _log.info("fetched %s to %s", source.url, folder)
+        _log.info("fetched %s to %s", address, folder)
 
 
 def _note(place: Path, folder: Path) -> None:
@@ -122,15 +130,16 @@ def _note(place: Path, folder: Path) -> None:
     temporary.replace(latest)
 
 
-def _seen_last(place: Path, url: str, why: str, sha256: str | None) -> Path:
+def _seen_last(place: Path, sha256: str | None) -> Path | None:
+    """Return the copy seen last; None if there is none, or another version is asked for."""
     if sha256 is None and (place / _LATEST).is_file():
         name = (place / _LATEST).read_text(encoding="utf-8")
         if re.fullmatch(r"[0-9a-f]{32}", name) and (place / name).is_dir():
             return place / name
-    raise InputError(f"{url}: no copy in {place.parents[1]}, and the place cannot be asked ({why})")
+    return None
 
 
-def _slug(url: str) -> str:
-    """A readable, safe and unique name for a place: nothing of the address is taken as a path."""
-    readable = re.sub(r"[^a-z0-9]+", "-", url.lower())[-40:].strip("-")
-    return f"{readable}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:12]}"
+def _slug(address: Address) -> str:
+    """A readable, safe and unique name for a place: nothing of the address is taken as a path, no secret is told."""
+    readable = re.sub(r"[^a-z0-9]+", "-", str(address).lower())[-40:].strip("-")
+    return f"{readable}-{hashlib.sha256(address.url.encode()).hexdigest()[:12]}"

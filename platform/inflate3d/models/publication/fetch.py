@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.publication.cache import cached_directory, forget, is_cached
 from inflate3d.models.publication.hub import hub_directory, is_hub_snapshot
 from inflate3d.models.publication.index import find_entry
-from inflate3d.models.publication.integrity import Damaged, check_files
+from inflate3d.models.publication.integrity import Changed, check_files
 from inflate3d.models.publication.layout import CONFIG, PREFIX, SUMS
 from inflate3d.models.publication.places import HUB, SCHEMES, parse_hub
-from inflate3d.remote.download import sha256_of
 
 
 def published_folder(name: str, cache_dir: str | Path | None = None) -> Path | None:
@@ -42,7 +42,7 @@ def check_directory(folder: Path) -> dict[str, str]:
     """
     try:
         return check_files(folder)
-    except Damaged as fault:
+    except Changed as fault:
         raise InputError(f"{fault}. {_discard(folder, fault.file)}") from fault
 
 
@@ -68,7 +68,7 @@ def _local(name: str) -> Path:
 
 
 def _check_pin(folder: Path, sha256: str, name: str) -> None:
-    if (folder / SUMS).is_file() and (found := sha256_of(folder / SUMS)) != sha256:
+    if (folder / SUMS).is_file() and (found := file_sha256(folder / SUMS)) != sha256:
         raise InputError(
             f"{name!r}: {folder / SUMS} has sha256 {found[:16]}..., the index says {sha256[:16]}...: the publication "
             "was replaced. Update the index, or load it by its address"

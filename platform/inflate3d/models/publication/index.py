@@ -65,6 +65,11 @@ def find_entry(name: str) -> Entry | None:
     return entries().get(name)
 
 
+def is_published(name: str) -> bool:
+    """Whether a name means published weights: by itself, or by an index."""
+    return has_place(name) or find_entry(name) is not None
+
+
 def list_pretrained(filter: str = "*") -> list[str]:
     """Return the short names of published 3D weights that match a wildcard."""
     return sorted(name for name in entries() if fnmatch(name, filter))

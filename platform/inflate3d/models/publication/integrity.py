@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 from inflate3d.models.publication.layout import (
     CARD,
     CONFIG,
@@ -19,14 +20,13 @@ from inflate3d.models.publication.layout import (
     is_file_name,
     most_bytes,
 )
-from inflate3d.remote.download import sha256_of
 
 _READ = (CONFIG, WEIGHTS, REPLAY, HEADS, CARD, PICTURE, PRIVATE)
 _NEEDED = (CONFIG, WEIGHTS, REPLAY)
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
-class Damaged(InputError):
+class Changed(InputError):
     """A file differs from what SHA256SUMS states."""
 
     def __init__(self, message: str, file: Path) -> None:
@@ -57,14 +57,14 @@ def parse_sums(text: str, *, where: str) -> dict[str, str]:
 def check_files(folder: Path) -> dict[str, str]:
     """Compare the files of a publication with its SHA256SUMS, and return what that says.
 
-    InputError names what is missing, no plain file, or too large; Damaged names the first file that has changed.
+    InputError names what is missing, no plain file, or too large; Changed names the first file that has changed.
     """
     sums = plain_file(folder, SUMS)
     stated = parse_sums(sums.read_text(encoding="utf-8", errors="replace"), where=str(sums))
     for name, expected in stated.items():
         file = plain_file(folder, name)
-        if (found := sha256_of(file)) != expected:
-            raise Damaged(f"{file} has changed: sha256 {found[:16]}..., {SUMS} says {expected[:16]}...", file)
+        if (found := file_sha256(file)) != expected:
+            raise Changed(f"{file} has changed: sha256 {found[:16]}..., {SUMS} says {expected[:16]}...", file)
     return stated
 
 

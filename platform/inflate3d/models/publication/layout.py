@@ -2,7 +2,7 @@
 
 import re
 
-FORMAT = "inflate3d-weights/1"
+FORMAT = "inflate3d-weights/2"
 PREFIX = "local-dir:"
 CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
     "config.json",
@@ -14,10 +14,10 @@ CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
 HEADS, PICTURE, PRIVATE = "heads.safetensors", "conv1.png", "PRIVATE"
 NORM_KEY, STEM_KEY = "norm_domains.", "stems."
 
-GB = 2**30
-LIMITS = {SUMS: 2**16, CONFIG: 2**22, CARD: 2**22, PRIVATE: 2**12, PICTURE: 2**24, REPLAY: GB, HEADS: 16 * GB}
+GIB = 2**30
+LIMITS = {SUMS: 2**16, CONFIG: 2**22, CARD: 2**22, PRIVATE: 2**12, PICTURE: 2**24, REPLAY: GIB, HEADS: 16 * GIB}
 """The most bytes that a file may have; what LIMITS does not name may have LARGEST."""
-LARGEST = 256 * GB
+LARGEST = 256 * GIB
 MOST_FILES = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -13,22 +13,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation import Taps, resolve_plan
+from inflate3d.inflation import Inflation, NetInput, resolve_plan
+from inflate3d.models.headed import HeadedNet
 from inflate3d.models.input_contract import contract_of_2d
-from inflate3d.models.publication.adaptation import describe_changes, fit_tensors, plan_for_depth
+from inflate3d.models.levels import distinct_levels
+from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
 from inflate3d.models.publication.allocation import build_within
 from inflate3d.models.publication.fetch import check_directory
+from inflate3d.models.publication.heads import entry_of, head_tensors, is_per_voxel, load_head, target_of
 from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.publication.replay import check_replay
-from inflate3d.models.publication.schema import read_config
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.publication.tensor_file import Stored, read_header, read_tensors
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
+from inflate3d.nn.heads import head_type
 from inflate3d.nn.stems import first_conv_path
+from inflate3d.sample import Spacing, Triple
 
 _ROOM = 64 * 2**20  # numbers that a net may hold beyond a few times those of its file
 _TIMES = 8
@@ -36,66 +41,56 @@ _TIMES = 8
 
 def load_published(
     folder: Path,
+    given: Inflation,
     *,
     build: Callable[[NetSpec], nn.Module],
     pretrained: bool,
     norm_domain: str | None,
-    plan: Any,
-    head: str | None = None,
-    input_size: Sequence[int] | None = None,
-    inflated: Mapping[str, Any] | None = None,
-    **options: Any,
+    head: str | None,
+    input_size: Triple | None,
+    spacing_mm: Spacing | None,
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Build the net of a published directory and load its weights.
 
-    plan "auto" keeps the net's own; another one may have other strides, and other kernels, which are resized along D.
-    input_size: with plan "auto", fewer strides along D where its D is too short for the net's own. Another in_chans
-    adapts the stem as timm does; another num_classes brings a fresh classifier. head: the dataset whose published
-    classifier, stem and statistics to take. inflated: what is given of inflation, overshoot, attention, statistics and
-    spacing_mm. The log tells what was adapted. InputError where a file has changed, or `inflated` is not what the
-    weights carry.
+    given: what is not as when left out stands against what the weights carry. Its plan "auto" keeps the net's own;
+    another one may have other strides, and other kernels, which are resized along D. input_size: with plan "auto",
+    fewer strides along D where its D is too short for the net's own. head: a published one, with the stem and
+    statistics of its dataset; one that is no classifier comes as a HeadedNet. options: as NetSpec's; another in_chans
+    adapts the stem as timm does, another num_classes brings a fresh classifier. The log tells what was adapted.
+    InputError where a file has changed, or `given` or spacing_mm is not what the weights carry.
     """
     plain_file(folder, CONFIG)
-    config = read_config(folder)
+    config = read_published_config(folder)
     stated = check_directory(folder) if pretrained else {}
     header = read_header(plain_file(folder, WEIGHTS)) if pretrained else {}
     if not pretrained:
         warnings.warn(f"{folder}: pretrained=False, so the weights are random; pass pretrained=True", stacklevel=3)
-    classifier = _classifier_of(config, head) if head is not None else None
-    if classifier is not None and options.get("num_classes") is None:
-        options["num_classes"] = len(classifier["classes"])
-    norm_domain = norm_domain or (head if head in config["norm_domains"] else None)
-    norm_domain = None if norm_domain == config["input"].get("domain") else norm_domain
-    stems = {name: _stem_channels(header, config, name) for name in config["norm_domains"]}
-    if norm_domain is not None and options.get("in_chans") is None:
-        options["in_chans"] = stems.get(norm_domain)
+    entry = _entry_of(config, head, options) if head is not None else {}
+    classifier = head_type(entry["type"], where=f"{folder}: head {head!r}").classifier if entry else ""
+    theirs = entry["dataset"] if entry.get("dataset") in config["norm_domains"] else None
+    norm_domain = _other_domain(config, norm_domain or theirs)
     contract = _input_of(config, norm_domain)
-    own = _own_spec(folder, config, contract, inflated or {}, plan, input_size, pretrained=pretrained)
-    spec = _adapted(own, plan, input_size, options)
+    brought = {
+        "in_chans": _stem_channels(header, config, norm_domain),
+        "num_classes": (entry["head"]["num_classes"] if classifier else 0) if entry else None,
+    }
+    own = NetSpec.from_dict(config["net"])
+    inputs = NetInput(input_size, spacing_mm)
+    inflation = _inflation_of(own, given, inputs, contract, folder, pretrained=pretrained)
+    spec = _adapted(own, inflation, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
-    if config["norm"] == "group":
-        convert_norms(net, "group", Domain())
-    _give_contract(net, config, contract, head)
+    _give_contract(net, config, contract, entry)
     if not pretrained:
         return net
     _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
     describe_changes(own, spec, str(folder))
-    if classifier is not None and spec.num_classes == len(classifier["classes"]) and not spec.features_only:
-        _load_classifier(net, folder, str(head), stated)
+    if classifier and spec.num_classes == entry["head"]["num_classes"] and not spec.features_only:
+        _load_classifier(net, folder, str(head), stated, prefix=classifier)
     if spec == own and norm_domain is None:
         check_replay(net, folder)
-    return net
-
-
-def head_tensors(folder: Path, dataset: str, stated: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors of one published head, under its module's own keys."""
-    if HEADS not in stated:
-        raise InputError(f"{folder}: SHA256SUMS does not list {HEADS}; publish or download the directory again")
-    header = read_header(plain_file(folder, HEADS))
-    names = [name for name in header if name.startswith(f"{dataset}.")]
-    tensors = read_tensors(folder / HEADS, names)
-    return {name.removeprefix(f"{dataset}."): value for name, value in tensors.items()}
+    return net if not entry or classifier else headed(net, folder, str(head), entry, stated)
 
 
 def domain_keys(
@@ -113,61 +108,59 @@ def domain_keys(
     return keys
 
 
+def _other_domain(config: Mapping[str, Any], norm_domain: str | None) -> str | None:
+    """Return a domain's name; None for the one whose stem and statistics stand under timm's own keys."""
+    return None if norm_domain == config["input"].get("domain") else norm_domain
+
+
 def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, Any]:
     """Return the input contract of a domain; without intensity where the publication does not state that domain's."""
     if norm_domain is None:
         return config["input"]
-    head = config.get("heads", {}).get(norm_domain, {})
+    heads = (head for head in config.get("heads", {}).values() if head.get("dataset") == norm_domain)
+    head: Mapping[str, Any] = next(heads, {})
     unknown = {"domain": norm_domain, "intensity": None}
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _own_spec(
-    folder: Path,
-    config: Mapping[str, Any],
+def _inflation_of(
+    own: NetSpec,
+    given: Inflation,
+    inputs: NetInput,
     contract: Mapping[str, Any],
-    inflated: Mapping[str, Any],
-    plan: Any,
-    input_size: Sequence[int] | None,
+    folder: Path,
     *,
     pretrained: bool,
-) -> NetSpec:
-    """Return the published net, for random weights inflated as given. InputError where weights carry other values."""
-    own = NetSpec.from_dict(config["net"])
-    carried = {
-        "inflation": own.taps.name,
-        "overshoot": own.taps.overshoot,
-        "attention": own.attention,
-        "statistics": own.statistics,
-        "spacing_mm": contract.get("spacing_mm"),
-    }
-    for argument, value in inflated.items():
-        if pretrained and (list(value) if argument == "spacing_mm" else value) != carried[argument]:
+) -> Inflation:
+    """Return how the net is inflated: as published but for the plan, or for random weights as given."""
+    carried = {**own.inflation.to_dict(), "spacing_mm": contract.get("spacing_mm")}
+    asked = given.differs_from(Inflation())
+    size, spacing_mm = inputs
+    for word, value in {**asked, **({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})}.items():
+        if pretrained and value != carried[word]:
             raise InputError(
-                f"{folder}: {argument} is {value!r}, but the published weights carry their own: {carried[argument]!r}. "
-                f"Leave {argument} out, or start from random weights: pretrained=False"
+                f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
+                f"Leave {word} out, or start from random weights: pretrained=False"
             )
-    if pretrained:
-        return own
-    if plan == "auto" and "spacing_mm" in inflated:
-        own = replace(own, plan=resolve_plan(plan, input_size=input_size, spacing_mm=inflated["spacing_mm"]))
-    taken = {**carried, **inflated}
-    taps = Taps(taken["inflation"], taken["overshoot"])
-    return replace(own, taps=taps, attention=taken["attention"], statistics=taken["statistics"])
+    # Random weights for a spacing have no strides to keep.
+    kept = own.inflation.laid if pretrained or spacing_mm is None else None
+    plan = resolve_plan(given.plan, input_size=size, spacing_mm=spacing_mm, own=kept)
+    return Inflation.from_dict({**own.inflation.to_dict(), **asked, "plan": plan})
 
 
-def _adapted(own: NetSpec, plan: Any, input_size: Sequence[int] | None, options: Mapping[str, Any]) -> NetSpec:
+def _adapted(own: NetSpec, inflation: Inflation, options: Mapping[str, Any]) -> NetSpec:
     changes = {k: v for k, v in options.items() if v is not None and k != "timm_kwargs"}
-    if plan != "auto":
-        changes["plan"] = resolve_plan(plan)
-    elif input_size is not None:
-        changes["plan"] = plan_for_depth(own.plan, input_size[0])
-    return replace(own, timm_kwargs={**own.timm_kwargs, **options.get("timm_kwargs", {})}, **changes)
+    kwargs = {**own.timm_kwargs, **options["timm_kwargs"]}
+    return replace(own, inflation=inflation, timm_kwargs=kwargs, **changes)
 
 
-def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], head: str | None) -> None:
-    """Put what the weights of a domain expect, and what their classes are called, on the net."""
-    own = config.get("heads", {}).get(head, {})
+def _give_contract(
+    net: nn.Module, config: Mapping[str, Any], contract: Mapping[str, Any], entry: Mapping[str, Any]
+) -> None:
+    """Put the norms of a publication, what the weights of a domain expect and their classes' names on the net."""
+    if config["norm"] == "group":
+        convert_norms(net, "group", Domain())
+    target = target_of(entry)
     net.input_spec = {  # type: ignore[assignment]
         **contract_of_2d(net, net.net_spec.in_chans),  # type: ignore[union-attr, arg-type]
         **{"intensity": None, **contract},
@@ -176,7 +169,7 @@ def _give_contract(net: nn.Module, config: Mapping[str, Any], contract: Mapping[
         "versions": config.get("versions", {}),
     }
     net.published = dict(config)  # type: ignore[assignment]
-    names = own.get("classes") or config.get("classes") or []
+    names = (target.names if target is not None else config.get("classes")) or []
     net.label_names = list(names) if len(names) == getattr(net, "num_classes", None) else []  # type: ignore[assignment]
 
 
@@ -237,28 +230,38 @@ def _classifier_prefix(net: nn.Module) -> str | None:
     return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)
 
 
-def _classifier_of(config: Mapping[str, Any], head: str) -> dict[str, Any]:
-    heads = config.get("heads", {})
-    if head not in heads:
-        raise unknown_name("head", head, heads, see="the directory's README.md")
-    if heads[head]["type"] != "linear":
-        raise InputError(f"head={head!r} segments; load it by create_segmenter(..., pretrained=True, head={head!r})")
-    return heads[head]
+def _entry_of(config: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of a head. InputError for one that create_segmenter loads."""
+    entry = entry_of(config, name)
+    if is_per_voxel(entry):
+        raise InputError(f"head={name!r} segments; load it by create_segmenter(..., pretrained=True, head={name!r})")
+    return entry
 
 
-def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str]) -> None:
+def headed(net: nn.Module, folder: Path, name: str, entry: Mapping[str, Any], stated: Mapping[str, str]) -> HeadedNet:
+    """Return a net under a published head that is no classifier. InputError for a net that is no encoder alone."""
+    if net.net_spec.features_only or getattr(net, "num_classes", 0):  # type: ignore[union-attr]
+        raise InputError(f"head={name!r} is a head of its own: leave num_classes and features_only out")
+    levels, info = distinct_levels(net)
+    whole = HeadedNet(net, levels, load_head(folder, name, entry, info, stated))
+    target = target_of(entry)
+    whole.label_names = list(target.names) if target is not None else []
+    return whole
+
+
+def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str], *, prefix: str) -> None:
     classifier: Any = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise InputError(f"{folder}: this net's classifier is a {type(classifier).__name__}; take head=None")
     tensors = head_tensors(folder, head, stated)
     try:
-        classifier.load_state_dict({k.removeprefix("linear."): v for k, v in tensors.items()})
+        classifier.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
     except RuntimeError as fault:
         raise InputError(f"{folder / HEADS}: head {head!r} does not fit the net: {str(fault)[:200]}") from fault
 
 
-def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str) -> int | None:
-    """The input channels of a domain's own stem; None where it shares the net's."""
-    prefix = f"{STEM_KEY}{config['norm_domains'][domain]}."
+def _stem_channels(header: Mapping[str, Stored], config: Mapping[str, Any], domain: str | None) -> int | None:
+    """The input channels of a domain's own stem; None where it shares the net's, or is none of the publication's."""
+    prefix = f"{STEM_KEY}{config['norm_domains'].get(domain)}."
     shapes = [s.shape for name, s in header.items() if name == f"{prefix}weight" and len(s.shape) > 1]
     return shapes[0][1] if shapes else None

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.inflation.taps import TAP_NAMES
+from inflate3d.models.publication.first_format import FIRST, read_first_format
 from inflate3d.models.publication.layout import CONFIG, FORMAT
+from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS
 
 Check = Callable[[Any, str], None]
@@ -26,15 +27,17 @@ FORBIDDEN_ARGUMENTS = frozenset(
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_published_config(folder: Path) -> dict[str, Any]:
     """Return a directory's config.json. InputError for another format (with what to do) or an entry that cannot be."""
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is unreadable ({str(error)[:160]}); publish or download it again") from error
+    if isinstance(config, dict) and config.get("format") == FIRST:
+        config = read_first_format(config, str(file))
     check_config(config, str(file))
-    return config
+    return config  # type: ignore[no-any-return]
 
 
 def check_config(config: Any, where: str) -> None:
@@ -199,11 +202,20 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
+def _both(first: Check, second: Check) -> Check:
+    def check(value: Any, where: str) -> None:
+        first(value, where)
+        second(value, where)
+
+    return check
+
+
 def _names(values: Collection[str]) -> Check:
     return one_of(*values)
 
 
 _WORD = r"[A-Za-z0-9_][\w .+-]*"
+_NAME = text(32)
 _COUNT = number(1, 128, whole=True)
 _CLASSES = list_of(text(256), 100_000)
 _TRIPLE = list_of(number(1e-6, 1e6), 3, least=3)
@@ -221,7 +233,7 @@ _INPUT = record(
         "spacing_mm": nullable(_TRIPLE),
         "orientation": nullable(text(3, r"[RLAPSI]{3}")),
         "intensity": nullable(_INTENSITY),
-        "kind": text(64, _WORD),
+        "media": text(64, _WORD),
         "modality": text(64, _WORD),
         "domain": text(128, _WORD),
         "sample": plain(depth=2, most=32),
@@ -236,31 +248,36 @@ _PLAN = record(
         "head_pool": nullable(_COUNT),
     }
 )
-_NET = record(
+_NET_ENTRIES = record(
     {
         "base": text(128, r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?"),
         "in_chans": number(1, MOST_CHANNELS, whole=True),
         "num_classes": nullable(number(0, 1_000_000, whole=True)),
-        "inflation": record({"taps": _names(TAP_NAMES), "overshoot": number(0, 2)}),
+        "inflation": record({"taps": _NAME, "overshoot": number(0, 2)}),
         "plan": _PLAN,
+        "attention": _NAME,
+        "statistics": _NAME,
     },
-    {
-        "global_pool": nullable(text(32, r"\w*")),
-        "base_kwargs": _arguments,
-        "attention": one_of("frame", "joint"),
-        "statistics": one_of("clip", "frame"),
-    },
+    {"global_pool": nullable(text(32, r"\w*")), "base_kwargs": _arguments, "time_padding": _NAME},
 )
-HEAD_TYPES = ("linear", "unet")
+
+
+def _net(value: Any, where: str) -> None:
+    """A net whose entries are bounded, and whose inflation is one."""
+    _NET_ENTRIES(value, where)
+    try:
+        NetSpec.from_dict(value)
+    except InputError as fault:
+        raise InputError(f"{where}: {fault}") from None
+
+
+_TARGET = record({"type": text(64, _WORD)}, {"names": _CLASSES, "annotated": _CLASSES}, is_open=True)
+# What is installed decides which types there are: a net loads without its heads' packages.
 _HEAD = record(
+    {"type": text(64, _WORD), "task": text(128, _WORD), "dataset": text(128, _WORD), "head": _arguments},
     {
-        "type": _names(HEAD_TYPES),
-        "task": text(128, _WORD),
-        "kind": text(64, _WORD),
-        "classes": list_of(text(256), 100_000, least=2),
-    },
-    {
-        "channels": nullable(list_of(number(1, LARGEST_SIZE, whole=True), 16, least=1)),
+        "media": text(64, _WORD),
+        "target": nullable(_both(_TARGET, plain(depth=3, most=100_000))),
         "window": nullable(list_of(number(1, 4096, whole=True), 3, least=3)),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,
@@ -269,7 +286,7 @@ _HEAD = record(
 _CONFIG = record(
     {
         "format": one_of(FORMAT),
-        "net": _NET,
+        "net": _net,
         "norm": _names(NORMS),
         "norm_domains": mapping_of(text(128, _WORD), text(128)),
         "input": _INPUT,

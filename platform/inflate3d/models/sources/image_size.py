@@ -85,7 +85,6 @@ def size_options(name: str, size: Size | None, given: dict[str, Any]) -> dict[st
 
 def takes(net: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether `net` runs on an input of `shape`: tried without data, or with it for nets that look at their data."""
-    modes = {module: module.training for module in net.modules()}
     try:
         with torch.no_grad():
             try:
@@ -93,13 +92,10 @@ def takes(net: nn.Module, shape: tuple[int, ...]) -> bool:
             except (RuntimeError, NotImplementedError) as error:
                 if "meta" not in str(error) or next(net.parameters()).is_meta:
                     raise
-                net.eval()(next(net.parameters()).new_zeros(shape))
+                copy.deepcopy(net).eval()(next(net.parameters()).new_zeros(shape))  # others may run `net` meanwhile
         return True
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
         return False
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _without_data(net: nn.Module) -> nn.Module:

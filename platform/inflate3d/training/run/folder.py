@@ -56,6 +56,7 @@ MAY_CHANGE = (
     "trainer.val_check_interval",
     "data.root",
     "data.num_workers",
+    "data.outage_s",
     "data.datasets.*.build*",
     "data.datasets.*.eval_batch_size",
     "data.datasets.*.max_eval_samples",
@@ -76,7 +77,7 @@ def write_config(run_folder: str | Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
-def read_config(run_folder: str | Path) -> dict[str, Any]:
+def read_run_config(run_folder: str | Path) -> dict[str, Any]:
     """Return a run's config.yaml as plain values. InputError if the folder is missing or no run's."""
     import yaml
 

@@ -165,9 +165,11 @@ class RunProgress(ProgressBar):
 
 
 def _losses(row: dict[str, float]) -> str:
-    """The loss, that of each dataset, and the learning rate."""
+    """The loss, that of each dataset (of its tasks, where it serves several), and the learning rate."""
     shown = [("loss", row.get("train/loss"))]
-    datasets = [(key.split("/")[2], v) for key, v in row.items() if key.count("/") == 3 and key.endswith("/loss")]
-    shown += datasets if len(datasets) > 1 else []
+    each = [(key.split("/"), v) for key, v in row.items() if key.count("/") == 3 and key.endswith("/loss")]
+    names = [dataset for (_, _, dataset, _), _ in each]
+    if len(each) > 1:
+        shown += [(d if names.count(d) == 1 else f"{d} {task}", value) for (_, task, d, _), value in each]
     shown.append(("lr", row.get("lr")))
     return "  ".join(f"{name} {value:.4g}" for name, value in shown if value is not None)

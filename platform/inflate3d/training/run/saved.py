@@ -13,12 +13,14 @@ from inflate3d import discover
 from inflate3d.contracts import AbstractTask, DatasetCard
 from inflate3d.errors import InputError
 from inflate3d.models import BackboneConfig
+from inflate3d.models.spec import NetSpec
 from inflate3d.sample import Triple
+from inflate3d.training.assignment import tasks_of
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, checkpoints_folder, find_checkpoint
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run.folder import read_config
+from inflate3d.training.run.folder import read_run_config
 
 
 def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
@@ -26,10 +28,10 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
 
     Needs neither the shards nor the 2D weights. "best" is "last" where no checkpoint carries a score.
     """
-    config, checkpoint = read_config(run_folder), choose_checkpoint(run_folder, which)
+    config, checkpoint = read_run_config(run_folder), choose_checkpoint(run_folder, which)
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
     model = config["model"]
-    backbone = without_weights(BackboneConfig(**model["backbone"]), state)
+    backbone = without_weights(BackboneConfig(**state["backbone"]), state)
     tasks = {name: _task(spec) for name, spec in model["tasks"].items()}
     module = MultiTaskModule(backbone, tasks, loss_weighting=model.get("loss_weighting", "fixed"))
     module.window_overlap = model.get("window_overlap", module.window_overlap)
@@ -37,14 +39,15 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     module.windows = _windows(config["data"])
     module.build({name: DatasetCard.from_dict(card) for name, card in state["cards"].items()})
     module.load_state_dict(best_weights(state))
+    module.frozen.load_state_dict(state.get("frozen", {}))
     return module.eval()
 
 
 def load_data(run_folder: str | Path, **options: Any) -> DataModule:
     """Return the run's data module, ready for use without a trainer; `options` replace what the config says."""
-    config = read_config(run_folder)
+    config = read_run_config(run_folder)
     data = DataModule(**{**config["data"], **options})
-    data.task_of = {d: name for name, spec in config["model"]["tasks"].items() for d in spec["init_args"]["datasets"]}
+    data.tasks_of = tasks_of({name: _task(spec) for name, spec in config["model"]["tasks"].items()})
     data.setup("validate")
     return data
 
@@ -66,21 +69,17 @@ def choose_checkpoint(run_folder: str | Path, which: str = "best") -> Checkpoint
 
 def without_weights(config: BackboneConfig, state: Mapping[str, Any]) -> BackboneConfig:
     """Return the config without 2D weights; of a publication, which may be gone, the net that it held."""
-    if state["net"]["base"] == config.name:
-        return replace(config, pretrained=False)
-    net = state["net"]
+    net = NetSpec.from_dict(state["net"])
+    if net.name == config.name:
+        return replace(config, pretrained=False, inflation=net.inflation)
     has_statistics = any(key.endswith(("running_mean", "domain_mean")) for key in state["state_dict"])
     return replace(
         config,
-        name=net["base"],
+        name=net.name,
         pretrained=False,
-        plan=net["plan"],
-        attention=net.get("attention", "frame"),
-        statistics=net.get("statistics", "frame"),
-        inflation=net["inflation"]["taps"],
-        overshoot=net["inflation"]["overshoot"],
+        inflation=net.inflation,
         norm=config.norm if has_statistics else "group",
-        timm_kwargs={**net["base_kwargs"], "in_chans": net["in_chans"], "global_pool": net["global_pool"]},
+        timm_kwargs={**net.timm_kwargs, "in_chans": net.in_chans, "global_pool": net.global_pool},
     )
 
 

@@ -1,4 +1,4 @@
-"""One batch of every dataset through its task before the first step, so that a mistake in task 7 shows at once."""
+"""One batch of every dataset through its tasks before the first step, so that a mistake in task 7 shows at once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from inflate3d.contracts import SupervisedTask
 from inflate3d.errors import InputError
 from inflate3d.sample import Batch
-from inflate3d.training.weighting import class_counts, constant_loss
+from inflate3d.seeds import mix
+from inflate3d.training.step_encoder import StepEncoder
+from inflate3d.training.weighting import constant_loss
 
 _BATCHES_FOR_CONSTANT = 4
 
@@ -34,42 +37,47 @@ class FirstBatches(pl.Callback):
             for name in datamodule.datasets:
                 batches = datamodule.first_batches(name, _BATCHES_FOR_CONSTANT if wants_constant else 1)
                 batches = [batch.to(pl_module.device) for batch in batches]
-                features = check_batch(pl_module, batches[0])
-                if wants_constant:
-                    pl_module.constant_losses[name] = _constant(trainer, pl_module, features, batches)
+                check_batch(pl_module, batches[0])
+                for task in pl_module.tasks_of[name] if wants_constant else ():
+                    pl_module.constant_losses[f"{task}/{name}"] = _constant(trainer, pl_module.tasks[task], batches)
         finally:
             for module, training in modes.items():
                 module.training = training
 
 
 @torch.no_grad()
-def check_batch(module: Any, batch: Batch) -> Any:
-    """Compute the loss of a batch and return the features; the error of whatever fails names dataset, task and keys."""
-    where = f"first batch of dataset {batch.dataset!r} (task {batch.task!r}, samples {', '.join(batch.keys[:4])})"
-    classes = module.cards[batch.dataset].classes
-    low, high = int(batch.target.min()), int(batch.target.max())
-    if low < 0 or high >= len(classes):
-        raise InputError(f"{where}: targets from {low} to {high}; the shards name {len(classes)} classes {classes}")
-    if not bool(torch.isfinite(batch.image).all()):
-        raise InputError(f"{where}: the images hold values that are not finite; see: platform shards check")
-    try:
-        features = module.backbone(batch.image, domain=batch.dataset)
-        loss = module.tasks[batch.task].loss(features, batch)["loss"]
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except Exception as error:
-        shape = tuple(batch.image.shape)
-        raise RuntimeError(f"{where}: images {shape} fail with {type(error).__name__}: {error}") from error
-    if not bool(torch.isfinite(loss)):
-        raise RuntimeError(f"{where}: the loss is {float(loss)} before the first step")
-    return features
+def check_batch(module: Any, batch: Batch) -> None:
+    """Compute the losses of a batch; the error of whatever fails names dataset, task and keys."""
+    card, samples = module.cards[batch.dataset], f"samples {', '.join(batch.keys[:4])}"
+    where = f"first batch of dataset {batch.dataset!r} ({samples})"
+    for name, view in batch.views.items():
+        if not bool(torch.isfinite(view).all()):
+            raise InputError(f"{where}: view {name!r} holds values that are not finite; see: platform shards check")
+    for name, value in batch.targets.items():
+        try:
+            card.target(name).check_batch(value)
+        except InputError as error:
+            raise InputError(f"{where}: target {name!r}: {error}") from error
+    encoder = StepEncoder(module.backbone)
+    for task in module.tasks_of[batch.dataset]:
+        where = f"first batch of dataset {batch.dataset!r} (task {task!r}, {samples})"
+        try:
+            loss = module.tasks[task].step(encoder, batch, seed=mix(module.seed, "first batch", task))["loss"]
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        except Exception as error:
+            shape = tuple(batch.image.shape)
+            raise RuntimeError(f"{where}: images {shape} fail with {type(error).__name__}: {error}") from error
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError(f"{where}: the loss is {float(loss)} before the first step")
 
 
-def _constant(trainer: pl.Trainer, module: Any, features: Any, batches: list[Batch]) -> float:
-    card, task = module.cards[batches[0].dataset], module.tasks[batches[0].task]
-    counts = torch.stack([class_counts(batch, len(card.classes)) for batch in batches]).sum(0)
-    counts = _reduced(trainer, counts)
-    losses = torch.stack([constant_loss(task, counts, features, batch).double() for batch in batches])
+def _constant(trainer: pl.Trainer, task: SupervisedTask, batches: list[Batch]) -> float:
+    dataset = batches[0].dataset
+    values = [task.value(batch) for batch in batches]
+    tally = torch.stack([task.target_of(dataset).tally(value) for value in values]).sum(0)
+    tally = _reduced(trainer, tally)
+    losses = torch.stack([constant_loss(task, dataset, tally, value).double() for value in values])
     return float(_reduced(trainer, losses).mean() / trainer.world_size)
 
 

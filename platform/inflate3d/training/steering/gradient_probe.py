@@ -18,7 +18,8 @@ class GradientProbe(pl.Callback):
 
     Every `every_steps` optimiser steps it listens until each task has had `batches` micro-batches, and compares the
     mean gradients, loss weights included: what the optimiser would see of that task alone. A cosine below zero means
-    that two tasks pull the layer apart. Nothing of the training changes.
+    that two tasks pull the layer apart. Tasks of one dataset come together and count as one, <task>+<other>. Nothing of
+    the training changes.
     """
 
     def __init__(self, layer: str | None = None, every_steps: int = 100, batches: int = 1) -> None:
@@ -46,14 +47,15 @@ class GradientProbe(pl.Callback):
         if not self._listens and batch_idx % trainer.accumulate_grad_batches == 0:
             self._listens = trainer.global_step % self.every_steps == 0
             self._sums, self._counts = {}, {}
-        self._task = batch.task if self._listens else None
+        self._task = "+".join(pl_module.tasks_of[batch.dataset]) if self._listens else None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Close the round when every task has spoken, and log."""
         self._task = None
-        if self._listens and all(self._counts.get(name, 0) >= self.batches for name in pl_module.tasks):
+        names = dict.fromkeys("+".join(tasks) for tasks in pl_module.tasks_of.values())
+        if self._listens and all(self._counts.get(name, 0) >= self.batches for name in names):
             self._listens = False
-            means = {name: self._mean(trainer, name) for name in pl_module.tasks}
+            means = {name: self._mean(trainer, name) for name in names}
             row = compare(means)
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)

@@ -29,11 +29,11 @@ class LossWatch:
     def __init__(self, explosion: float = 20.0) -> None:
         self.explosion = explosion
         self.first: dict[str, float] = {}
-        self._seen: list[tuple[Batch, Tensor]] = []
+        self._seen: list[tuple[Batch, str, Tensor]] = []
 
-    def add(self, batch: Batch, loss: Tensor) -> None:
-        """Remember a micro-batch, without its tensors and without waiting for the device."""
-        self._seen.append((_without_tensors(batch), loss.detach()))
+    def add(self, batch: Batch, task: str, loss: Tensor) -> None:
+        """Remember a task's loss on a micro-batch, without its tensors and without waiting for the device."""
+        self._seen.append((_without_tensors(batch), task, loss.detach()))
 
     def check(self, row: Mapping[str, float], *, step: int, steps: int, lr: float, folder: Path, rank: int) -> None:
         """Raise TrainingFailure if a loss of `row`, the means over `steps` steps up to `step`, is no good.
@@ -46,7 +46,7 @@ class LossWatch:
             for key, value in row.items():
                 self.first.setdefault(key, value)
             return
-        entries = [_entry(batch, loss) for batch, loss in seen]
+        entries = [_entry(batch, task, loss) for batch, task, loss in seen]
         guilty = [e for e in entries if not math.isfinite(e["loss"])] or sorted(entries, key=lambda e: -e["loss"])[:1]
         content = {
             "format": FORMAT,
@@ -93,10 +93,10 @@ def _message(faults: list[str], guilty: list[dict[str, Any]], *, step: int, step
     return "\n".join(lines)
 
 
-def _entry(batch: Batch, loss: Tensor) -> dict[str, Any]:
+def _entry(batch: Batch, task: str, loss: Tensor) -> dict[str, Any]:
     return {
         "micro_batch": batch.micro_batch,
-        "task": batch.task,
+        "task": task,
         "dataset": batch.dataset,
         "loss": float(loss),
         "keys": list(batch.keys),
@@ -109,7 +109,7 @@ def _plain(value: float) -> float | str:
 
 
 def _without_tensors(batch: Batch) -> Batch:
-    return Batch(None, None, batch.keys, batch.dataset, batch.task, None, batch.micro_batch)  # type: ignore[arg-type]
+    return Batch({}, {}, batch.keys, batch.dataset, None, batch.micro_batch)  # type: ignore[arg-type]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inflate3d.contracts import FeatureInfo, Features
+from inflate3d.nn.heads import Head
 from inflate3d.sample import Triple
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(Head):
     """Decode a backbone's levels, deep to shallow, into logits (B, num_classes, D, H, W) of the input's size.
 
     Each level is resized to the next finer map's own size, so that odd sizes, depth reductions of 1 and any number of
@@ -25,6 +27,8 @@ class UNetDecoder(nn.Module):
     channels: width of the decoder at full resolution and at each level but the deepest, shallow to deep, which is as
     many numbers as there are levels. Default: 16 at full resolution, then 32, 64, ... and at most 256.
     """
+
+    last_layer: ClassVar[str] = "classify."
 
     def __init__(self, feature_info: FeatureInfo, num_classes: int, *, channels: Sequence[int] | None = None) -> None:
         super().__init__()
@@ -36,6 +40,7 @@ class UNetDecoder(nn.Module):
             )
         inputs = [*widths[1:], encoder[-1]]  # what comes up from below, at full resolution and at each level
         skips = [0, *encoder[:-1]]
+        self.widths = widths
         self.blocks = nn.ModuleList(_Block(i + s, w) for i, s, w in zip(inputs, skips, widths, strict=True))
         self.classify = nn.Conv3d(widths[0], num_classes, kernel_size=1)
 
@@ -45,6 +50,10 @@ class UNetDecoder(nn.Module):
         for block, skip in zip(list(self.blocks)[:0:-1], features.maps[-2::-1], strict=True):
             x = block(torch.cat([resize(x, _size(skip)), skip], dim=1))
         return self.classify(self.blocks[0](resize(x, features.size)))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the number of classes and the widths."""
+        return {"num_classes": self.classify.out_channels, "channels": list(self.widths)}
 
 
 def default_channels(num_levels: int) -> list[int]:

@@ -1,0 +1,50 @@
+"""Which tasks each dataset serves, and the heads that follow from it, by the names that publications give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inflate3d.contracts import AbstractTarget, AbstractTask, DatasetCard
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class PlacedHead:
+    """One head: a task's module that serves one dataset. target: what it answers for; None: no target."""
+
+    task: str
+    dataset: str
+    card: DatasetCard
+    target: AbstractTarget | None
+    module: nn.Module
+
+
+def tasks_of(tasks: Mapping[str, AbstractTask]) -> dict[str, list[str]]:
+    """Return the names of each dataset's tasks, in the order of the tasks."""
+    found: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        for dataset in task.datasets:
+            found.setdefault(dataset, []).append(name)
+    return found
+
+
+def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
+    """Return every head by its name: that of its dataset where it is the only one, else <dataset>-<task>.
+
+    Modules that are not named after a dataset are no heads. Building comes first.
+    """
+    held = {d: [n for n in names if d in tasks[n].modules()] for d, names in tasks_of(tasks).items()}
+    return {
+        (dataset if len(names) == 1 else f"{dataset}-{name}"): _placed(name, tasks[name], dataset)
+        for dataset, names in held.items()
+        for name in names
+    }
+
+
+def _placed(name: str, task: AbstractTask, dataset: str) -> PlacedHead:
+    target = task.target_of(dataset) if dataset in task.target_names else None
+    return PlacedHead(name, dataset, task.cards[dataset], target, task.modules()[dataset])

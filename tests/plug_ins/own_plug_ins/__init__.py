@@ -1,0 +1,1 @@
+"""Plug-ins of a stranger, as CONTRIBUTING.md tells to write them."""

@@ -91,7 +91,7 @@ class NnunetRaw(AbstractDataset):
     def _card(self) -> DatasetCard:
         window = self._window
         if self._is_ct and window is None:
-            window = measure_window(self)
+            window = measure_window(self, self._card_without_window)
         card = self._card_without_window
         return replace(card, input=replace(card.input, intensity=Intensity("window", window))) if window else card
 

@@ -107,7 +107,7 @@ class VolumeCSV(AbstractDataset):
     def _card(self) -> DatasetCard:
         window = self._window
         if self._modality == "ct" and window is None:
-            window = measure_window(self)
+            window = measure_window(self, self._card_without_window)
         elif self._modality == "mask" and window is None:
             window = (0.0, 1.0)
         card = self._card_without_window

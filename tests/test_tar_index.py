@@ -25,6 +25,7 @@ from inflate3d.training.datamodule import DataModule
 
 MASK = {"type": "mask", "names": ["none", "liver"]}
 CARD: dict[str, Any] = {"name": "organs", "media": "volume", "modality": "ct", "targets": {"mask": MASK}}
+FIRST = {"name": "organs", "kind": "volume_segmentation", "modality": "ct", "classes": ["none", "liver"]}
 SEGMENTATION: dict[str, Any] = {
     "card": {**CARD, "input": {"channels": ["ct"], "intensity": {"mode": "zscore"}}},
     "splits": {"train": "train-*.tar", "val": ["val-*.tar"]},
@@ -161,7 +162,12 @@ def test_a_mapping_is_read_back_as_it_was_written() -> None:
         ("card", None, "card is None; expected keys below it"),
         ("card.media", "volumes", "card.media: unknown medium 'volumes'; close names: 'volume'"),
         ("card.media", None, "card.media is None; expected a text"),
-        ("card.kind", "segmentation", "unknown kind 'segmentation'; close names: 'volume_segmentation'"),
+        (
+            "card",
+            {**FIRST, "kind": "segmentation"},
+            "card: unknown kind 'segmentation'; close names: 'volume_segmentat",
+        ),
+        ("card", {**FIRST, "classes": ["liver"]}, "card.classes is .* at least two different names"),
         ("card.targets", ["mask"], r"card.targets is \['mask'\]; expected NAME: \{type: ..., ...\} for each"),
         ("card.targets.mask", "organ", "card.targets.mask is 'organ'; expected .* with a type of class_label, mask"),
         ("card.targets.mask.names", ["liver"], "card.targets.mask.names is .* at least two different names"),

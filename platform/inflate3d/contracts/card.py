@@ -116,13 +116,13 @@ _FIRST_FORMAT = {
 }
 
 
-def from_first_format(data: Mapping[str, Any]) -> dict[str, Any]:
+def from_first_format(data: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     """Return a description that names a `kind` and `classes` with media and targets in their place.
 
     What shards, publications and mappings of tars said first. InputError with close names for an unknown kind.
     """
     rest = {k: v for k, v in data.items() if k not in ("kind", "classes")}
     if data["kind"] not in _FIRST_FORMAT:
-        raise unknown_name("kind", str(data["kind"]), _FIRST_FORMAT)
+        raise unknown_name("kind", str(data["kind"]), _FIRST_FORMAT, where=where)
     media, name, target = _FIRST_FORMAT[data["kind"]]
     return {**rest, "media": media, "targets": {name: {"type": target, "names": list(data.get("classes", ()))}}}

@@ -60,11 +60,12 @@ def read_volume_case(
 
 
 def measure_window(
-    dataset: AbstractDataset, *, most_cases: int = 20, most_voxels: int = 100_000
+    dataset: AbstractDataset, card: DatasetCard, *, most_cases: int = 20, most_voxels: int = 100_000
 ) -> tuple[float, float]:
     """Return the 0.5 and 99.5 percentiles of the foreground intensities, as nnU-Net uses for CT.
 
-    Reads up to `most_cases` training cases, evenly spaced; broken ones are skipped, because the build lists them.
+    card: the dataset's, whose window is not known yet. Reads up to `most_cases` training cases, evenly spaced; broken
+    ones are skipped, because the build lists them.
     Foreground is where the mask is not 0; a case without foreground or mask counts whole. Each gives at most
     `most_voxels`, evenly spaced, so that a large volume does not dominate. InputError if no case can be read
     or values don't differ.
@@ -77,7 +78,7 @@ def measure_window(
         except InputError:
             continue
         assert sample.image is not None
-        inside = _foreground(sample, dataset.card)
+        inside = _foreground(sample, card)
         voxels = sample.image[:, inside].ravel()
         taken.append(voxels[:: max(1, len(voxels) // most_voxels)].astype(np.float64))
     low, high = np.percentile(np.concatenate(taken), [0.5, 99.5]).tolist() if taken else (0.0, 0.0)

@@ -95,7 +95,7 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> No
 def _card(data: Mapping[str, Any], where: str) -> DatasetCard:
     if "kind" in data:  # as mappings said it before media and targets: kind and classes
         _check_names(data.get("classes"), f"{where}.classes")
-        data = from_first_format(data)
+        data = from_first_format(data, where=where)
     _check_keys(data, [f.name for f in fields(DatasetCard)], where)
     for name in ("name", "media", "modality"):
         if not isinstance(data.get(name), str):

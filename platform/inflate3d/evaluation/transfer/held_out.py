@@ -9,7 +9,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -85,8 +84,3 @@ def _compute(metrics: MetricCollection) -> dict[str, float]:
 
 def _plain(value: float) -> float | None:
     return round(value, 5) if math.isfinite(value) else None
-
-
-def as_tensors(answers: Answers) -> tuple[Tensor, Tensor]:
-    """Return (probabilities (N, K), target (N,)) of a classification."""
-    return torch.tensor(answers.probabilities), torch.tensor(answers.target)

@@ -37,7 +37,9 @@ class Encoder(Protocol):
     Called twice in a step on the same view it computes once. Its parameters belong to the run, not to the task.
     """
 
-    feature_info: FeatureInfo
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What heads must know of it."""
 
     def __call__(self, view_BCDHW: torch.Tensor, *, domain: str) -> Features:
         """Return the features of a view (B, C, D, H, W). domain: the dataset whose stem and statistics serve it."""

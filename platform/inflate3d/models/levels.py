@@ -26,16 +26,18 @@ class Intermediates(nn.Module):
         return final, maps
 
 
-class _Levels(InflatedFeatureInfo):
-    """The levels that heads see: one a reduction."""
+class Levels(InflatedFeatureInfo):
+    """The levels that heads see: one a reduction; and the width of the pooled vector."""
+
+    num_pooled: int
 
 
-def distinct_levels(net: nn.Module) -> tuple[list[int], InflatedFeatureInfo]:
+def distinct_levels(net: nn.Module) -> tuple[list[int], Levels]:
     """Return the indices of the last map at each reduction, and their feature info; plain ViTs have one."""
     info: InflatedFeatureInfo = net.feature_info  # type: ignore[assignment]
     last = {entry["reduction"]: index for index, entry in enumerate(info.info)}
     indices = [last[reduction] for reduction in sorted(last)]
-    levels = _Levels(info.info, tuple(indices))
+    levels = Levels(info.info, tuple(indices))
     with torch.no_grad():
         levels.num_pooled = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
     return indices, levels

@@ -30,9 +30,9 @@ class Scores(nn.Module):
         self.losses = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
         for name, dataset in self._order:
             if (metrics := tasks[name].metrics(dataset)) is not None:
-                self.metrics[name][dataset] = metrics  # type: ignore[index]
+                self.metrics[name][dataset] = metrics  # type: ignore[index, operator]
             if tasks[name].main_metric is None:
-                self.losses[name][dataset] = MeanMetric()  # type: ignore[index]
+                self.losses[name][dataset] = MeanMetric()  # type: ignore[index, operator]
         self._count = dict.fromkeys(self._order, 0)
 
     def has_metrics(self, task: str, dataset: str) -> bool:

@@ -45,9 +45,12 @@ class Answerer(Protocol):
     """A model with all that can answer of it, by name."""
 
     title: str
-    heads: Mapping[str, Answering]
     precision: str
     """trainer.precision, under which it was validated."""
+
+    @property
+    def heads(self) -> Mapping[str, Answering]:
+        """What can answer, by name."""
 
     def sample(self, head: str) -> dict[str, Any]:
         """Return what one sample of its dataset is (`data.datasets.<name>.sample`)."""

@@ -101,7 +101,7 @@ class DatasetCard:
 
 
 def _input_of(data: Mapping[str, Any]) -> InputSpec:
-    spec = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "intensity"}
+    spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "intensity"}
     intensity: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in dict(data.get("intensity", {})).items()
     }

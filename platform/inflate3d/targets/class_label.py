@@ -31,7 +31,8 @@ class ClassTarget(AbstractTarget):
                 raise unknown_name("class", value, self.names)
             return self.names.index(value)
         # A whole number, perhaps NumPy's, or written as 2.0.
-        if not isinstance(value, Real) or isinstance(value, bool) or value not in range(len(self.names)):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not is_number or value not in range(len(self.names)):
             raise InputError(f"is {str(value)[:80]}; allowed: 0 to {len(self.names) - 1}")
         return int(value)
 

@@ -125,13 +125,10 @@ def _check_sample(raw: RawMembers, card: DatasetCard) -> None:
         name: _whole(sample[name]) if target.per_voxel else stored_value(record, name)
         for name, target in card.targets.items()
     }
-    built_from = RawSample(
-        image=_whole(sample.get("image")),
-        video_suffix=next((s for s in raw.members if s in byte_members()), "none"),
-        targets=targets,
-        **{name: sample.get(name) for name in set(byte_members().values())},
-        **{name: record.get(name) for name in ("spacing_mm", "affine")},
-    )
+    rest: dict[str, Any] = {name: sample.get(name) for name in set(byte_members().values())}
+    rest |= {name: record.get(name) for name in ("spacing_mm", "affine")}
+    suffix = next((s for s in raw.members if s in byte_members()), "none")
+    built_from = RawSample(_whole(sample.get("image")), video_suffix=suffix, targets=targets, **rest)
     encode_sample(built_from, card, key=raw.key)
 
 

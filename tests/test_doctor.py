@@ -41,7 +41,7 @@ def test_a_healthy_config_is_described(root: Path, capsys: pytest.CaptureFixture
     for _, *stages, total, broken in times:
         assert sum(map(float, stages)) == pytest.approx(float(total), abs=0.05)
         assert broken == "0"
-    assert re.search(r"most for \w+ of toy_\w+ \(\d+% of the loading\)", said)
+    assert re.search(r"mostly for \w+ of toy_\w+ \(\d+% of the loading\)", said)
 
 
 def test_what_a_run_costs_follows_from_the_step_of_one_rank(
@@ -86,7 +86,7 @@ def test_each_stage_is_charged_with_its_own_time(root: Path, monkeypatch: pytest
     augment = [{"class_path": "RandomHorizontalFlip"}]
     data = DataModule(str(root), {"toy_video": {"batch_size": 2, "sample": sample, "augment": augment}}, seed=0)
     source = data.source("toy_video", "train")
-    stage: Any = source.stage.stage  # type: ignore[attr-defined]
+    stage: Any = source.stage.stages["image"]  # type: ignore[attr-defined]
     pauses = {"decode": 0.5, "normalise": 0.25, "augment": 1.0}
     for name, seconds in pauses.items():
         setattr(stage, name, slowed(getattr(stage, name), seconds, now))

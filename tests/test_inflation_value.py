@@ -12,6 +12,7 @@ from inflate3d.errors import InputError
 from inflate3d.inflation import PRESETS, Inflation, InflationPlan, NetInput, Taps, resolve_plan
 from inflate3d.models import BackboneConfig
 from inflate3d.models.spec import NetSpec
+from inflate3d.targets import ClassTarget
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule
 from inflate3d.training.run.saved import without_weights
@@ -156,20 +157,8 @@ def test_a_run_writes_down_the_plan_that_its_datasets_make(tmp_path):
 
 
 def test_a_module_builds_it_and_its_checkpoint_holds_it():
-    card = DatasetCard(
-        *(
-            "shapes",
-            "volume_classification",
-            "Shapes",
-            "mask",
-            ("a", "b"),
-            "https://x.org",
-            "CC0-1.0",
-            True,
-            True,
-            "None",
-        )
-    )
+    words = ("shapes", "volume", "Shapes", "mask", "https://x.org", "CC0-1.0", True, True, "None")
+    card = DatasetCard(*words, targets={"label": ClassTarget(("a", "b"))})
     module = MultiTaskModule(BackboneConfig("test_resnet"), {"shape": VolumeClassification(datasets=["shapes"])})
     module.net_inputs = [NetInput((4, 24, 24), (1.0, 1.0, 1.0)), NetInput((24, 24, 24))]
     plan = module.build({"shapes": card}).backbone.net.plan

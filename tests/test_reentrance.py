@@ -13,6 +13,7 @@ from inflate3d.errors import InputError
 from inflate3d.inflation import folding, show_map
 from inflate3d.inflation.call import telling, told
 from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.targets import ClassTarget
 from timm.layers import set_fused_attn, set_reentrant_ckpt
 from timm.utils import reparameterize_model
 from torch.func import functional_call, grad, jvp, vmap
@@ -164,10 +165,10 @@ def two_domains(**options):
         rights = dict(url="", licence="CC0-1.0", commercial_use=True, weights_may_be_published=True)
         return DatasetCard(
             name=name,
-            kind="volume_classification",
+            media="volume",
             title=name,
             modality=modality,
-            classes=("a", "b"),
+            targets={"label": ClassTarget(("a", "b"))},
             citation="",
             input=InputSpec(channels=names),
             **rights,

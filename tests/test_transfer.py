@@ -211,7 +211,7 @@ def test_the_same_command_runs_nothing_again_and_more_seeds_add_only_theirs(fini
 
 def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):
     output, _, _ = finished
-    with pytest.raises(InputError, match=r"scratch-probe-0\.5-0\.json: was measured under other settings"):
+    with pytest.raises(InputError, match=r"scratch-probe-0\.5-0\.json: was measured with other settings"):
         run_transfer(ARMS, Target(root, replace(SHAPES, steps=3)), output)
     other = [replace(ARMS[0], backbone=replace(ARMS[0].backbone, inflation="mean"))]
     with pytest.raises(InputError, match="give another --output"):

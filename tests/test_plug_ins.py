@@ -64,6 +64,7 @@ def test_lists_show_the_plug_ins(installed: dict[str, str], tmp_path: Path) -> N
     assert "A folder of NIfTI volumes without any labels" in platform(installed, tmp_path, "datasets", "list")
 
 
+@pytest.mark.slow
 def test_fit_trains_an_unlabelled_dataset_by_a_task_without_labels(installed: dict[str, str], tmp_path: Path) -> None:
     write = (
         "from pathlib import Path; from own_plug_ins import nifti_folder as n; n.NiftiFolder.write_example(Path('raw'))"
@@ -85,6 +86,7 @@ def test_fit_trains_an_unlabelled_dataset_by_a_task_without_labels(installed: di
     assert "out" in published
 
 
+@pytest.mark.slow
 def test_the_contract_tests_walk_the_plug_ins(installed: dict[str, str]) -> None:
     files = ["tests/test_every_task.py", "tests/test_every_dataset.py"]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]

@@ -19,6 +19,12 @@ from timm.utils import reparameterize_model
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
+
+def slow_but(names, count):
+    """The names as parameters, all but the first `count` marked slow."""
+    return [pytest.param(name, marks=[] if i < count else [pytest.mark.slow]) for i, name in enumerate(names)]
+
+
 CHECKPOINTING = [
     *("test_resnet", "test_vit", "test_vit2", "test_convnext", "test_convnext2", "test_efficientnet"),
     *("test_efficientnet_gn", "test_efficientnet_ln", "test_mambaout", "test_nfnet", "test_byobnet", "densenet121"),
@@ -63,13 +69,13 @@ def check_checkpointing(name):
     torch.testing.assert_close(gradients(net, loss), plain)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTING)
+@pytest.mark.parametrize("name", slow_but(CHECKPOINTING, 2))
 def test_checkpointing_takes_any_forwards_before_the_backward(name):
     check_checkpointing(name)
 
 
 @pytest.mark.usefixtures("reentrant")
-@pytest.mark.parametrize("name", CHECKPOINTING[:6])
+@pytest.mark.parametrize("name", slow_but(CHECKPOINTING[:6], 1))
 def test_reentrant_checkpointing_takes_any_forwards_before_the_backward(name):
     check_checkpointing(name)
 
@@ -228,7 +234,8 @@ def test_an_empty_batch_answers_empty(name):
     assert [m.shape[1:] for m in got] == [m.shape[1:] for m in expected]
 
 
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
 def test_export_leaves_a_net_that_copies_saves_and_answers(strict):
     net = build(plan="2d")
     x, other = clips(net, 2, 4), clips(net, 3, 6)
@@ -241,7 +248,7 @@ def test_export_leaves_a_net_that_copies_saves_and_answers(strict):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+@pytest.mark.parametrize("name", slow_but(["test_resnet", "test_efficientnet", "test_vit"], 1))
 def test_a_trace_holds_for_other_batches_and_depths(name):
     net = build(name, plan="isotropic")
     with torch.no_grad():

@@ -14,6 +14,7 @@ def randn(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [2, 3])
 def test_functions_are_right_to_second_order(frames):
     torch.manual_seed(0)

@@ -215,6 +215,7 @@ def test_a_tasks_own_module_idles_and_a_task_without_a_score_logs_its_loss(shard
         assert isinstance(module.predict(batch, "teacher"), Features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [5, 9])
 def test_a_teacher_goes_on_bit_for_bit(shards: Path, tmp_path: Path, crash: int) -> None:
     class ToyCrash(pl.Callback):

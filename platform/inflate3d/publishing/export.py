@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from inflate3d.models.publication.heads import is_per_voxel
 from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
+from inflate3d.publishing.as_it_is import spec_of
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
@@ -104,6 +105,7 @@ def export(
     inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
     card's loading lines. pages: further files, listed in training["reports"].
     """
+    model = getattr(model, "_orig_mod", model)  # a compiled net is the net
     place = parse_destination(destination)
     is_private = not may_be_published((training or {}).get("data", []))
     refuse_private(is_private, place)
@@ -136,15 +138,11 @@ def export(
 
 def _config_of(model: Any, **stated: Any) -> dict[str, Any]:
     """Return config.json: what is stated, None aside, and what a net says of itself. InputError for what cannot be."""
-    spec = getattr(model, "net_spec", None)
-    if spec is None:
-        raise InputError(f"{type(model).__name__} was not made by create_model; build it there, then publish it")
-    if spec.features_only:
-        raise InputError("features_only nets lack their last layers; publish the full net")
+    spec = spec_of(model, norm=stated["norm"])
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
-        "net": replace(spec, num_classes=getattr(model, "num_classes", spec.num_classes)).to_dict(),
+        "net": spec.to_dict(),
         "input": contract_of_2d(model, spec.in_chans),
         "classes": getattr(model, "label_names", None) or None,
         "source_weights": _source_weights(model),

@@ -364,7 +364,7 @@ def test_unreadable_cases_are_named_after_the_others_were_done(
     message = predict(folder, tmp_path / "out", "--dataset", "stored", code=2)
     assert "1 of 8 cases could not be read; the other 7 are in" in message
     assert "case_2: " in message
-    assert "cut short" in message
+    assert "truncated" in message
     assert len(list((tmp_path / "out").iterdir())) == 7
 
 

@@ -60,7 +60,9 @@ class CaseScores:
         write_csv(self.table, table)
 
     def __str__(self) -> str:
-        """The averages, in a line."""
+        """The averages, in a line; "" where no case was scored."""
+        if not self.rows:
+            return ""
         named = [f"{class_name(n)} {v:.4f}" for n, v in zip(self.classes[1:], self.mean(), strict=True)]
         return (
             f"Dice of {len(self.rows)} cases: {np.nanmean(self.mean()):.4f} ({', '.join(named)}), each in {self.table}"

@@ -63,7 +63,7 @@ def choose_checkpoint(run_folder: str | Path, which: str = "best") -> Checkpoint
             raise
         found = find_checkpoint(run_folder, "last")
     if found is None:
-        raise InputError(f"{run_folder} holds no checkpoint yet; train first: platform fit")
+        raise InputError(f"{run_folder} has no checkpoint yet; train first: platform fit")
     return found
 
 

@@ -90,7 +90,7 @@ def _answer(net: nn.Module, x: Tensor) -> Tensor:
 def _pool_of(net: Any) -> str | None:
     """Return how a timm net pools, by timm's word; None where it does not say."""
     for holder in (net, getattr(net, "head", None)):
-        pool = getattr(holder, "global_pool", None)
+        pool: Any = getattr(holder, "global_pool", None)
         if isinstance(pool, str):
             return pool
         if hasattr(pool, "pool_type"):

@@ -114,7 +114,8 @@ class DeepSpeed(DeepSpeedStrategy):
         count = max(sum(p.numel() for p in self.lightning_module.parameters()), 1)
         zero = self.config["zero_optimization"]
         for key in ("allgather_bucket_size", "reduce_bucket_size"):
-            zero[key] = min(zero[key], count)
+            smallest = min(zero[key], count)
+            zero[key] = smallest + smallest % 2  # ZeRO 1 and 2 take even ones alone
         if self.stage == 3:
             state.register_direct_parameters(self.lightning_module)
         # Autocast does the casting, as under DDP.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
@@ -12,7 +13,7 @@ from inflate3d.discover import find, name_of
 from inflate3d.errors import InputError
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Built as Head(feature_info, **description), where the description is plain JSON values.
 
     A type of head is one file in inflate3d/heads/, or a module behind the entry-point group `inflate3d.heads`; its
@@ -27,13 +28,13 @@ class Head(nn.Module):
     Such a layer takes the place of the net's own classifier where published weights are loaded.
     """
 
+    @abstractmethod
     def forward(self, features: Features) -> Tensor:
         """Return the logits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what `rebuild` needs, as plain JSON values; "num_classes" where there may be another number."""
-        raise NotImplementedError
 
     @classmethod
     def rebuild(cls, description: Mapping[str, Any], feature_info: FeatureInfo) -> Head:

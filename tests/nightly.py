@@ -1,4 +1,4 @@
-"""Which parameters of a matrix stand for it in .ci/run; the others carry the marker `nightly`: make nightly."""
+"""Which parameters of a matrix stand for it in the fast tests and in .ci/run; the rest is `slow` or `nightly`."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def some(values: Iterable[tuple[Any, ...]], chosen: Iterable[tuple[Any, ...]]) -
     """Tuples of values as parameters; what is not in `chosen` is nightly."""
     chosen = list(chosen)
     return [pytest.param(*value, marks=[] if value in chosen else NIGHTLY) for value in values]
+
+
+def slow_but(values: Iterable[Any], count: int) -> list[Any]:
+    """Values (or tuples of them) as parameters, all but the first `count` marked slow."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=[] if i < count else [pytest.mark.slow]) for i, row in enumerate(rows)]

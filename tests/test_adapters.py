@@ -66,6 +66,7 @@ def test_names_entered_into_timm_are_no_2d_names() -> None:
     assert "tf_efficientnet_lite0_3d.v1" in inflate3d.list_pretrained()
 
 
+@pytest.mark.slow
 def test_monais_flexible_unet_takes_an_encoder() -> None:
     pytest.importorskip("monai", reason="pip install 'inflate3d[adapters]'")
     torch.manual_seed(0)

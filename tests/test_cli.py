@@ -333,6 +333,7 @@ def test_shards_behind_an_address_are_checked_there(
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_check_stops_before_training(tmp_path: Path, platform_command: Command) -> None:
     done = platform_command("fit", "--config", "quickstart.yaml", "--check")
     assert done.returncode == 0, done.stderr

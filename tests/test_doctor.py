@@ -44,6 +44,7 @@ def test_a_healthy_config_is_described(root: Path, capsys: pytest.CaptureFixture
     assert re.search(r"mostly for \w+ of toy_\w+ \(\d+% of the loading\)", said)
 
 
+@pytest.mark.slow
 def test_what_a_run_costs_follows_from_the_step_of_one_rank(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,7 +98,7 @@ def test_every_type_takes_a_value_and_refuses_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not made(n).per_voxel])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stored=json_values())
 def test_what_a_check_passes_can_be_a_batch(name: str, stored: Any) -> None:
     target = made(name)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from inflate3d import inflate
 from inflate3d.errors import InputError
 from inflate3d.inflation import InflationError
-from nightly import some
+from nightly import slow_but, some
 from torch import nn
 
 CONV_NETS = ("resnet10t", "resnet18", "tf_efficientnet_lite0", "convnext_atto", "regnetx_002", "mobilenetv3_small_050")
@@ -104,8 +104,8 @@ class PlainResNet3D(nn.Module):
         return F.linear(x.mean((2, 3, 4)), self.state["fc.weight"], self.state["fc.bias"])
 
 
-@pytest.mark.parametrize("time_padding", ["replicate", "zeros"])
-@pytest.mark.parametrize("depth", [16, 19])
+@pytest.mark.parametrize("time_padding", slow_but(["replicate", "zeros"], 1))
+@pytest.mark.parametrize("depth", slow_but([19, 16], 1))
 def test_an_inflated_resnet18_equals_an_independent_conv3d_resnet_on_a_random_clip(depth, time_padding):
     net = make_2d("resnet18").double()
     for module in net.modules():

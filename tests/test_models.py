@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from inflate3d.errors import InputError
+from nightly import slow_but
 
 
 def test_features_only_gives_timms_list_in_3d():
@@ -17,7 +18,7 @@ def test_features_only_gives_timms_list_in_3d():
     assert net.feature_info.reduction_dhw() == [(1, 4, 4), (1, 16, 16)]
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", slow_but(["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"], 1))
 def test_features_of_channels_last_and_token_nets_come_channels_first(name):
     net = inflate3d.create_model(name, features_only=True, plan="2d").eval()
     with torch.no_grad():

@@ -31,6 +31,7 @@ from inflate3d.training.idle import evaluation_mode
 from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
 from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering.loss_watch import LossWatch, TrainingFailure
+from nightly import slow_but
 from toy_batches import toy_card
 
 STEMS = {"rgb": 3, "ct": 1, "mask": 1}
@@ -103,6 +104,7 @@ def test_a_fit_over_three_kinds_logs_every_task_and_the_score(shards, tmp_path):
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4]
 
 
+@pytest.mark.slow
 def test_the_last_step_is_validated_whatever_the_interval(shards, tmp_path):
     trainer = toy_trainer(tmp_path, max_steps=3, val_check_interval=2)
     trainer.fit(toy_module(), datamodule=toy_data(shards))
@@ -241,7 +243,7 @@ def test_a_validation_inside_an_accumulation_window_is_refused(shards, tmp_path)
         )
 
 
-@pytest.mark.parametrize("val_batches", [0, 1])
+@pytest.mark.parametrize("val_batches", slow_but([0, 1], 1))
 def test_a_run_that_is_ended_inside_an_accumulation_window_ends_after_it_and_is_saved(shards, tmp_path, val_batches):
     class TimeIsUp(pl.Callback):  # as Lightning's Timer for trainer.max_time
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -360,6 +362,7 @@ def test_the_learning_rate_is_counted_in_optimiser_steps(shards, tmp_path):
     assert [row["lr"] for row in rows] == pytest.approx([1e-3 * factor(step) for step in (0, 1, 2, 3)])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_to_more_steps_takes_its_first_one_at_the_new_rate(shards, tmp_path):
     rates = []
 

@@ -13,7 +13,8 @@ from timm.layers import RmsNormFp32
 from torch import nn
 
 
-@pytest.mark.parametrize("name", ["test_vit", pytest.param("test_convnext", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
 def test_two_nets_pass_in_every_case(name, tmp_path):
     rows = list(measure_all(name))
     assert [row.faults for row in rows] == [[]] * len(CASES)

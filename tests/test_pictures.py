@@ -65,6 +65,7 @@ def is_drawn(path: Path) -> bool:
     return len(np.unique(imread(path)[..., :3].reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.slow
 def test_a_run_is_drawn_from_its_folder_alone(run):
     path = draw_run(run, per_dataset=1)
     assert path == run / "pictures.png"

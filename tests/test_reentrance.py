@@ -14,16 +14,11 @@ from inflate3d.inflation import folding, show_map
 from inflate3d.inflation.call import telling, told
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.targets import ClassTarget
+from nightly import slow_but
 from timm.layers import set_fused_attn, set_reentrant_ckpt
 from timm.utils import reparameterize_model
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
-
-
-def slow_but(names, count):
-    """The names as parameters, all but the first `count` marked slow."""
-    return [pytest.param(name, marks=[] if i < count else [pytest.mark.slow]) for i, name in enumerate(names)]
-
 
 CHECKPOINTING = [
     *("test_resnet", "test_vit", "test_vit2", "test_convnext", "test_convnext2", "test_efficientnet"),
@@ -287,6 +282,7 @@ def test_a_classifier_is_put_back_in_the_nets_own_dtype(name, how):
     assert net(clips(net, 1, 2)).shape == (1, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repghostnet_050", "mobileone_s0"])
 def test_fusing_kernels_over_frames_is_refused_with_the_remedy(name):
     with pytest.raises(InputError, match="Fuse the 2D net"):

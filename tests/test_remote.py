@@ -190,6 +190,7 @@ def test_an_outage_in_a_loading_process_arrives_as_one(root: Path, tmp_path: Pat
         assert str(caught.value).startswith(url)  # the message alone
 
 
+@pytest.mark.slow
 def test_a_server_that_stalls_is_given_up_and_asked_again(
     root: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +322,7 @@ def test_a_real_nginx_serves_shards(root: Path, tmp_path: Path) -> None:
         assert every_sample(remote(url, tmp_path / "cache")) == local(root)
 
 
+@pytest.mark.slow
 def test_motos_s3_serves_shards_and_tars_to_be_indexed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

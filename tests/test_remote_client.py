@@ -259,6 +259,7 @@ def test_a_proxys_password_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------------------------------------- stores
 
 
+@pytest.mark.slow
 def test_a_stores_faults_mean_what_a_web_servers_mean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with moto_s3(monkeypatch) as s3:
         s3.put_object(Bucket="weights", Key="my sets/a b#1?.tar", Body=CONTENT)

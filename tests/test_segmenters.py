@@ -9,7 +9,7 @@ import torch
 from inflate3d.models.architectures import smallest_of_each_family
 from inflate3d.models.sources import image_size
 from inflate3d.nn.pyramid import Pyramid
-from nightly import families
+from nightly import families, slow_but
 from torch import nn
 
 SIZES = [(19, 96, 80), (64, 64, 64)]
@@ -27,7 +27,7 @@ def answer(net, *size):
         return net.eval()(torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_but(SMALL, 2))
 def test_logits_have_the_inputs_size(name):
     options, how, frame = SMALL[name]
     net = inflate3d.create_segmenter(name, num_classes=3, in_chans=1, input_size=SIZES[0])

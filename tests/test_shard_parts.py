@@ -92,6 +92,7 @@ def test_a_wrong_part_is_refused(text: str) -> None:
         Part.parse(text)
 
 
+@pytest.mark.slow
 def test_the_command_builds_parts_and_merges_them(tmp_path: Path, platform_command: Any) -> None:
     arguments = ("shards", "build", "toy", "--output", "out", "--num_train", "6", "--num_val", "2")
     for i in (1, 2):

@@ -449,6 +449,7 @@ def test_a_pickle_in_a_shard_is_never_executed(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ command
 
 
+@pytest.mark.slow
 def test_the_command_builds_checks_and_describes(tmp_path: Path, platform_command: Any) -> None:
     arguments = ("--num_train", "6", "--num_val", "2", "--output", "out")
     built = platform_command("shards", "build", "toy", *arguments)

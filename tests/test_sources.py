@@ -191,6 +191,7 @@ def test_eight_processes_at_once_fetch_once_and_get_equal_models(published: Path
 # --------------------------------------------------------------------------------------------------------------- s3
 
 
+@pytest.mark.slow
 def test_motos_s3_serves_a_publication(
     published: Path, cache: Path, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ from inflate3d.data.stream.order import SampleOrder
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.sample import IMAGE, Batch
+from nightly import slow_but
 from torch.utils.data import DataLoader
 
 SAMPLE: dict[str, dict[str, Any]] = {"blobs": {"patch_size": [8, 12, 16]}, "shapes": {"size": [16, 16, 16]}}
@@ -100,7 +101,7 @@ def test_ranks_share_out_the_same_global_batches(root, world_size):
         assert {len(p) for p in parts} == {len(alone) // world_size}
 
 
-@pytest.mark.parametrize(("start", "workers"), [(1, 0), (4, 1), (11, 2), (30, 2)])
+@pytest.mark.parametrize(("start", "workers"), slow_but([(1, 0), (4, 1), (11, 2), (30, 2)], 2))
 def test_a_stream_goes_on_at_any_integer(root, start, workers):
     whole = take(stream(root), start + 5)
     for before, after in zip(whole[start:], take(stream(root, start=start), 5, workers), strict=True):
@@ -239,6 +240,7 @@ def test_past_the_budget_the_stream_ends_with_one_message(broken, workers):
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_set_of_which_nothing_is_whole_is_an_error_whatever_the_budget(broken):
     folder, _ = broken
     for tar in (folder / "shapes").glob("train-*.tar"):

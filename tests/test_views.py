@@ -15,6 +15,7 @@ from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Sample
 from inflate3d.training.datamodule import DataModule
+from nightly import slow_but
 
 Views = dict[str, Any]
 AUGMENT = [{"class_path": "RandomFlip", "init_args": {"axes": [0, 1, 2]}}, {"class_path": "RandomNoise"}]
@@ -79,7 +80,7 @@ def test_evaluation_sees_the_whole_image_alone(members: dict[str, Any]) -> None:
     assert found.views["image"].shape == (1, 16, 16, 16)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", slow_but([0, 2], 1))
 def test_batches_hold_every_view_and_the_epoch_draws_anew(tmp_path: Path, workers: int) -> None:
     build_shards(TOY, tmp_path / "toy", progress=False)
 

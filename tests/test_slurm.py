@@ -274,7 +274,7 @@ def test_preempted_by_a_job_of_the_high_partition_it_requeues_itself_and_ends_th
     assert f"{job.id} RUNNING" in running
     assert "phase      training on" in running
     second = job.platform("submit", "--config", "tiny.yaml", "--nodes", "2", "--time", "5:00")
-    assert f"job {job.id} is RUNNING and writes there" in second.stderr
+    assert f"job {job.id} is RUNNING and writes to it" in second.stderr
     high = shell(
         *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     )

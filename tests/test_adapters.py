@@ -112,6 +112,7 @@ def test_plain_lightning_trains_a_net(tmp_path: Path) -> None:
     assert not torch.equal(before, module.net.get_classifier().weight)
 
 
+@pytest.mark.slow
 def test_the_hubs_mixin_saves_a_publication_and_loads_it(tmp_path: Path) -> None:
     found = run("Hugging Face Hub", NAME="test_resnet", FOLDER=str(tmp_path / "w"))
     x = torch.randn(1, 3, 4, 64, 64)

@@ -59,6 +59,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_lists_show_the_plug_ins(installed: dict[str, str], tmp_path: Path) -> None:
     assert "Masked volume modelling" in platform(installed, tmp_path, "tasks", "list")
     assert "A folder of NIfTI volumes without any labels" in platform(installed, tmp_path, "datasets", "list")

@@ -39,6 +39,7 @@ def test_examples_are_short(title: str) -> None:
     assert 0 < len([line for line in example(title).splitlines() if line.strip()]) <= 15
 
 
+@pytest.mark.slow
 def test_timm_takes_short_names(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"adaptertest_3d.toy_v1": {"source": f"local-dir:{published}"}}
     (tmp_path / "index.json").write_text(json.dumps({"format": "inflate3d-index/1", "models": models}))

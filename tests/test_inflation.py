@@ -41,7 +41,7 @@ def check_static_clip(name, taps, plan, depth):
 
 
 @pytest.mark.parametrize("taps", slow_but(["mean", "overshoot", "center"], 2))
-@pytest.mark.parametrize("name", slow_but(CONV_NETS, 4))
+@pytest.mark.parametrize("name", slow_but(CONV_NETS, 3))
 def test_a_static_clip_answers_as_the_2d_net(name, taps):
     check_static_clip(name, taps, "isotropic", depth=5)
 

@@ -156,6 +156,7 @@ def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with
         assert ("crop_size" in spec["sample"]) == (name == "clips")
 
 
+@pytest.mark.slow
 def test_the_first_domains_classifier_is_the_nets_own(run: Run, tmp_path: Path) -> None:
     publish_run(run.folder, str(tmp_path / "w"), domain="clips", with_heads=True)
     net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
@@ -301,6 +302,7 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         assert done.stdout.strip() == "['background', 'liver', 'spleen']", done.stderr
 
 
+@pytest.mark.slow
 def test_private_weights_leave_no_local_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run.folder, tmp_path / "run")
     (state_file,) = (tmp_path / "run").rglob("state.ckpt")

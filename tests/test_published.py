@@ -39,6 +39,7 @@ def test_what_was_published_loads_and_answers_alike(published):
         assert torch.equal(load(folder).eval()(x), net(x))
 
 
+@pytest.mark.slow
 def test_features_and_classifiers_load_from_the_same_directory(published):
     net, folder = published
     x = torch.randn(1, 1, 5, 64, 64)

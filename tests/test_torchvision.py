@@ -52,7 +52,7 @@ def test_every_level_gives_features_slow(name):
     check_features(name, MORE_LEVELS[name])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "squeezenet1_1"])
+@pytest.mark.parametrize("name", slow_but(["resnet18", "squeezenet1_1", "googlenet"], 2))
 @pytest.mark.parametrize("in_chans", slow_but([1, 3, 4], 1))
 def test_channels_and_classes_are_the_callers(name, in_chans):
     net = inflate3d.create_model(f"torchvision/{name}", in_chans=in_chans, num_classes=6, plan="2d").eval()
@@ -65,7 +65,7 @@ def test_channels_and_classes_are_the_callers(name, in_chans):
         assert net(clip).shape == (2, net.num_features)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", slow_but(["resnet18", "mobilenet_v3_small"], 1))
 def test_2d_answers_are_torchvisions_own(name):
     own = models.get_model(name, num_classes=5).eval()
     net = inflate3d.create_model(f"torchvision/{name}", plan="2d", num_classes=5).eval()

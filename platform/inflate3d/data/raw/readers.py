@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inflate3d.data.raw.geometry import resample, spacing_of, turn
+from inflate3d.data.raw.noticed import Noticed
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
 
@@ -37,6 +38,7 @@ class Volume:
     array: np.ndarray
     spacing_mm: Spacing
     affine: Affine
+    noticed: tuple[Noticed, ...] = ()
 
 
 def read_volume(

@@ -56,7 +56,13 @@ def read_volume_case(
         found = read_volume(file, orientation=spec.orientation, spacing_mm=spec.spacing_mm, is_mask=True)
         check_pair(volumes[0], found, card.targets[name].names, where=where)
         values[name] = found.array[0]
-    return RawSample(image=image, targets=values, spacing_mm=volumes[0].spacing_mm, affine=volumes[0].affine)
+    return RawSample(
+        image=image,
+        targets=values,
+        spacing_mm=volumes[0].spacing_mm,
+        affine=volumes[0].affine,
+        noticed=tuple(dict.fromkeys(fact for volume in volumes for fact in volume.noticed)),
+    )
 
 
 def measure_window(

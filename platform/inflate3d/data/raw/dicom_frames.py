@@ -15,6 +15,8 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+# Of scanned film (0018,2010) where there is no PixelSpacing.
+_SPACINGS = ("PixelSpacing", "NominalScannedPixelSpacing")
 # Tell frames at one place apart; the first that differs is named.
 _TRAITS = (
     *("TemporalPositionIdentifier", "TemporalPositionIndex", "TriggerTime", "EchoTime", "EchoNumbers"),
@@ -128,7 +130,7 @@ def _frame(file: Path, index: int, sources: Sequence[Dataset]) -> Frame:
             f"{file}: states no ImagePositionPatient or ImageOrientationPatient, so its pixels have no place; "
             "leave it out of the series, or convert the series to NIfTI with its place"
         )
-    spacing = _numbers(find("PixelSpacing"), 2)
+    spacing = next((s for name in _SPACINGS if (s := _numbers(find(name), 2)) is not None), None)
     if spacing is None or min(spacing) <= 0:
         raise InputError(f"{file}: PixelSpacing (0028,0030) is {find('PixelSpacing')}; expected two sizes in mm")
     row, column = _directions(orientation, file)

@@ -50,7 +50,7 @@ def _pixels_of(file: Path) -> np.ndarray:
         if syntax.is_compressed and not _has_decoder(syntax):
             pixels = _decoded_by_itk(header)
         else:
-            pixels = pydicom.pixels.pixel_array(header, raw=True)
+            pixels = pydicom.pixels.pixel_array(header, raw=True, correct_unused_bits=False)
     except Exception as fault:  # decoders raise a dozen kinds
         reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
         raise InputError(

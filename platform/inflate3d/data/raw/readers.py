@@ -101,11 +101,16 @@ def _load(path: Path) -> Stored:
     if not path.exists():
         linked = f"a link to {path.readlink()}, which is not there; fetch it" if path.is_symlink() else "no such file"
         raise InputError(f"{path}: {linked}")
-    load = load_dicom if path.is_dir() else _loader(path)
     try:
-        stored = load(path)
+        stored = load_dicom(path) if path.is_dir() else _loader(path)(path)
     except InputError:
         raise
+    except OSError as fault:
+        if fault.filename is None:
+            raise InputError(f"{path}: cannot be read, it may be corrupt or truncated ({fault})") from fault
+        raise InputError(
+            f"{fault.filename}: cannot be read: {fault.strerror}; check its rights and the disk"
+        ) from fault
     except Exception as fault:  # nibabel, ITK and zlib raise two dozen kinds on broken files
         reason = (str(fault).strip() or type(fault).__name__).splitlines()[-1][:200]
         raise InputError(f"{path}: cannot be read, it may be corrupt or truncated ({reason})") from fault

@@ -70,7 +70,8 @@ def _read_on_one_grid(
         volume = first
         if is_mask or file != images[0]:
             volume = read_volume(file, orientation=None, is_mask=is_mask)
-            volume = on_grid_of(volume, first, where=f"{where}: {file.name} beside {images[0].name}")
+            name = f"{'mask' if is_mask else 'channel'} {file.name}"
+            volume = on_grid_of(volume, first, where=f"{where}: {name} beside {images[0].name}")
         return place_volume(
             volume, orientation=spec.orientation, spacing_mm=spec.spacing_mm, nearest=is_mask, where=file
         )

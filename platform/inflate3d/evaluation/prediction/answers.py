@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import gzip
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +144,9 @@ class FeatureVectors:
 
     def close(self) -> str:
         """Write the file whole and give it its name."""
-        temporary = self.place.with_name(f".{self.place.name}.tmp.npz")
-        np.savez(temporary, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
-        os.replace(temporary, self.place)
+        content = io.BytesIO()
+        np.savez(content, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
+        write_whole(self.place, content.getvalue())
         return ""
 
 
@@ -217,7 +217,7 @@ def write_label_map(path: Path, labels_XYZ: np.ndarray, affine: Affine, *, like:
         image_class: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
         image = image_class(np.ascontiguousarray(labels_XYZ), None, header)
     content = image.to_bytes()
-    write_whole(path, gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content)
+    write_whole(path, gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
 def _make_folder(folder: Path) -> None:

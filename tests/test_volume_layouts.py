@@ -245,7 +245,7 @@ def test_volume_csv_with_label_mask_and_numbers_has_each_as_a_target(csv_root: P
         {"label": "young", "age": 7.0, "score": -1.5},
     ]
     (csv_root / "cases.csv").write_text("image,age\nimages/scan_0.nii.gz,old\n")
-    with pytest.raises(InputError, match=r"scan_0.nii.gz: age is 'old'; expected a number"):
+    with pytest.raises(InputError, match=r"line 2, images/scan_0.nii.gz: age is 'old'; expected a number"):
         VolumeCSV(csv_root, modality="ct", values="age:years", val_count=0).cases()
 
 
@@ -293,7 +293,9 @@ def test_volume_csv_reads_npy_without_anatomy(csv_root: Path) -> None:
         ("image,mask\na,b\nc,\n", "no mask for c; fill the column in every row"),
         ("image,label,mask\na,b,c\n", "give classes: background,liver"),
         ("image,label,split\na,x,train\nb,y,vla\n", "unknown split 'vla'"),
-        ("image,label\nd/a.npy,x\ne/a.npy,y\n", "both give the key 'a'"),
+        ("image,label\na.npy,x\nb.npy,y\na.npy,y\n", "lines 2 and 4 are both the case 'a.npy'"),
+        ("image,label\na.npy,x\n,y\n", "line 3: no image"),
+        ("image,label\na.npy;,x\n", "line 2: 'a.npy;' holds an empty path"),
     ],
 )
 def test_volume_csv_faults_are_named(csv_root: Path, text: str, message: str) -> None:

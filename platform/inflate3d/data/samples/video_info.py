@@ -127,9 +127,10 @@ class _Shown:
     is_corrupt: bool
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> _Shown:
+    def of(cls, frame: av.VideoFrame, fed: Sequence[av.Packet]) -> _Shown:
         size, matrix = (frame.height, frame.width), display_matrix(frame)
-        return cls(frame.opaque, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, frame.is_corrupt)
+        is_corrupt = frame.is_corrupt or (frame.opaque is not None and fed[frame.opaque].is_corrupt)
+        return cls(frame.opaque, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, is_corrupt)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _decode_all(stream: av.VideoStream, fed: Sequence[av.Packet], name: str) -> 
         if packet is not None:
             packet.opaque = i
         try:
-            shown += map(_Shown.of, decoded(stream, packet))
+            shown += [_Shown.of(frame, fed) for frame in decoded(stream, packet)]
         except av.error.FFmpegError as fault:
             raise InputError(
                 f"{name}: unreadable video: packet {i} of {len(fed)} does not decode ({fault.strerror}), after "
@@ -268,7 +269,7 @@ def _noticed(
     if other := sum((frame.height, frame.width) != (info.height, info.width) for frame in shown):
         yield Noticed("size changes", f"{other} of {info.num_frames} frames are not {info.width}x{info.height}")
     if corrupt := sum(frame.is_corrupt for frame in shown):
-        yield Noticed("damaged frames", f"{corrupt} of {info.num_frames} frames are filled in by the decoder")
+        yield Noticed("damaged frames", f"{corrupt} of {info.num_frames} frames are guessed by the decoder")
     if interlaced := sum(frame.is_interlaced for frame in shown):
         yield Noticed("interlaced", f"{interlaced} of {info.num_frames} frames are two half pictures of unlike times")
     if claims.videos > 1:

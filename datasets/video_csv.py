@@ -136,7 +136,9 @@ class VideoCSV(AbstractDataset):
         first: dict[str, Listed] = {}
         for clip in clips:
             if (other := first.setdefault(self._relative(clip), clip)) is not clip:
-                raise InputError(f"{clip.at}: the clip {clip.path!r} stands in {other.at} already; leave one of them out")
+                raise InputError(
+                    f"{clip.at}: the clip {clip.path!r} stands in {other.at} already; leave one of them out"
+                )
         return clips
 
     @cached_property
@@ -191,7 +193,9 @@ class VideoCSV(AbstractDataset):
         """Return the one file of a Kinetics clip, or the name that it should have."""
         found = self._by_stem.get(clip.path, [f"{clip.path}.mp4"])
         if len(found) > 1:
-            raise InputError(f"{clip.at}: {len(found)} files are the clip {clip.path}: {', '.join(found[:4])}; keep one")
+            raise InputError(
+                f"{clip.at}: {len(found)} files are the clip {clip.path}: {', '.join(found[:4])}; keep one"
+            )
         return found[0]
 
     def _relative(self, clip: Listed) -> str:

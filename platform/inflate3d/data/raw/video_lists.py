@@ -40,7 +40,7 @@ def read_video_list(file: Path, split: Split, *, encoding: str | None = None) ->
     if not lines:
         raise InputError(f"{file}: is empty; write a line for each clip: path label")
     first = next((text for _, text in lines if not text.lower().startswith("sep=")), "")
-    columns = {cell.strip(' "\'') for cell in re.split(f"[{_DELIMITERS}]", first)}
+    columns = {cell.strip(" \"'") for cell in re.split(f"[{_DELIMITERS}]", first)}
     if {"youtube_id", "time_start"} <= columns:
         return [_kinetics(file, split, row) for row in read_table(file, required=KINETICS, encoding=encoding)]
     if {"path", "label"} <= columns:
@@ -91,10 +91,10 @@ def _plain(at: str, split: Split, text: str) -> Listed:
 
 
 def _checked(path: str, at: str, text: str) -> str:
-    """Return the path; InputError for one that is no video's, as where a number of frames or labels stands behind it."""
+    """Return the path; InputError for one that is no video's, such as where a number of frames is behind it."""
     if path.lower().endswith(VIDEO_SUFFIXES):
         return path
     raise InputError(
-        f"{at}: {text[:80]!r} gives the path {path[:80]!r}, which ends in none of {', '.join(VIDEO_SUFFIXES[:5])}, ...; "
-        "expected one path and one label"
+        f"{at}: {text[:80]!r} gives the path {path[:80]!r}, which ends in none of {', '.join(VIDEO_SUFFIXES[:5])}, "
+        "...; expected one path and one label"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from inflate3d.errors import InputError
 
@@ -52,5 +53,5 @@ def frame_times(
 def _rising(stamps: Sequence[int | None], count: int) -> list[int] | None:
     """Return the stamps if there are `count` of them and each is above the one before it."""
     known = [stamp for stamp in stamps if stamp is not None]
-    rises = all(a < b for a, b in zip(known, known[1:], strict=False))
+    rises = all(a < b for a, b in pairwise(known))
     return known if rises and len(known) == len(stamps) == count else None

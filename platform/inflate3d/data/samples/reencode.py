@@ -1,7 +1,7 @@
 """Re-encoding of video while shards are built: h264 with a key frame every few frames, perhaps smaller.
 
-Any clip then costs at most one short run of frames to reach. The frames are those of a decode of the whole file at their
-times, and what the file says of rotation and pixel aspect stays. Measured in docs/data.md.
+Any clip then costs at most one short run of frames to reach. The frames are those of a decode of the whole file, at
+their times, and what the file says of rotation and pixel aspect stays. Measured in docs/data.md.
 """
 
 from __future__ import annotations

@@ -192,9 +192,7 @@ def _proved_starts(stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequ
     return ()
 
 
-def _holds(
-    stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequence[_Shown], start: Start, end: int
-) -> bool:
+def _holds(stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequence[_Shown], start: Start, end: int) -> bool:
     import av
 
     stream.codec_context.flush_buffers()

@@ -24,9 +24,9 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from inflate3d.contracts import SPLITS, AbstractTarget, RawSample, medium_of
+from inflate3d.data.raw.keys import key_of
 from inflate3d.data.samples.record import check_place
 from inflate3d.data.shards.build_progress import BuildProgress
-from inflate3d.data.raw.keys import key_of
 from inflate3d.data.shards.index import CHECKED, Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored, decode_members, encode_sample

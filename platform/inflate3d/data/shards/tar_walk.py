@@ -1,7 +1,7 @@
 """Walks a tar from its first byte to its last, local or remote, once: its members with their places, and its sha256.
 
-Nothing is written and nothing followed: a link, a device, a name that leaves the folder, a damaged header, a tar cut short
-and tars put one behind the other are InputErrors. Folders and what belongs to no sample are passed over: see `is_litter`.
+Nothing is written and nothing followed: a link, a device, a name that leaves the folder, a damaged header, a tar cut
+short and tars put one behind the other are InputErrors. Folders, and what is of no sample, are passed over.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from inflate3d.remote.client import pieces
 _STEP = 8 * 2**20
 _BLOCK = 512
 # Left by macOS, by tars that were unpacked without knowing PAX, by WebDataset itself, and hidden files and folders.
-_LITTER = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$)|PaxHeaders?(\.[^/]*)?(/|$)|@(LongLink|PaxHeader)$|__[^/.]*__(/|$))")
+_LITTER = re.compile(
+    r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$)|PaxHeaders?(\.[^/]*)?(/|$)|@(LongLink|PaxHeader)$|__[^/.]*__(/|$))"
+)
 
 
 class Found(NamedTuple):
@@ -32,7 +34,10 @@ class Found(NamedTuple):
 
 
 class TarWalk:
-    """Iterate once over its members; then `bytes` and `sha256` are those of the whole file, `litter` was passed over."""
+    """Iterate once over its members; then `bytes` and `sha256` are those of the whole file.
+
+    litter: the names of members that were passed over.
+    """
 
     def __init__(self, folder: str, file: str) -> None:
         self.where = shown(folder, file)
@@ -104,8 +109,8 @@ class TarWalk:
             raise InputError(f"{self.where}: ends without the mark of a tar's end; it was cut short at {end}")
         if self._source.last_byte >= end and not block.strip(b"\0"):
             raise InputError(
-                f"{self.where}: ends at byte {end}, and more follows: tars put one behind the other, or a part that was "
-                "lost. Index them apart, or join them with tar --concatenate"
+                f"{self.where}: ends at byte {end}, and more follows: tars put one behind the other, or a part that "
+                "was lost. Index them apart, or join them with tar --concatenate"
             )
         if self._source.last_byte >= end:
             raise InputError(f"{self.where}: damaged header at byte {end}")

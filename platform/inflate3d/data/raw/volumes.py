@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inflate3d.contracts import AbstractDataset, DatasetCard, InputSpec, RawSample
+from inflate3d.data.raw.labels import MaskFile, merged
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
 
@@ -23,21 +25,24 @@ def read_volume_case(
     card: DatasetCard,
     *,
     where: str,
-    masks: Mapping[str, Path] | None = None,
+    masks: Mapping[str, Path | Sequence[MaskFile]] | None = None,
     targets: Mapping[str, Any] | None = None,
+    frame: int | None = None,
 ) -> RawSample:
     """Read one case in the card's orientation and spacing: its channel files stacked along C, and its masks.
 
-    masks: files of per_voxel targets, by name. targets: values of the others. InputError names the file if it is
+    masks: the file of each per_voxel target, by name, or the files that give it together (`merged`). targets: values
+    of the others. frame: of a 4-D image, from 0; None takes all as channels. InputError names the file if it is
     broken, if the number of channels is not the card's, shapes or positions differ, or a mask label has no class.
     """
     from inflate3d.data.raw.pairs import check_pair
 
     spec = card.input
-    for file in [*images, *(masks or {}).values()]:
+    parts = {n: [m] if isinstance(m, Path) else list(m) for n, m in (masks or {}).items()}
+    for file in [*images, *(_path(part) for several in parts.values() for part in several)]:
         if not file.exists():
             raise InputError(f"{where}: no file {str(file)!r}; the case is listed, but its file is missing")
-    volumes, read_masks = _read_on_one_grid(images, masks or {}, spec, where)
+    volumes, read_masks = _read_on_one_grid(images, parts, spec, where, frame)
     image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])
     if len(image) != len(spec.channels):
         names = ", ".join(spec.channels)
@@ -46,7 +51,7 @@ def read_volume_case(
         )
     values = dict(targets or {})
     for name, found in read_masks.items():
-        check_pair(volumes[0], found, card.targets[name].names, where=f"{where}: {(masks or {})[name].name}")
+        check_pair(volumes[0], found, card.targets[name].names, where=f"{where}: {_path(parts[name][0]).name}")
         values[name] = found.array[0]
     return RawSample(
         image=image,
@@ -57,26 +62,51 @@ def read_volume_case(
     )
 
 
+def _path(part: Path | MaskFile) -> Path:
+    return part.path if isinstance(part, MaskFile) else part
+
+
 def _read_on_one_grid(
-    images: Sequence[Path], masks: Mapping[str, Path], spec: InputSpec, where: str
+    images: Sequence[Path],
+    masks: Mapping[str, Sequence[Path | MaskFile]],
+    spec: InputSpec,
+    where: str,
+    frame: int | None,
 ) -> tuple[list[Volume], dict[str, Volume]]:
     """Read channels and masks, each on the grid of the first channel, then turned and resampled alike."""
     from inflate3d.data.raw.pairs import on_grid_of
     from inflate3d.data.raw.readers import place_volume, read_volume
 
-    first = read_volume(images[0], orientation=None)
+    first = _frame_of(read_volume(images[0], orientation=None), frame, f"{where}: {images[0].name}")
 
-    def placed(file: Path, *, is_mask: bool) -> Volume:
-        volume = first
-        if is_mask or file != images[0]:
-            volume = read_volume(file, orientation=None, is_mask=is_mask)
-            name = f"{'mask' if is_mask else 'channel'} {file.name}"
-            volume = on_grid_of(volume, first, where=f"{where}: {name} beside {images[0].name}")
+    def beside_first(file: Path, *, is_mask: bool) -> Volume:
+        volume = read_volume(file, orientation=None, is_mask=is_mask)
+        name = f"{'mask' if is_mask else 'channel'} {file.name}"
+        return on_grid_of(volume, first, where=f"{where}: {name} beside {images[0].name}")
+
+    def placed(volume: Volume, file: Path, *, is_mask: bool) -> Volume:
         return place_volume(
             volume, orientation=spec.orientation, spacing_mm=spec.spacing_mm, nearest=is_mask, where=file
         )
 
-    return [placed(f, is_mask=False) for f in images], {n: placed(f, is_mask=True) for n, f in masks.items()}
+    def mask(parts: Sequence[Path | MaskFile]) -> Volume:
+        if isinstance(parts[0], Path):
+            return beside_first(parts[0], is_mask=True)
+        return merged([p for p in parts if isinstance(p, MaskFile)], lambda f: beside_first(f, is_mask=True), where)
+
+    channels = [first, *(beside_first(file, is_mask=False) for file in images[1:])]
+    return (
+        [placed(volume, file, is_mask=False) for volume, file in zip(channels, images, strict=True)],
+        {name: placed(mask(parts), _path(parts[0]), is_mask=True) for name, parts in masks.items()},
+    )
+
+
+def _frame_of(volume: Volume, frame: int | None, where: str) -> Volume:
+    if frame is None:
+        return volume
+    if frame >= len(volume.array):
+        raise InputError(f"{where}: has {len(volume.array)} frames; frame {frame + 1} is asked for")
+    return replace(volume, array=volume.array[frame : frame + 1])
 
 
 def measure_window(

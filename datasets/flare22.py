@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
-from inflate3d.data.raw.labelled_volumes import SOFT_TISSUE_HU, Files, LabelledVolumes, numbered, target_of, visible
+from inflate3d.data.raw.files import visible
+from inflate3d.data.raw.labelled_volumes import SOFT_TISSUE_HU, Files, LabelledVolumes, numbered, target_of
 
 _LABELS = numbered(
     *("liver", "right kidney", "spleen", "pancreas", "aorta", "inferior vena cava", "right adrenal gland"),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import require_file, stem
-from inflate3d.data.raw.labelled_volumes import Files, LabelledVolumes, Labels, numbered, visible
+from inflate3d.data.raw.files import require_file, stem, visible
+from inflate3d.data.raw.labelled_volumes import Files, LabelledVolumes, Labels, numbered
 from inflate3d.data.raw.tables import read_table
 from inflate3d.errors import InputError, unknown_name
 

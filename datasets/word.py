@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity, Split
-from inflate3d.data.raw.labelled_volumes import SOFT_TISSUE_HU, Files, LabelledVolumes, numbered, target_of, visible
+from inflate3d.data.raw.files import visible
+from inflate3d.data.raw.labelled_volumes import SOFT_TISSUE_HU, Files, LabelledVolumes, numbered, target_of
 
 _LABELS = numbered(
     *("liver", "spleen", "left kidney", "right kidney", "stomach", "gallbladder", "esophagus", "pancreas"),

@@ -37,15 +37,33 @@ def require_file(path: str | Path, *, where: str, holds: str) -> Path:
     return file.absolute()
 
 
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Return what matches a pattern below a folder, sorted, without hidden files and what lies in hidden folders."""
+    found = (p for p in folder.glob(pattern) if not any(part[0] == "." for part in p.relative_to(folder).parts))
+    return sorted(found)
+
+
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
     """Return the JSON object in `path`; InputError with the line if it is not one. Encodings: see `read_text`."""
-    try:
-        content = json.loads(read_text(path), object_pairs_hook=lambda pairs: _once(pairs, path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: {path} is not valid JSON: {error}") from error
+    content = _json(path, where)
     if not isinstance(content, dict):
         raise InputError(f"{where}: {path} holds a {type(content).__name__}; expected a JSON object {{...}}")
     return content
+
+
+def read_json_list(path: Path, *, where: str) -> list[Any]:
+    """Return the JSON list in `path`; otherwise as read_json."""
+    content = _json(path, where)
+    if not isinstance(content, list):
+        raise InputError(f"{where}: {path} holds a {type(content).__name__}; expected a JSON list [...]")
+    return content
+
+
+def _json(path: Path, where: str) -> Any:
+    try:
+        return json.loads(read_text(path), object_pairs_hook=lambda pairs: _once(pairs, path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: {path} is not valid JSON: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -130,9 +130,3 @@ def target_of(label_values: Mapping[str, int]) -> dict[str, AbstractTarget]:
 def numbered(*names: str) -> dict[str, int]:
     """Return the names with the values 1, 2, 3, ..."""
     return {name: value for value, name in enumerate(names, start=1)}
-
-
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """Return what matches a pattern below a folder, sorted, without hidden files and what lies in hidden folders."""
-    found = (p for p in folder.glob(pattern) if not any(part[0] == "." for part in p.relative_to(folder).parts))
-    return sorted(found)

@@ -20,7 +20,7 @@ from inflate3d.errors import InputError, unknown_name
 Group = Literal["datasets", "tasks", "media", "targets", "heads"]
 # The contract first; then what shares a part of it and is no plug-in itself.
 _BASES: dict[Group, tuple[str, ...]] = {
-    "datasets": ("AbstractDataset", "LabelledVolumes", "VolumeFolder", "LabelledVideos"),
+    "datasets": ("AbstractDataset", "ListedVolumes", "LabelledVolumes", "LabelledVideos"),
     "tasks": ("AbstractTask", "SupervisedTask", "ClassificationTask"),
     "media": ("AbstractMedium",),
     "targets": ("AbstractTarget",),

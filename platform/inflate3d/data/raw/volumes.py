@@ -94,11 +94,9 @@ def _read_on_one_grid(
             return beside_first(parts[0], is_mask=True)
         return merged([p for p in parts if isinstance(p, MaskFile)], lambda f: beside_first(f, is_mask=True), where)
 
-    channels = [first, *(beside_first(file, is_mask=False) for file in images[1:])]
-    return (
-        [placed(volume, file, is_mask=False) for volume, file in zip(channels, images, strict=True)],
-        {name: placed(mask(parts), _path(parts[0]), is_mask=True) for name, parts in masks.items()},
-    )
+    channels = [placed(first, images[0], is_mask=False)]
+    channels += [placed(beside_first(file, is_mask=False), file, is_mask=False) for file in images[1:]]
+    return channels, {n: placed(mask(parts), _path(parts[0]), is_mask=True) for n, parts in masks.items()}
 
 
 def _frame_of(volume: Volume, frame: int | None, where: str) -> Volume:

@@ -1,0 +1,143 @@
+"""Your own DICOM series, anywhere below a folder: unlabelled, or with a CSV of labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inflate3d.contracts import DatasetCard, InputSpec
+from inflate3d.data.raw.files import as_names, require_folder
+from inflate3d.data.raw.listed_volumes import ListedVolumes, Said
+from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.tables import Row
+from inflate3d.data.raw.volume_folders import folder_rows, units_of
+from inflate3d.errors import InputError
+
+
+class DicomFolder(ListedVolumes):
+    """Every folder below root that holds DICOM files, such as PATIENT/STUDY/SERIES: one series each.
+
+    A folder with several series, or whose slices are no regular grid, is refused by name when the build reads it. csv:
+    a table below root with the column image (the path or the name of a series' folder) and perhaps label, split, group,
+    key and columns of numbers (`values`, "age:years,score"); what it leaves out is unknown. group_pattern: searched in
+    the path; its first group keeps a patient in one split: "^([^/]+)" where the first folder is the patient.
+    modality chooses the stem: ct, mri, ... Intensities: `window`; else ct measures it on up to 20 training volumes,
+    and all others have a z-score.
+    """
+
+    base_card = DatasetCard(
+        name="dicom_folder",
+        media="volume",
+        title="DICOM series below a folder",
+        modality="as you state",
+        url="",
+        licence="unknown",
+        commercial_use=None,
+        weights_may_be_published=False,
+        citation="",
+        input=InputSpec(orientation="RAS"),
+    )
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        modality: str,
+        csv: str | None = None,
+        classes: str | Sequence[str] | None = None,
+        values: str | Sequence[str] | None = None,
+        group_pattern: str | None = None,
+        spacing_mm: Sequence[float] | None = None,
+        window: Sequence[float] | None = None,
+        val_fraction: float = 0.2,
+        val_count: int | None = None,
+        split_file: str | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        url: str = "",
+        licence: str = "unknown",
+        citation: str = "",
+        commercial_use: bool | None = None,
+        weights_may_be_published: bool = False,
+    ) -> None:
+        folder = require_folder(root, where="dicom_folder", holds="folders of DICOM files")
+        if not (paths := _series(folder)):
+            raise InputError(f"dicom_folder: neither {folder} nor a folder below it holds DICOM files")
+        rows, file = folder_rows(
+            paths, folder, csv=csv, values=as_names(values), group_pattern=group_pattern, where="dicom_folder"
+        )
+        super().__init__(
+            folder,
+            [_of_root(row, folder) for row in rows],
+            file=file,
+            said=Said(name or folder.name, url, licence, citation, commercial_use, weights_may_be_published),
+            modality=modality,
+            classes=classes,
+            units=units_of(as_names(values)),
+            channels=None,
+            orientation="RAS",
+            spacing_mm=spacing_mm,
+            window=window,
+            rule=SplitRule(val_fraction, val_count, split_file, seed),
+        )
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        """Write four CT series of two patients, five slices each of 1 x 1 x 2 mm, and labels.csv."""
+        lines = ["image;label"]
+        for i in range(4):
+            series = f"patient{i // 2}/study1/series{i}"
+            _write_series(root / series, brightness=300 if i % 2 else -300, number=i)
+            lines.append(f"{series};{'bright' if i % 2 else 'dark'}")
+        (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return {
+            "root": str(root),
+            "modality": "ct",
+            "csv": "labels.csv",
+            "group_pattern": "^([^/]+)",
+            "val_fraction": 0.5,
+        }
+
+
+def _series(root: Path) -> list[str]:
+    """Return the folders that hold DICOM, root among them, sorted; hidden ones are left out."""
+    from inflate3d.data.raw.dicom_series import holds_dicom
+
+    found = []
+    for folder, below, _ in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if holds_dicom(Path(folder)):
+            found.append(Path(folder).relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _of_root(row: Row, root: Path) -> Row:
+    """Return the row; the series that lies in root itself is called as root is."""
+    return Row(row.line, {**row, "key": row.get("key") or root.name}) if row["image"] == "." else row
+
+
+def _write_series(folder: Path, *, brightness: int, number: int) -> None:
+    import numpy as np
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for z in range(5):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}.{z + 1}"
+        slice_ = FileDataset(str(folder / f"{z}.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.Modality, slice_.PatientID = f"1.2.3.{number + 1}", "CT", folder.parts[-3]
+        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [0, 0, 2 * z], [1, 0, 0, 0, 1, 0]
+        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [1, 1], 2, z + 1
+        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.RescaleType = 1, -1024, "HU"
+        slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 12, 14, 1
+        slice_.PhotometricInterpretation, slice_.PixelRepresentation = "MONOCHROME2", 0
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
+        pixels = np.full((12, 14), 1024, np.uint16)
+        pixels[4:8, 4:10] += np.int16(brightness).astype(np.uint16)
+        slice_.PixelData = pixels.tobytes()
+        slice_.save_as(folder / f"{z}.dcm", enforce_file_format=True)

@@ -9,6 +9,7 @@ from typing import Any
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.data.raw.files import visible
 from inflate3d.data.raw.labelled_volumes import SOFT_TISSUE_HU, Files, LabelledVolumes, numbered, target_of
+from inflate3d.errors import InputError
 
 _LABELS = numbered("liver", "tumor")
 
@@ -48,8 +49,13 @@ class LiTS(LabelledVolumes):
 
     def _numbered(self, word: str) -> dict[int, str]:
         pattern = re.compile(rf"{word}-([0-9]+)\.nii(\.gz)?")
-        paths = visible(self.root, f"**/{word}-*.nii*")
-        return {int(m[1]): str(p.relative_to(self.root)) for p in paths if (m := pattern.fullmatch(p.name))}
+        found: dict[int, str] = {}
+        for path in visible(self.root, f"**/{word}-*.nii*"):
+            if match := pattern.fullmatch(path.name):
+                place = str(path.relative_to(self.root))
+                if (other := found.setdefault(int(match[1]), place)) != place:
+                    raise InputError(f"lits: {self.root} holds {other} and {place}, which are one; keep one")
+        return found
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
 from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys, file_names
+from inflate3d.data.raw.labelled_volumes import Labels
+from inflate3d.data.raw.labels import MaskFile, chosen
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, read_volume_case
 from inflate3d.errors import InputError
-from inflate3d.targets import MaskTarget
 
 # Customary display windows in Hounsfield units: air to bone where lungs are the subject, else soft tissue.
 _LUNG_HU = (-1000.0, 400.0)
@@ -25,7 +26,8 @@ class MSD(AbstractDataset):
 
     root: the task folder itself, or its parent with `task`, the folder's name. spacing_mm (z, y, x): resample to it;
     None keeps each volume's own. window: intensities are clipped to it and scaled, for CT in HU; None uses a lung
-    window for CT in Task06, a soft-tissue window in the others, and each volume's z-score for MRI. Splits: SplitRule
+    window for CT in Task06, a soft-tissue window in the others, and each volume's z-score for MRI. labels: classes made
+    of the task's labels, such as {liver: [1, 2]}; the others become background. Splits: SplitRule
     divides the labelled cases (val_count overrides val_fraction; split_file overrides both).
     """
 
@@ -48,6 +50,7 @@ class MSD(AbstractDataset):
         root: str | Path,
         *,
         task: str | None = None,
+        labels: Labels | None = None,
         spacing_mm: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
         val_fraction: float = 0.2,
@@ -68,6 +71,7 @@ class MSD(AbstractDataset):
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
+        self._labels = chosen(label_names(self._json["labels"], where=str(file)), labels, where=self.where)
 
     @property
     def card(self) -> DatasetCard:
@@ -83,7 +87,7 @@ class MSD(AbstractDataset):
             name=f"msd_{self._task}",
             title=f"Medical Segmentation Decathlon: {self._json.get('name', self.root.name)}",
             modality="ct" if is_ct else "mri",
-            targets={"mask": MaskTarget(label_names(self._json["labels"], where=str(self.root / "dataset.json")))},
+            targets={"mask": self._labels.target},
             input=InputSpec(channels, self._spacing_mm, "RAS", intensity),
         )
 
@@ -97,7 +101,8 @@ class MSD(AbstractDataset):
     def read(self, case: Case) -> RawSample:
         """Read image and mask, both turned to RAS and, if stated, resampled to the spacing."""
         image, mask = (self.root / p for p in case.source)
-        return read_volume_case([image], self.card, where=case.key, masks={"mask": mask})
+        masks = {"mask": [MaskFile(mask, self._labels.index_of)]}
+        return read_volume_case([image], self.card, where=case.key, masks=masks)
 
     @property
     def _task(self) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
 from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys
+from inflate3d.data.raw.labelled_volumes import Labels
+from inflate3d.data.raw.labels import MaskFile, chosen
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
-from inflate3d.targets import MaskTarget
 
 _MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
 
@@ -27,6 +28,7 @@ class NnunetRaw(AbstractDataset):
 
     Where dataset.json lists the files under `dataset` (v2), these are the training cases. numTraining must be right.
     Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
+    labels: classes made of dataset.json's, such as {tumor: [1, 2]}; the others become background.
     window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
     group_pattern: a regular expression whose first group is the patient in a case's name, so that no patient is in
     two splits. You state the licence and similar facts; until then the card says unknown and weights stay private.
@@ -50,6 +52,7 @@ class NnunetRaw(AbstractDataset):
         root: str | Path,
         *,
         modality: str | None = None,
+        labels: Labels | None = None,
         spacing_mm: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
         group_pattern: str | None = None,
@@ -76,6 +79,7 @@ class NnunetRaw(AbstractDataset):
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
+        self._labels = chosen(label_names(self._json["labels"], where=str(file)), labels, where=self.where)
         self._said: dict[str, Any] = {
             "name": name or self.root.name.partition("_")[2].lower() or self.root.name.lower(),
             "url": url or str(self._json.get("reference", "")),
@@ -124,7 +128,8 @@ class NnunetRaw(AbstractDataset):
         if part == "Tr" and self._listed:
             files, mask = self._listed[name]
         images = [self.root / file for file in files]
-        return read_volume_case(images, card, where=case.key, masks={"mask": self.root / mask})
+        masks = {"mask": [MaskFile(self.root / mask, self._labels.index_of)]}
+        return read_volume_case(images, card, where=case.key, masks=masks)
 
     @cached_property
     def _listed(self) -> dict[str, tuple[list[str], str]]:
@@ -158,7 +163,7 @@ class NnunetRaw(AbstractDataset):
     @cached_property
     def _card_without_window(self) -> DatasetCard:
         spec = InputSpec(self._channels, self._spacing_mm, "RAS", Intensity("zscore"))
-        targets = {"mask": MaskTarget(label_names(self._json["labels"], where=str(self.root / "dataset.json")))}
+        targets = {"mask": self._labels.target}
         modality = self._modality or ("ct" if self._is_ct else "mri")
         title = f"nnU-Net raw dataset {self.root.name}"
         return replace(self.base_card, title=title, modality=modality, targets=targets, input=spec, **self._said)

@@ -75,6 +75,13 @@ def label_map(values: Mapping[str, int], wanted: Mapping[str, Any] | None, *, wh
     return LabelMap(tuple(classes), index_of, annotated)
 
 
+def chosen(names: Sequence[str], wanted: Mapping[str, Any] | None, *, where: str) -> LabelMap:
+    """Return the map of a mask whose values are the indices of `names`: as it is, or with the classes wanted."""
+    if wanted is None:
+        return LabelMap(tuple(names), {i: i for i in range(len(names))})
+    return label_map({name: i for i, name in enumerate(names) if i}, wanted, where=where)
+
+
 def merged(files: Sequence[MaskFile], read: Callable[[Path], Volume], where: str) -> Volume:
     """Return one mask of several files; of two that claim a voxel the later counts, which is noticed.
 

@@ -1,4 +1,4 @@
-"""NRRD and MHA files: ITK reads their voxels, and what it leaves out of their headers is read here."""
+"""NRRD and MetaImage files (.mha, .mhd): ITK reads the voxels, and what it leaves out of their headers is read here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     import SimpleITK
 
-ITK = (".nrrd", ".mha")
+ITK = (".nrrd", ".mha", ".mhd")
 # ITK's millimetres are LPS: x grows to the left, y to posterior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANATOMICAL = re.compile(r"(right|left|[rl]).*(anterior|posterior|[ap]).*(superior|[si])", re.IGNORECASE)
@@ -28,7 +28,7 @@ _MOST_HEADER = 2**20
 
 
 def load_itk(path: Path) -> Stored:
-    """Return the numbers of an NRRD or MHA file and where its voxels lie.
+    """Return the numbers of an NRRD or MetaImage file and where its voxels lie.
 
     Units are those of `space units` or `units` (NRRD) and `DistanceUnits` (MHA), which ITK ignores; values are those of
     `ElementToIntensityFunctionSlope` and `...Offset` (MHA). A place that the header leaves open is noticed. InputError
@@ -43,8 +43,9 @@ def load_itk(path: Path) -> Stored:
         reader.ReadImageInformation()
         itemsize = _itemsize(reader)
         size = math.prod(reader.GetSize()) * itemsize
-        refuse_absurd(size, path.stat().st_size * MOST_DEFLATE, reader.GetSize(), path)
-        _check_data(path, fields, start, size)
+        data, start = _data_place(path, fields, start)
+        refuse_absurd(size, data.stat().st_size * MOST_DEFLATE, reader.GetSize(), path)
+        _check_data(data, fields, start, size)
         array, affine = _from_itk(reader.Execute())
     unit, factor = _unit(fields, path)
     affine, told = in_millimetres(affine, unit, factor)
@@ -116,9 +117,22 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
     return {p[0].strip().lower(): p[1].strip() for p in pairs if len(p) == 2}, start
 
 
+def _data_place(path: Path, fields: dict[str, str], start: int) -> tuple[Path, int]:
+    """Return the file that holds the voxels, and where they begin: a MetaImage may name a file beside it."""
+    name = fields.get("elementdatafile", "LOCAL")
+    if name.upper() == "LOCAL":
+        return path, start
+    if name.upper().startswith("LIST") or "%" in name:
+        raise InputError(f"{path}: names several files of voxels ({name}); convert it to one .nii.gz or .mha")
+    data = path.parent / name
+    if not data.is_file():
+        raise InputError(f"{path}: its voxels are in {name}, which is not beside it; complete the pair")
+    return data, max(0, int(fields.get("headersize", 0)))
+
+
 def _check_data(path: Path, fields: dict[str, str], start: int, size: int) -> None:
     """Check that the data in this file are whole, as far as ITK does not: it skips the checksum of gzip."""
-    if {"data file", "datafile"} & set(fields) or fields.get("elementdatafile", "LOCAL").upper() != "LOCAL":
+    if {"data file", "datafile"} & set(fields):
         return
     packed = fields.get("compresseddata", "false").lower() == "true"
     encoding = fields.get("encoding", "zlib" if packed else "raw").lower()

@@ -47,7 +47,7 @@ class Volume:
 def read_volume(
     path: str | Path, *, orientation: str | None = "RAS", spacing_mm: Spacing | None = None, is_mask: bool = False
 ) -> Volume:
-    """Read .nii, .nii.gz, .nrrd, .mha, .npy or a folder that holds one DICOM series.
+    """Read .nii, .nii.gz, .nrrd, .mha, .mhd, .npy or a folder that holds one DICOM series.
 
     `orientation` is where W, H and D grow to ("RAS"); None leaves the axes as stored. `spacing_mm` (z, y, x)
     resamples: linear for images, nearest for masks. Masks become uint8 after a check that they hold whole numbers from
@@ -136,7 +136,7 @@ def _loader(path: Path) -> Callable[[Path], Stored]:
     hint = ""
     if head[128:] == b"DICM":
         hint = "; it is one DICOM file: give the folder of its series"
-    elif name.endswith((".mhd", ".img", ".hdr")):
+    elif name.endswith((".img", ".hdr")):
         hint = "; convert such a pair of files to one .nii.gz or .mha"
     allowed = f"{', '.join(SUFFIXES)} or a folder of DICOM files"
     raise InputError(f"{path}: unknown volume format; allowed: {allowed}{hint}")

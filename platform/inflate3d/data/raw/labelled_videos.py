@@ -38,11 +38,7 @@ class Clip(NamedTuple):
 
 
 class LabelledVideos(AbstractDataset):
-    """Clips that lists name, below a root. A subclass says `holds`, `names` and `clips`.
-
-    skip_missing: leave out listed clips that have no file, and log how many; otherwise the build rejects each. Where
-    the lists have no validation part, SplitRule takes it from the training list, never apart from its group.
-    """
+    """Clips that lists name, below a root. A subclass says `holds`, `names` and `clips`."""
 
     holds: ClassVar[str] = ""
     """What the root folder holds, for messages."""
@@ -50,6 +46,9 @@ class LabelledVideos(AbstractDataset):
     def __init__(
         self, root: str | Path, *, skip_missing: bool = False, val_fraction: float = 0.1, seed: int = 0
     ) -> None:
+        """skip_missing: leave out listed clips that have no file, and log how many; otherwise the build rejects each.
+        val_fraction, seed: where the lists have no validation part, it is taken from the training list by whole groups.
+        """
         self.where = self.base_card.name
         self.root = require_folder(root, where=self.where, holds=self.holds)
         self._skip_missing = skip_missing

@@ -37,13 +37,7 @@ class Files:
 
 
 class LabelledVolumes(AbstractDataset):
-    """Cases of image files and mask files under a root. A subclass says `label_values`, `holds` and `found`.
-
-    labels: classes made of the set's labels, such as {liver: 1, kidney: [2, 3]}; by default every label is a class.
-    Labels that no class takes become background; a class with an empty list was not looked for here. spacing_mm
-    (z, y, x): resample to it; None keeps each volume's own. window: clips CT in HU; None takes the card's. Cases
-    whose split is not published are dealt by SplitRule; split_file, if given, decides for all.
-    """
+    """Cases of image files and mask files under a root. A subclass says `label_values`, `holds` and `found`."""
 
     label_values: ClassVar[Mapping[str, int]] = {}
     """The value of each label in the mask files; 0 is the background."""
@@ -62,6 +56,12 @@ class LabelledVolumes(AbstractDataset):
         split_file: str | None = None,
         seed: int = 0,
     ) -> None:
+        """labels: classes made of the set's labels, by value or name, such as {liver: 1, kidney: [2, left kidney]};
+        by default every label is a class. Labels that no class takes become background; a class with an empty list was
+        not looked for here, so that sets of unlike labels share their classes. spacing_mm (z, y, x): resample to it;
+        None keeps each volume's own. window: clips CT, in HU; None takes the card's. Cases whose split is not published
+        are dealt by val_fraction, val_count and seed; split_file, if given, decides for all.
+        """
         self.where = self.base_card.name
         self.root = require_folder(root, where=self.where, holds=self.holds)
         self._wanted = labels

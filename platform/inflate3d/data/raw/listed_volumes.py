@@ -128,16 +128,14 @@ class ListedVolumes(AbstractDataset):
     def _names(self) -> list[str]:
         """Return the stated key of each row, else the name of its first file. InputError for a row that is doubled."""
         unnamed = [row for row in self._rows if not row.get("key")]
-        by_line = {
-            row.line: name
-            for row, name in zip(unnamed, file_names([r["image"].split(";")[0] for r in unnamed]), strict=True)
-        }
-        names = [row.get("key") or by_line[row.line] for row in self._rows]
+        own = iter(file_names([row["image"].split(";")[0] for row in unnamed]))
+        names = [row.get("key") or next(own) for row in self._rows]
         first: dict[str, Row] = {}
         for name, row in zip(names, self._rows, strict=True):
             if (other := first.setdefault(name, row)) is not row:
+                lines = f"lines {other.line} and {row.line}" if other.line and row.line else "and the folder's files"
                 raise InputError(
-                    f"{self.file} lines {other.line} and {row.line} are both the case {name!r}; "
+                    f"{self.file} {lines} are both the case {name!r}, {other['image']} and {row['image']}; "
                     "remove one, or tell them apart in the column key"
                 )
         return names

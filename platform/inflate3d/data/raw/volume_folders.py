@@ -28,7 +28,7 @@ def folder_rows(
     first group, searched in the path, keeps what it equals in one split. InputError names a row without a volume.
     """
     units = units_of(values)
-    rows = {path: Row(0, {"image": path, **dict.fromkeys(units, "")}) for path in paths}
+    rows = {path: Row(0, {"image": path, "label": "", **dict.fromkeys(units, "")}) for path in paths}
     file = root
     if csv is not None:
         file = require_file(root / csv, where=where, holds="a CSV with the column image")

@@ -186,7 +186,7 @@ def test_an_anchor_holds_the_start_and_pulls_back_what_left_it() -> None:
         encoder.weight.fill_(-1.0)
     moved = task.step(encoder, batch, seed=0)["loss"]
     moved.backward()
-    assert float(moved) > 0.5
+    assert moved.item() > 0.5
     with pytest.raises(InputError, match=r"levels holds \[7\]; both nets have levels 0 to 1"):
         bound(Distillation(datasets=["toy"], levels=[7]), card)
 

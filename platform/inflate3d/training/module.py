@@ -208,7 +208,7 @@ class MultiTaskModule(pl.LightningModule):
             with whole_weights(self), torch.no_grad():
                 for task in moving:
                     task.after_step(self.backbone, step=self.trainer.global_step)
-            self.frozen.share_buffers()
+        self.frozen.share_buffers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiTaskModule:
         super()._apply(fn, recurse)

@@ -49,7 +49,7 @@ def decode_frames(
     if info is not None and max(wanted) >= info.num_frames:
         last = info.num_frames - 1
         raise InputError(f"{name_of(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-    size = None if info is None else (info.height, info.width)
+    size = (info.height, info.width) if info is not None and info.starts else None
     found: dict[int, np.ndarray] = {}
     for starts in [info.starts, ()] if info is not None and info.starts else [()]:
         found = _pixels(source, wanted, starts, size, short_side)

@@ -83,7 +83,10 @@ def label_names(table: dict[str, Any], *, where: str) -> tuple[str, ...]:
     for key, value in table.items():
         index, name = (key, value) if not isinstance(value, int) and str(key).isdigit() else (value, key)
         if isinstance(index, list | tuple):
-            raise InputError(f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class")
+            raise InputError(
+                f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class, "
+                "such as {'edema': 1, 'core': 2}; masks are trained as classes, not as regions"
+            )
         if str(name).lower() == "ignore":
             raise InputError(f"{where}: the label 'ignore' is not supported; map those voxels to a class first")
         if not str(index).isdigit():

@@ -90,7 +90,8 @@ def build_shards(
     if len(builder.rejects) > max_rejects:
         raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
-        raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
+        reasons = reject_message(card.name, builder.rejects, max_rejects)
+        raise InputError(f"{card.name}: no case could be read\n{reasons}")
     return builder.finish(card)
 
 

@@ -74,7 +74,8 @@ def read_case(case: InputCase, card: DatasetCard) -> tuple[dict[str, Any], Datas
 
 def _files(path: Path, medium: AbstractMedium) -> list[Path]:
     candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-    shown = (p for p in candidates if p.is_file() and not p.name.startswith("."))
+    # A link to what is not there is a case that cannot be read, not one less.
+    shown = (p for p in candidates if (p.is_file() or not p.exists()) and not p.name.startswith("."))
     return [p for p in shown if medium.suffix_of(p.name)]
 
 

@@ -18,7 +18,17 @@ import numpy as np
 
 from inflate3d.data.raw.noticed import Noticed
 from inflate3d.data.samples.frame_times import FrameTimes, frame_times
-from inflate3d.data.samples.frames import Source, Start, decoded, is_cover, name_of, opened, packets
+from inflate3d.data.samples.frames import (
+    Source,
+    Start,
+    decoded,
+    is_cover,
+    mark,
+    name_of,
+    opened,
+    packet_of,
+    packets,
+)
 from inflate3d.data.samples.record import is_list, is_number, is_whole
 from inflate3d.errors import InputError
 
@@ -130,8 +140,9 @@ class _Shown:
     @classmethod
     def of(cls, frame: av.VideoFrame, fed: Sequence[av.Packet]) -> _Shown:
         size, matrix = (frame.height, frame.width), display_matrix(frame)
-        is_corrupt = frame.is_corrupt or (frame.opaque is not None and fed[frame.opaque].is_corrupt)
-        return cls(frame.opaque, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, is_corrupt)
+        number = packet_of(frame)
+        is_corrupt = frame.is_corrupt or (number is not None and fed[number].is_corrupt)
+        return cls(number, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, is_corrupt)
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def _decode_all(stream: av.VideoStream, fed: Sequence[av.Packet], name: str) -> 
     shown: list[_Shown] = []
     for i, packet in enumerate((*fed, None)):
         if packet is not None:
-            packet.opaque = i
+            mark(packet, i)
         try:
             shown += [_Shown.of(frame, fed) for frame in decoded(stream, packet)]
         except av.error.FFmpegError as fault:
@@ -202,7 +213,7 @@ def _holds(stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequence[_Sh
     try:
         for each in (*fed[packet:], None):
             for frame in decoded(stream, each):
-                has_begun = has_begun or frame.opaque == packet
+                has_begun = has_begun or packet_of(frame) == packet
                 if has_begun and _hash(frame) != shown[number].pixels:
                     return False
                 number += has_begun

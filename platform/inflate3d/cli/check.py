@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def check_config(config: Config) -> None:
     _check_destination(config)
     _check_optimizer(config)
     _check_sync(config)
+    _check_max_time(config)
     _check_backbone(config)
     datasets = _named(config, ("data", "datasets"), "dataset")
     tasks = _named(config, ("model", "tasks"), "task")
@@ -126,6 +128,18 @@ def _check_sync(config: Config) -> None:
             f"{config.where('trainer', 'sync_batchnorm')} is true: it would replace the norms of each domain, and ones "
             "with an activation, by torch's plain SyncBatchNorm. Leave it out; if a rank's batch is too "
             "small, use --model.backbone.norm group"
+        )
+
+
+def _check_max_time(config: Config) -> None:
+    """Refuse a trainer.max_time that Lightning cannot read."""
+    value = config.get("trainer", "max_time")
+    if isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
+        return
+    if value is not None and not isinstance(value, dict):
+        raise InputError(
+            f"{config.where('trainer', 'max_time')} is {value!r}; expected days, hours, minutes and seconds as "
+            "DD:HH:MM:SS, such as 00:12:30:00"
         )
 
 

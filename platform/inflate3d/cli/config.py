@@ -62,7 +62,7 @@ def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
 
 def _read_into(config: Config, path: Path, below: tuple[Path, ...]) -> None:
     """Merge a file, after the one that it extends: beside it, or found by the rules of find_config."""
-    from inflate3d.cli.document import read_document
+    from inflate3d.document import read_document
 
     if path in below:
         raise InputError(f"{path}: `extends` leads back to itself: {' -> '.join(p.name for p in (*below, path))}")
@@ -139,7 +139,7 @@ def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
 
 
 def _override(config: Config, option: str, text: str) -> None:
-    from inflate3d.cli.document import read_value
+    from inflate3d.document import read_value
 
     path = tuple(option.split("."))
     for named in NAMED:

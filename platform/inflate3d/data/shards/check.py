@@ -13,8 +13,9 @@ from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data.samples.chunked import ChunkError
 from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.index import ShardIndex
-from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from inflate3d.data.shards.manifest import Manifest, ShardEntry
 from inflate3d.data.shards.members import byte_members, check_members, encode_sample
+from inflate3d.data.shards.own_files import BESIDE
 from inflate3d.data.shards.reader import RawMembers, ShardReader, read_index
 from inflate3d.data.shards.tar_index import index_tar
 from inflate3d.data.shards.tar_mapping import TarMapping
@@ -81,7 +82,7 @@ def _check_indexed(folder: Path, manifest: Manifest, mapping: TarMapping) -> Ite
 
 
 def _check_names(folder: Path, manifest: Manifest) -> Iterator[str]:
-    listed = {MANIFEST_FILE} | {e.file for e in manifest.shards} | {e.index for e in manifest.shards}
+    listed = {*BESIDE} | {e.file for e in manifest.shards} | {e.index for e in manifest.shards}
     for path in sorted(folder.iterdir()):
         if path.name not in listed:
             yield f"{path}: is not in the manifest; remove it, or finish the build that left it"

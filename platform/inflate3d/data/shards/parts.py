@@ -137,7 +137,7 @@ def _place(folder: Path, entry: ShardEntry, output: Path, name: str) -> ShardEnt
 
 
 def _make_room(place: Path, part: Path) -> None:
-    """Remove what a killed merge of this part put there. InputError for a file of other bytes: it is another build's."""
+    """Remove what a killed merge of this part put there. InputError for a file of other bytes: another build's."""
     if place.is_file() and (place.samefile(part) or file_sha256(place) == file_sha256(part)):
         place.unlink()
     elif place.exists():

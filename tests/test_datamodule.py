@@ -278,6 +278,7 @@ def fit(root: Path, folder: Path, steps: int, *, workers: int = 0, resume: Path 
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_trainer_goes_on_inside_an_epoch_and_workers_may_change(root, tmp_path, workers):

@@ -30,8 +30,11 @@ def read_video_case(path: Path, *, where: str, targets: Mapping[str, Any] | None
     return RawSample(video=content, video_suffix=path.suffix[1:].lower(), targets=dict(targets or {}))
 
 
-def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:
-    """Return frames (T, H, W, 3) uint8 as an MPEG-4 file: the same bytes for the same frames. H and W must be even."""
+def encode_video(frames_THWC: np.ndarray, *, fps: int, is_intra: bool = False) -> bytes:
+    """Return frames (T, H, W, 3) uint8 as an MPEG-4 file: the same bytes for the same frames. H and W must be even.
+
+    is_intra: each frame is coded by itself, so that it tells nothing of the others.
+    """
     import av
 
     out = io.BytesIO()
@@ -41,6 +44,8 @@ def encode_video(frames_THWC: np.ndarray, *, fps: int) -> bytes:
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
+        if is_intra:
+            stream.codec_context.gop_size = 1
         for frame in frames_THWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())

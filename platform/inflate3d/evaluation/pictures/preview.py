@@ -39,7 +39,7 @@ def _draw_case(axes: Sequence[Axes], case: Case, sample: RawSample, card: Datase
     """Draw the image, beside it with its mask where there is one; the title says what else is known."""
     medium = medium_of(card)
     image_CDHW = medium.raw_image(sample, len(axes))
-    masks = [sample.targets[name] for name, target in card.targets.items() if target.per_voxel]
+    masks = [sample.targets[name] for name, target in card.targets.items() if target.per_voxel and target.names]
     spacing_mm = sample.spacing_mm or (1.0, 1.0, 1.0)
     each = 2 if masks else 1
     planes = medium.planes(image_CDHW, len(axes) // each, spacing_mm=spacing_mm, mask_DHW=masks[0] if masks else None)

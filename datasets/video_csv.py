@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, read_table, require_file, require_folder, stem
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_file, require_folder, stem
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.tables import read_table
 from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
 from inflate3d.targets import ClassTarget

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inflate3d.data.raw.pairs import check_pair as check_pair
     from inflate3d.data.raw.readers import Volume as Volume
-    from inflate3d.data.raw.readers import check_pair as check_pair
     from inflate3d.data.raw.readers import read_volume as read_volume
     from inflate3d.data.raw.readers import write_nifti as write_nifti
     from inflate3d.data.samples.frames import VideoInfo as VideoInfo
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "samples.frames": ("VideoInfo", "decode_frames", "probe_video"),
-    "raw.readers": ("Volume", "check_pair", "read_volume", "write_nifti"),
+    "raw.pairs": ("check_pair",),
+    "raw.readers": ("Volume", "read_volume", "write_nifti"),
     "shards.check": ("check_shards",),
     "shards.manifest": ("Manifest", "ShardEntry"),
     "shards.reader": ("BrokenSample", "RawMembers", "ShardReader"),

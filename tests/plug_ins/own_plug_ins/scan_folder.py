@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import case_keys, require_folder, stem
+from inflate3d.data.raw.files import require_folder, stem
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import read_volume_case
 from inflate3d.errors import InputError

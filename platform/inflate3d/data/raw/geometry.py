@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,13 @@ def _resample_channel(
     resample.SetOutputOrigin(first.tolist())
     resample.SetOutputDirection(image.GetDirection())
     return sitk.GetArrayFromImage(resample.Execute(image))
+
+
+def axis_codes(affine: Any) -> str:
+    """Return where x, y and z grow to, as nearly as axes can, such as "RAS"."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(str(code) for code in aff2axcodes(np.asarray(affine, float)))
 
 
 def spacing_of(affine: np.ndarray) -> Spacing:

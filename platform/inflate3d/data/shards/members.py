@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, RawSample, medium_of
+from inflate3d.data.raw.keys import KEY_RULE, is_key
 from inflate3d.data.samples.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.samples.chunked import ChunkedArray, Region, encode_chunked
 from inflate3d.data.samples.record import stored_value
@@ -26,7 +27,6 @@ from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
 Buffer = bytes | memoryview
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 DTYPES = (np.dtype("uint8"), np.dtype("int16"), np.dtype("float32"))
 """Of arrays in shards."""
 _ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -43,8 +43,8 @@ def encode_sample(
     chunk_from: bytes from which on a volume is stored in chunks; None: never. Raises InputError that names the key and
     what is wrong. The same sample gives the same bytes.
     """
-    if not KEY_PATTERN.fullmatch(key):
-        raise InputError(f"case key {key!r}: only letters, digits, '_' and '-' are allowed, 200 at the most")
+    if not is_key(key):
+        raise InputError(f"case key {key!r}; allowed: {KEY_RULE}")
     try:
         parts, facts = medium_of(card).encode(raw, card)
         masks, values = _encode_targets(raw, card, facts["shape"][1:])

@@ -13,10 +13,12 @@ from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec, Intensity, medium_of
 from inflate3d.contracts.card import from_first_format
-from inflate3d.data.shards.members import KEY_PATTERN, byte_members
+from inflate3d.data.raw.keys import key_of
+from inflate3d.data.shards.members import byte_members
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _CARD_DEFAULTS: dict[str, Any] = {
     "url": "",
     "licence": "unknown",
@@ -72,9 +74,9 @@ class TarMapping:
         return found[0]
 
     def key(self, file: str, key: str) -> str:
-        """Return the key of a sample: letters, digits, '_' and '-', anything else becomes '_'."""
+        """Return the key of a sample, by the rule of `key_of`."""
         full = f"{file.rpartition('.')[0]}_{key}" if self.prefix_keys else key
-        return re.sub(r"[^A-Za-z0-9_-]", "_", full.removeprefix("./"))
+        return key_of(full.removeprefix("./"))
 
 
 def _section(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
@@ -100,7 +102,7 @@ def _card(data: Mapping[str, Any], where: str) -> DatasetCard:
     for name in ("name", "media", "modality"):
         if not isinstance(data.get(name), str):
             raise InputError(f"{where}.{name} is {data.get(name)!r}; expected a text")
-    if not KEY_PATTERN.fullmatch(data["name"]):
+    if not _NAME.fullmatch(data["name"]):
         raise InputError(f"{where}.name is {data['name']!r}; allowed: letters, digits, '_' and '-'")
     if data["media"] not in (media := plug_ins("media")):
         raise unknown_name("medium", data["media"], media, where=f"{where}.media")

@@ -23,11 +23,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, medium_of
+from inflate3d.data.raw.keys import KEY_RULE, is_key
 from inflate3d.data.shards.build_progress import BuildProgress
 from inflate3d.data.shards.findings import find_noticed, save_noticed
 from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry
-from inflate3d.data.shards.members import KEY_PATTERN
 from inflate3d.data.shards.own_files import remove_own_files, strange_files
 from inflate3d.data.shards.parts import Part
 from inflate3d.data.shards.read_ahead import Encoded, ReadAhead, Rejected
@@ -92,7 +92,8 @@ def build_shards(
     if len(builder.rejects) > max_rejects:
         raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
-        raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
+        reasons = reject_message(card.name, builder.rejects, max_rejects)
+        raise InputError(f"{card.name}: no case could be read\n{reasons}")
     return builder.finish(card)
 
 
@@ -235,8 +236,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def _checked_cases(cases: list[Case], name: str) -> list[Case]:
     splits: dict[str, str] = {}
     for case in cases:
-        if not KEY_PATTERN.fullmatch(case.key):
-            raise InputError(f"{name}: case key {case.key!r}; allowed: letters, digits, '_' and '-', at most 200")
+        if not is_key(case.key):
+            raise InputError(f"{name}: case key {case.key!r}; allowed: {KEY_RULE}")
         if case.split not in SPLITS:
             raise InputError(f"{name}: case {case.key!r} has split {case.split!r}; allowed: {', '.join(SPLITS)}")
         if case.group is not None and splits.setdefault(case.group, case.split) != case.split:

@@ -242,7 +242,8 @@ def _info(args: argparse.Namespace) -> None:
     }
     print()
     for name, value in rows.items():
-        print(textwrap.fill(value, 120, initial_indent=f"{name:<13}", subsequent_indent=" " * 13))
+        indents = {"initial_indent": f"{name:<13}", "subsequent_indent": " " * 13}
+        print(textwrap.fill(value, 120, break_long_words=False, break_on_hyphens=False, **indents))
 
 
 def _print_splits(manifest: Manifest) -> None:

@@ -297,7 +297,7 @@ def test_the_command_says_shortly_what_was_noticed_and_can_say_it_again(
     for name in ("noticed.jsonl", "report.html"):
         (folder / name).unlink()
     assert main(["shards", "info", str(folder)]) == 0
-    assert f"platform shards report {folder}\n" in capsys.readouterr().out
+    assert f"platform shards report {folder} " in " ".join(capsys.readouterr().out.split()) + " "
     assert main(["shards", "report", str(folder)]) == 0
     assert contents(folder) == before
 
@@ -321,3 +321,16 @@ def test_a_report_does_not_change_what_training_knows_a_set_by(tmp_path: Path) -
     before = build_shards(ToyScans(TOLD), tmp_path, progress=False).digest
     write_report(tmp_path)
     assert Manifest.load(tmp_path).digest == before
+
+
+def test_a_check_of_shards_sees_that_what_was_noticed_was_changed(tmp_path: Path) -> None:
+    build_shards(ToyScans(TOLD), tmp_path, progress=False)
+    path = tmp_path / "noticed.jsonl"
+    content = path.read_bytes()
+    for change in (content[: len(content) // 2], content.replace(b"tilted", b"titled"), b"", content + b"{"):
+        path.write_bytes(change)
+        (fault,) = check_shards(tmp_path)
+        assert fault.startswith(f"{path}")
+        assert f"platform shards report {tmp_path}" in fault
+    path.unlink()  # as an older version left it
+    assert check_shards(tmp_path) == []

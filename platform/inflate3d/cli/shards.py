@@ -192,7 +192,7 @@ def _print_report(folder: str) -> None:
     print(f"\nlook at it before training: {os.path.join(folder, 'report.html')}")
 
 
-def _print_noticed(folder: str | os.PathLike[str]) -> None:
+def _print_noticed(folder: str | Path) -> None:
     """Print what was noticed, the worst first: each kind, how often, and the first of it."""
     from inflate3d.data.shards.findings import count_kinds, read_noticed
 
@@ -242,8 +242,8 @@ def _info(args: argparse.Namespace) -> None:
     }
     print()
     for name, value in rows.items():
-        indents = {"initial_indent": f"{name:<13}", "subsequent_indent": " " * 13}
-        print(textwrap.fill(value, 120, break_long_words=False, break_on_hyphens=False, **indents))
+        filled = textwrap.wrap(value, 107, break_long_words=False, break_on_hyphens=False)
+        print(f"{name:<13}" + f"\n{' ' * 13}".join(filled))
 
 
 def _print_splits(manifest: Manifest) -> None:

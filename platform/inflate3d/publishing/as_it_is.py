@@ -47,7 +47,7 @@ def twin_of(model: Any, *, norm: str) -> nn.Module:
     spec = _spec_of(model)
     state = _checked_state(model)
     spec = replace(spec, num_classes=getattr(model, "num_classes", spec.num_classes))
-    twin = _fresh(spec, norm)
+    twin: Any = _fresh(spec, norm)
     changes: dict[str, Any] = {}
     if (pool := _pool_of(model)) != _pool_of(twin):
         changes["global_pool"] = pool
@@ -57,12 +57,12 @@ def twin_of(model: Any, *, norm: str) -> nn.Module:
         spec = replace(spec, **changes)
         twin = _fresh(spec, norm)
     _give(twin, state, spec)
-    height, width = twin.trace_size  # type: ignore[misc]
-    x = torch.randn(1, spec.in_chans, max(8, twin.plan.min_depth), height, width, generator=_generator())  # type: ignore[union-attr, operator]
+    height, width = twin.trace_size
+    x = torch.randn(1, spec.in_chans, max(8, twin.plan.min_depth), height, width, generator=_generator())
     error = difference(_answer(twin, x, spec), _answer(model, x, spec))
     if not error <= _AGREES:
         raise InputError(f"{spec.name}: a net made by its spec with these weights differs by {error:.2g}. {_REMEDY}")
-    return twin
+    return twin  # type: ignore[no-any-return]
 
 
 def _spec_of(model: Any) -> NetSpec:

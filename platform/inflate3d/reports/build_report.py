@@ -81,7 +81,7 @@ def _render(folder: Path, survey: Survey, findings: list[Finding]) -> str:
 
 def _classes(survey: Survey) -> Iterator[tuple[str, str, list[tuple[str, list[int]]], list[str]]]:
     """Yield (target, its description, rows of (name, samples by split), the splits)."""
-    splits = [split for split in SPLITS if split in survey.splits]
+    splits: list[str] = [split for split in SPLITS if split in survey.splits]
     for name, target in survey.manifest.card.targets.items():
         values = {s: [v for v, own in zip(survey.told[name], survey.splits, strict=True) if own == s] for s in splits}
         tables = [sample_counts(target, values[s]) for s in splits]
@@ -90,9 +90,9 @@ def _classes(survey: Survey) -> Iterator[tuple[str, str, list[tuple[str, list[in
 
 def _colours(survey: Survey) -> list[tuple[str, str]]:
     """Return (class, CSS colour) of the mask that is drawn."""
-    targets = [target for target in survey.manifest.card.targets.values() if target.per_voxel]
+    targets = [t for t in survey.manifest.card.targets.values() if t.per_voxel and t.names]
     names = targets[0].names if targets else ()
-    rows = tint(np.arange(len(names)))[1:, :3] if names else []
+    rows: Any = tint(np.arange(len(names)))[1:, :3] if names else []
     return [
         (name, f"rgb({r:.0%} {g:.0%} {b:.0%} / {OPACITY})") for name, (r, g, b) in zip(names[1:], rows, strict=True)
     ]
@@ -155,5 +155,6 @@ def _known(survey: Survey, n: int) -> str:
         value = survey.told[name][n]
         shown = shown_classes(target, value) if target.names and value is not None else ()
         ordered = ", ".join(label for label in target.names if label in shown)
-        words.append(f"{name}: {ordered or ('not known' if value is None else 'none' if target.names else value)}")
+        plain = "none" if target.names else "one value a voxel" if target.per_voxel else str(value)
+        words.append(f"{name}: {ordered or ('not known' if value is None else plain)}")
     return "; ".join(words)

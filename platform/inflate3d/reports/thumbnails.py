@@ -1,4 +1,4 @@
-"""Small pictures of stored samples: the planes that their medium shows, the first mask over them."""
+"""Small pictures of stored samples: the planes that their medium shows, the first mask of classes over them."""
 
 # C channel, D H W voxels along z y x.
 
@@ -42,8 +42,8 @@ def draw_thumbnails(members: Mapping[str, Any], suffixes: list[str], card: Datas
     suffix = next((s for s in suffixes if s in byte_members()), "none")
     raw = RawSample(members.get("image"), members.get("video"), suffix)
     image = medium.raw_image(raw, MOST_PLANES)
-    per_voxel = [name for name, target in card.targets.items() if target.per_voxel and name in members]
-    mask = np.asarray(members[per_voxel[0]]) if per_voxel else None
+    masks = [name for name, t in card.targets.items() if t.per_voxel and t.names and name in members]
+    mask = np.asarray(members[masks[0]]) if masks else None
     spacing_mm = tuple(record.get("spacing_mm") or (1.0, 1.0, 1.0))
     # More are asked for: maxima, which would read the whole image, are left out.
     planes = medium.planes(image, 2 * MOST_PLANES, spacing_mm=spacing_mm, mask_DHW=mask)  # type: ignore[arg-type]

@@ -81,8 +81,9 @@ def read_noticed(folder: str | Path) -> list[Finding] | None:
     path = Path(folder) / NOTICED_FILE
     if not path.is_file():
         return None
-    found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    found, content = [], path.read_bytes()
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    for number, line in enumerate(lines, start=1):
         try:
             finding = Finding(**json.loads(line))
             if not all(isinstance(value, str) for value in asdict(finding).values()):
@@ -166,9 +167,10 @@ def _of_targets(survey: Survey) -> Iterator[Finding]:
     for name, target in targets.items():
         values = survey.told[name]
         for n, value in enumerate(values):
-            if value is None or (isinstance(value, list) and all(v is None for v in value)):
-                yield Finding("unlabelled", survey.keys[n], survey.splits[n], f"{name} is not known")
-            elif target.per_voxel and shown_classes(target, value) <= {target.names[0]}:
+            if not target.per_voxel:
+                if value is None or (isinstance(value, list) and all(v is None for v in value)):
+                    yield Finding("unlabelled", survey.keys[n], survey.splits[n], f"{name} is not known")
+            elif target.names and shown_classes(target, value) <= {target.names[0]}:
                 yield Finding("empty mask", survey.keys[n], survey.splits[n], f"{name} shows {target.names[0]} alone")
         train = [value for value, split in zip(values, survey.splits, strict=True) if split == "train"]
         counts = sample_counts(target, train)

@@ -16,6 +16,7 @@ from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.index import Member
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader, read_index
+from inflate3d.errors import InputError
 
 INTENSITIES = ("p0.5", "median", "p99.5", "std")
 
@@ -45,7 +46,7 @@ class Survey:
 
 
 def survey_shards(folder: Path, manifest: Manifest) -> Survey:
-    """Read every index and every JSON member of a set in a local folder. BrokenSample where one is damaged."""
+    """Read every index and every JSON member of a set in a local folder. InputError where one is damaged."""
     survey = Survey(manifest, told={name: [] for name in manifest.card.targets})
     reader = ShardReader(folder, manifest)
     count = len(reader)
@@ -57,15 +58,21 @@ def survey_shards(folder: Path, manifest: Manifest) -> Survey:
             survey.keys.append(key)
             survey.splits.append(entry.split)
             survey.places.append((shard, i))
-            _note(survey, reader.record(shard, i))
+            try:
+                _note(survey, reader.record(shard, i))
+            except (ValueError, TypeError, AttributeError) as fault:
+                if isinstance(fault, InputError):
+                    raise
+                raise InputError(f"{entry.file}: {key}: its json is not what a build writes ({fault})") from fault
     return survey
 
 
 def _note(survey: Survey, record: dict[str, Any]) -> None:
+    """Take one sample's record. Raises ValueError, TypeError or AttributeError for one that no build writes."""
     n = len(survey.keys) - 1
     for name, rows in (("shape", survey.shape), ("spacing_mm", survey.spacing_mm)):
         if (values := record.get(name)) is not None:
-            rows[n] = values
+            rows[n] = np.array(values, float).reshape(rows.shape[1])
     measured = record.get("intensity") or {}
     survey.intensity[n] = [measured.get(name, np.nan) for name in INTENSITIES]
     for name, target in survey.manifest.card.targets.items():

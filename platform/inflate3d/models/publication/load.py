@@ -200,7 +200,7 @@ def _load(
     if missing:
         raise InputError(f"{folder / WEIGHTS}: no tensor for {missing[:3]} ({len(missing)} in all); publish it again")
     taken = {key: name for key, name in found.items() if name is not None}
-    _check_all_taken(header, config, taken.values(), is_whole=is_whole, file=folder / WEIGHTS)
+    _check_all_taken(header, config, {*own, *taken.values()}, is_whole=is_whole, file=folder / WEIGHTS)
     for key, name in taken.items():
         if (header[name].dtype in FLOATS) != own[key].is_floating_point():
             raise InputError(
@@ -219,12 +219,12 @@ def _load(
 
 
 def _check_all_taken(
-    header: Mapping[str, Stored], config: Mapping[str, Any], taken: Collection[str], *, is_whole: bool, file: Path
+    header: Mapping[str, Stored], config: Mapping[str, Any], places: Collection[str], *, is_whole: bool, file: Path
 ) -> None:
-    """Refuse tensors that nothing takes: neither the net, nor a domain that the publication names."""
+    """Refuse tensors without a place: neither the net has one, nor a domain that the publication names."""
     domains = config["norm_domains"]
     known = tuple(f"{NORM_KEY}{name}." for name in domains) + tuple(f"{STEM_KEY}{stem}." for stem in domains.values())
-    left = [n for n in header if n not in taken and not n.startswith(known)]
+    left = [n for n in header if n not in places and not n.startswith(known)]
     if norms := [n for n in left if n.startswith((NORM_KEY, STEM_KEY))] or (left if is_whole else []):
         raise InputError(f"{file}: the net has no place for {norms[:3]} ({len(norms)} in all); publish it again")
 

@@ -13,8 +13,10 @@ import lightning.pytorch as pl
 import torch
 
 from inflate3d.errors import InputError
+from inflate3d.remote.outcomes import Unreachable
 from inflate3d.training.run.folder import write_state
-from inflate3d.training.run.step_meter import StepMeter, seconds_waited
+from inflate3d.training.run.loader import seconds_waited
+from inflate3d.training.run.step_meter import StepMeter
 from inflate3d.training.steering.stop_signals import RunStopped
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class RunState(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Say how it ended."""
-        went_well = isinstance(exception, RunStopped | KeyboardInterrupt)
+        went_well = isinstance(exception, RunStopped | KeyboardInterrupt | Unreachable)
         self._write(trainer, pl_module, "stopped" if went_well else "failed")
 
     def _measure(self, trainer: pl.Trainer, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Small files of a run after a power cut, a flipped bit or an editor: named in one line, or the run goes on and says so."""
+"""Small files of a run after a power cut, a flip or an editor: named in one line, or the run goes on and says so."""
 
 import json
 import os
@@ -87,7 +87,8 @@ def test_a_flip_in_the_newest_complete_json_makes_the_run_go_on_from_the_one_bef
         file.write_bytes(content)
         caplog.clear()
         assert find_checkpoint(run).step == 10
-        assert str(file.parent) in caplog.text and store.COMPLETE in caplog.text
+        assert str(file.parent) in caplog.text
+        assert store.COMPLETE in caplog.text
 
 
 @each_damage
@@ -97,14 +98,16 @@ def test_a_damaged_complete_json_is_passed_over_and_a_path_to_it_refused(run: Pa
     assert find_checkpoint(run).step == 10
     assert "step-00000012 is broken (complete.json" in caplog.text
     assert [c.step for c in store.list_checkpoints(run / "checkpoints")] == [10]
-    with pytest.raises(InputError, match="step-00000012 is not a whole checkpoint: complete.json"):
+    with pytest.raises(InputError, match=r"step-00000012 is not a whole checkpoint: complete\.json"):
         find_checkpoint(run, file.parent)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("step", 22), ("step", "12"), ("step", None), ("score", "high"), ("files", {}), ("files", []), ("metrics", 1)]
-    + [("files", {store.STATE: 7}), ("files", {"../../x": {"bytes": 1, "sha256": ""}})],
+    [
+        *[("step", 22), ("step", "12"), ("step", None), ("score", "high"), ("files", {}), ("files", [])],
+        *[("metrics", 1), ("files", {store.STATE: 7}), ("files", {"../../x": {"bytes": 1, "sha256": ""}})],
+    ],
 )
 def test_an_older_complete_json_without_a_hash_must_make_sense(run: Path, key: str, value: object) -> None:
     file = run / "checkpoints" / "step-00000012" / store.COMPLETE
@@ -247,7 +250,8 @@ def test_a_damaged_state_is_named_and_status_says_the_rest(run: Path, damage, ca
         read_state(run)
     assert main(["status", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert "state.json: damaged" in printed and "step 12" in printed
+    assert "state.json: damaged" in printed
+    assert "step 12" in printed
 
 
 @each_damage
@@ -277,8 +281,8 @@ WHOLE = [{"step": 5, "train/loss": 1.5, "lr": 0.1}, {"step": 10, "train/loss": 1
         ROWS + b"\0" * 200,
         ROWS + b"15,1.0,.1\r\n",
         ROWS + b"\xe9",
-    ]
-    + [ROWS + b"15,1.0,.1\r\n20,1.\0,.1\r\n"],
+        ROWS + b"15,1.0,.1\r\n20,1.\0,.1\r\n",
+    ],
 )
 def test_what_was_written_after_the_checkpoint_is_dropped_whatever_it_is(
     tmp_path: Path, content: bytes, caplog

@@ -57,9 +57,9 @@ def test_the_second_start_is_refused_by_whatever_path_and_told_who_holds_the_fol
     first = start(run)
     assert said(first) == "holds\n"
     for folder in (run, other_path, other_path / ".." / "run"):
-        with pytest.raises(InputError, match=rf"another start .* process {first.pid} on host .*, since 20") as told:
-            with one_writer(folder):
-                pass
+        named = pytest.raises(InputError, match=rf"another start .* process {first.pid} on host .*, since 20")
+        with named as told, one_writer(folder):
+            pass
         assert os.uname().nodename in str(told.value)
         assert "ANOTHER_FOLDER" in str(told.value)
     end(first)

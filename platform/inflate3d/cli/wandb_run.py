@@ -60,7 +60,7 @@ def _id(folder: Path) -> str:
     known = file.read_bytes().strip()
     if not re.fullmatch(rb"[\w-]{1,128}", known):
         raise InputError(
-            f"{file}: damaged: no id of a W&B run. Write the id that its page shows into it, or delete it: then the run "
+            f"{file}: damaged: no id of a W&B run. Write the id that its page shows into it, or delete it: then this "
             "goes on as another W&B run"
         )
     return known.decode()

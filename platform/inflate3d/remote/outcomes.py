@@ -18,7 +18,7 @@ class Damaged(InputError):
 
 
 class Unreachable(Exception):
-    """It cannot be read for now, and nothing is known to be wrong with what lies there: an outage, a full disk or table.
+    """It cannot be read for now, and nothing is known to be wrong with what lies there: an outage, or no room.
 
     No InputError, so that nobody books it as a broken sample. Of the traceback in which a DataLoader wraps it, only
     the message is kept.

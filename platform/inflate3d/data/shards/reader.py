@@ -74,8 +74,8 @@ class ShardReader:
     ) -> None:
         """Tars that are remote (http, s3) are read through a cache; indexes lie beside the manifest, in `folder`.
 
-        What is absent, or differs from its hash or size, is a BrokenSample. While a server or a disk cannot be read, lets
-        nobody in any more, or descriptors are used up, reads wait, and then raise Unreachable: no sample is broken.
+        What is absent, or differs from its hash or size, is a BrokenSample. While a server or a disk cannot be read,
+        lets nobody in any more, or descriptors are used up, reads wait, and then raise Unreachable: nothing is broken.
         """
         self.folder, self.manifest, self.split, self.cache = str(folder), manifest, split, cache
         self.tars = manifest.tars or self.folder

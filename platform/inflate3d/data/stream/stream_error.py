@@ -23,6 +23,7 @@ class StreamError(InputError):
         with suppress(OSError):
             free = f", {shutil.disk_usage(_SHARED_MEMORY).free / 1e6:.1f} MB are free"
         return cls(
-            f"{_SHARED_MEMORY}: the shared memory is full: a batch of {needed / 1e6:.1f} MB does not fit{free}. Enlarge "
-            "it (docker run --shm-size, or --ipc=host), or take fewer data.num_workers (0 needs none) or smaller batches"
+            f"{_SHARED_MEMORY}: the shared memory is full: a batch of {needed / 1e6:.1f} MB does not fit{free}. "
+            "Enlarge it (docker run --shm-size, or --ipc=host), or take fewer data.num_workers (0: none) or smaller "
+            "batches"
         )

@@ -6,8 +6,8 @@ The rule, in the order in which it is applied:
    or its node dies, however that happens; children that a process leaves behind do not keep it. By whatever path a
    folder is reached, the file is the same.
 2. Where the lock was free, or the file system has none, the file may name another machine: some mounts keep locks to
-   themselves. A writer renews the file's date every BEAT_S seconds. If the date is older than GONE_S by the clock of the
-   file system itself, or does not change while it is watched for WATCH_S seconds, that writer is dead.
+   themselves. A writer renews the file's date every BEAT_S seconds. If the date is older than GONE_S by the clock of
+   the file system itself, or does not change while it is watched for WATCH_S seconds, that writer is dead.
 3. A writer named on this very machine (the same boot) that does not hold the lock is dead.
 
 The file stays; it is emptied by who ends in order. No torch is imported here.

@@ -28,7 +28,7 @@ _SIGNAL, _FAULT = 1, 2  # why to stop; of two reasons the higher one
 
 
 class StopOnSignal(Checkpoint):
-    """Saves after the next optimiser step and ends the run, on all ranks, where any of them must stop (by signal or fault).
+    """Saves after the next optimiser step and ends the run, on all ranks, at a signal to, or a fault of, any of them.
 
     After SIGUSR1 or SIGTERM all raise RunStopped. Where a rank's loader cannot go on (an outage past its budget), which
     it knows before that batch is due, the first rank raises the fault with what is saved, and the others RunStopped. A
@@ -36,8 +36,8 @@ class StopOnSignal(Checkpoint):
 
     A validation that was due is not waited for, and one under way is broken off: the run that goes on begins with it,
     so that metrics.csv and the best checkpoint are those of a run never stopped. By a signal the last step's validation
-    is not broken off: after it the run is over. Being a `Checkpoint` it comes after all callbacks that train (EMA, records), and
-    in the defaults just before the CheckpointWriter.
+    is not broken off: after it the run is over. Being a `Checkpoint` it comes after all callbacks that train (EMA,
+    records), and in the defaults just before the CheckpointWriter.
     """
 
     def __init__(self) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from inflate3d.cli.main import main
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.shards.writer import build_shards
+from inflate3d.data.stream import batch_memory
+from inflate3d.data.stream.stream_error import StreamError
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.files import sealed, unsealed, write_whole
@@ -355,6 +358,16 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path: Path, write_it: Callabl
         (tmp_path / f".tmp-{name}").symlink_to("/dev/full")
     with pytest.raises(InputError, match=rf"^{tmp_path}/(state.json|config.yaml): No space left on device; [\d.]+ MB"):
         write_it(tmp_path)
+
+
+def test_full_shared_memory_is_one_line_with_its_path(monkeypatch) -> None:
+    def full(*_: object) -> None:  # what torch says then
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(batch_memory, "get_worker_info", lambda: object())
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    with pytest.raises(StreamError, match=r"^/dev/shm: the shared memory is full: a batch of 3\.0 MB .*num_workers"):
+        batch_memory._new_block(3_000_000)
 
 
 def test_any_error_of_a_file_is_one_line_with_its_path(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -103,7 +103,7 @@ def drop_rows_after(path: str | Path, step: int) -> int:
     kept = [row for _, row in table.rows if int(row[STEP]) <= step]
     future = next((line for line, row in table.rows if int(row[STEP]) > step), math.inf)
     if lost := [line for line in table.damaged if line < future]:
-        told = f"{path}: {len(lost)} damaged lines, the first is line {lost[0]}"
+        told = f"{path}: damaged at line {lost[0]}, {len(lost)} in all"
         log.warning("%s. The run goes on with the others; the file is kept as %s", told, set_aside(path).name)
     dropped = len(table.rows) - len(kept) + len(table.damaged) + table.torn
     if dropped:

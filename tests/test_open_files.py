@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import shutil
@@ -124,7 +125,7 @@ def test_the_soft_limit_is_raised_within_the_hard_one(monkeypatch: pytest.Monkey
     assert open_files._budget() == 4
 
 
-# ------------------------------------------------------------------------------------------------------- faults that pass
+# -------------------------------------------------------------------------- faults that pass
 
 
 @pytest.fixture
@@ -137,6 +138,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def full_table() -> Iterator[list[int]]:
     """No descriptor is left for this process, until the list is emptied."""
+    gc.collect()  # readers of other tests would close theirs
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
     held: list[int] = []
@@ -154,11 +156,9 @@ def full_table() -> Iterator[list[int]]:
 def test_a_full_table_is_waited_for_and_never_taken_for_damage(
     shards: Path, full_table: list[int], clock: Clock
 ) -> None:
-    reader, manifest = None, None
     os.close(full_table.pop())
-    manifest = Manifest.load(shards)
+    reader = reader_of(shards)
     full_table.append(os.open("/dev/null", os.O_RDONLY))
-    reader = ShardReader(shards, manifest, "train")
     with pytest.raises(Unreachable, match=r"Too many open files; raise the limit \(ulimit -n\)"):
         reader.sample(0, 0)
     assert 59 < sum(clock.pauses) <= 61

@@ -58,7 +58,7 @@ class OpenFiles:
 
     def open(self, key: Key, open_: Callable[[], int]) -> OpenFile:
         """Open a shard, and close others where the budget or the table of descriptors is full. OSError as it comes."""
-        handle = self._with_room(open_, key)
+        handle = self.with_room(open_, key)
         self._files[key] = file = OpenFile(handle)
         self._used += 1
         return file
@@ -67,7 +67,7 @@ class OpenFiles:
         """Return the pages of an open shard."""
         file = self._files[key]
         if file.pages is None:
-            mapped = self._with_room(lambda: mmap.mmap(file.handle, 0, mmap.MAP_PRIVATE, mmap.PROT_READ), key)
+            mapped = self.with_room(lambda: mmap.mmap(file.handle, 0, mmap.MAP_PRIVATE, mmap.PROT_READ), key)
             file.pages = memoryview(mapped)
             self._used += 1
         return file.pages
@@ -83,20 +83,21 @@ class OpenFiles:
         for key in [key for key in self._files if key[0] == number]:
             self.close(key)
 
-    def _with_room(self, take: Callable[[], T], key: Key) -> T:
+    def with_room(self, take: Callable[[], T], spared: Key | None = None) -> T:
+        """Return what is taken, which may need a descriptor: others are closed for it, but not the one spared."""
         if self._most is None:
             self._most = _budget()
-        while self._used >= self._most and self._close_oldest(key):
+        while self._used >= self._most and self._close_oldest(spared):
             pass
         while True:
             try:
                 return take()
             except OSError as fault:
-                if fault.errno not in TABLE_FULL or not self._close_oldest(key):
+                if fault.errno not in TABLE_FULL or not self._close_oldest(spared):
                     raise
 
-    def _close_oldest(self, spared: Key) -> bool:
-        if spared in self._files:
+    def _close_oldest(self, spared: Key | None) -> bool:
+        if spared is not None and spared in self._files:
             self._files.move_to_end(spared)
         oldest = next(iter(self._files), spared)
         if oldest == spared:

@@ -274,7 +274,7 @@ def _read_index(folder: str | Path, entry: ShardEntry, outage_s: float | None = 
     patience = Patience(where, outage_s)
     while True:
         try:
-            content = Path(where).read_bytes()
+            content = OPEN_FILES.with_room(Path(where).read_bytes)
         except OSError as told:
             _wait(patience, told, str(folder))
             continue

@@ -99,8 +99,8 @@ class OpenFiles:
     def _close_oldest(self, spared: Key | None) -> bool:
         if spared is not None and spared in self._files:
             self._files.move_to_end(spared)
-        oldest = next(iter(self._files), spared)
-        if oldest == spared:
+        oldest = next(iter(self._files), None)
+        if oldest is None or oldest == spared:
             return False
         self.close(oldest)
         return True

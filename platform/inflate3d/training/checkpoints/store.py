@@ -217,7 +217,7 @@ def _read_complete(path: Path) -> dict[str, Any]:
     content, _ = unsealed((path / COMPLETE).read_bytes(), keys=_KEYS)
     if content.get("format") != FORMAT:
         raise ValueError(f"format is {content.get('format')!r}; this version reads {FORMAT!r}")
-    kinds = {"step": int, "score": (float, int, type(None)), "metrics": dict, "files": dict}
+    kinds: dict[str, Any] = {"step": int, "score": (float, int, type(None)), "metrics": dict, "files": dict}
     for key, kind in kinds.items():
         if not isinstance(content.get(key, ...), kind):
             raise ValueError(f"{key} is {content.get(key)!r}")

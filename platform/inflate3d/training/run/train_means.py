@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,13 +57,13 @@ class TrainMeans:
             for numbers in reduce(ranks).tolist()
         ]
 
-    def load_state_dict(self, state: Sequence[Mapping[str, tuple[float, int]]], *, rank: int, world_size: int) -> None:
+    def load_state_dict(self, state: Any, *, rank: int, world_size: int) -> None:
         """Take up what this rank had; among other ranks, the first takes what all had, so that totals stay.
 
         A single mapping, as it was written once, is that of one rank.
         """
-        parts = [state] if isinstance(state, Mapping) else list(state)
-        keys = parts[0] if parts else {}
+        parts: list[dict[str, tuple[float, int]]] = [state] if isinstance(state, dict) else state
+        keys = list(parts[0]) if parts else []
         if len(parts) == world_size:
             own = {key: parts[rank][key] for key in keys}
         else:

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from inflate3d.remote.outcomes import Unreachable
 from inflate3d.sample import Batch
 from inflate3d.training.checkpoints.writer import CheckpointWriter, validation_follows
-from inflate3d.training.run.loader import fault_ahead
+from inflate3d.training.run.loader import Fault, fault_ahead
 from inflate3d.training.run.step_record import in_accumulation_window
 from inflate3d.training.steering import stop_signals
 from inflate3d.training.steering.stop_signals import EXIT_STOPPED, RunStopped
@@ -67,7 +67,7 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """From here on a signal waits for a step; make up for a validation that the stop before did not wait for."""
         if self._agreement.lowest(-_FAULT if fault_ahead(trainer) else 0, pl_module.device) < 0:
-            self._end_by_fault(trainer, "nothing was trained since the start")
+            end_by_fault(trainer, fault_ahead(trainer), "nothing was trained since the start")
         stop_signals.set_training(True)
         if self._validation_is_due:
             self._validation_is_due = False
@@ -142,7 +142,9 @@ class StopOnSignal(Checkpoint):
         if reason == _FAULT:
             is_last = trainer.global_step == trainer.max_steps
             missing = ", but for its validation (platform validate)" if is_last else ""
-            self._end_by_fault(trainer, f"step {trainer.global_step} of {trainer.max_steps} is saved{missing}")
+            end_by_fault(
+                trainer, fault_ahead(trainer), f"step {trainer.global_step} of {trainer.max_steps} is saved{missing}"
+            )
         if trainer.is_global_zero:
             received = stop_signals.received()
             log.info(
@@ -156,16 +158,16 @@ class StopOnSignal(Checkpoint):
                 mark_preempted(run)
         raise RunStopped(trainer.global_rank)
 
-    @staticmethod
-    def _end_by_fault(trainer: Any, state: str) -> NoReturn:
-        fault = fault_ahead(trainer)
-        if not trainer.is_global_zero:
-            if fault is not None:
-                log.warning("rank %d: %s", trainer.global_rank, fault)
-            raise RunStopped(trainer.global_rank)
-        kind = Unreachable if fault is None else type(fault)
-        told = fault or "another rank cannot read its data, as it says itself. Run the same again to go on from there"
-        raise kind(f"{told}. Now {state}") from fault
+
+def end_by_fault(trainer: Any, fault: Fault | None, state: str) -> NoReturn:
+    """End the run on all ranks, called by all of them: the first raises the fault, or that another rank has one."""
+    if not trainer.is_global_zero:
+        if fault is not None:
+            log.warning("rank %d: %s", trainer.global_rank, fault)
+        raise RunStopped(trainer.global_rank)
+    kind = Unreachable if fault is None else type(fault)
+    told = fault or "another rank cannot read its data, as it says itself. Run the same again to go on from there"
+    raise kind(f"{told}. Now {state}") from fault
 
 
 def _reason(trainer: Any) -> int:

@@ -37,7 +37,7 @@ from inflate3d.remote.address import is_remote, join, shown
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.run.build_record import check_build_record, write_build_record
-from inflate3d.training.run.step_meter import TimedLoader
+from inflate3d.training.run.loader import RunLoader
 from inflate3d.training.steering.stop_signals import shield_worker
 
 _LEAST_BROKEN = 3
@@ -257,8 +257,12 @@ class DataModule(pl.LightningDataModule):
     # ------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the endless loader of this rank, from micro-batch `consumed` on."""
-        return self._loader(self._train_stream(list(self.datasets)))
+        """Return the endless loader of this rank, from micro-batch `consumed` on.
+
+        In a run it is a window of accumulation ahead, and one more: the step at which ranks can agree to stop is whole.
+        """
+        ahead = 0 if self.trainer is None else self.trainer.accumulate_grad_batches + 1
+        return self._loader(self._train_stream(list(self.datasets)), ahead=ahead)
 
     def first_batches(self, name: str, count: int) -> list[Batch]:
         """Return the first batches of one dataset on this rank, loaded here and now; the stream's state stays."""
@@ -291,7 +295,8 @@ class DataModule(pl.LightningDataModule):
             return None
         rank, world_size = self._place()
         most = {name: self.datasets[name].max_eval_samples for name in sources}
-        return self._loader(EvalStream(sources, max_samples=most, rank=rank, world_size=world_size))
+        stream = EvalStream(sources, max_samples=most, rank=rank, world_size=world_size)
+        return self._loader(stream, ahead=0 if self.trainer is None else 2)
 
     def source(self, name: str, split: Split) -> Source:
         """Return one split of one dataset as a stream reads it."""
@@ -323,8 +328,8 @@ class DataModule(pl.LightningDataModule):
             max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
         )
 
-    def _loader(self, stream: Any) -> DataLoader[Batch]:
-        return TimedLoader(
+    def _loader(self, stream: Any, *, ahead: int) -> DataLoader[Batch]:
+        loader = RunLoader(
             stream,
             batch_size=None,  # the stream yields batches
             num_workers=self.num_workers,
@@ -333,6 +338,8 @@ class DataModule(pl.LightningDataModule):
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own: a loader must not draw from the generator that training uses
         )
+        loader.ahead = ahead
+        return loader
 
     def _place(self) -> tuple[int, int]:
         """Return (rank, world size): 1. the trainer's  2. torch.distributed's  3. alone."""

@@ -70,6 +70,23 @@ def test_only_the_window_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) <= 6  # what lies between is jumped over
 
 
+def test_another_video_that_is_closed_meanwhile_changes_no_start() -> None:
+    content = encoded("mp4/libx264")
+    with video.opened(content) as (container, stream):
+        others = list(video.packets(container, stream))
+        for i, packet in enumerate(others):
+            video.mark(packet, i)
+        expected = probe_video(memoryview(content)).starts
+        with video.opened(content) as (second, again):
+            mine = list(video.packets(second, again))
+            for i, packet in enumerate(mine):
+                video.mark(packet, i)
+            del others, packet
+            frames = [frame for packet in (*mine, None) for frame in video.decoded(again, packet)]
+            assert sorted(map(video.packet_of, frames)) == list(range(40))  # type: ignore[type-var]
+    assert [frame for _, frame in expected] == [12, 24, 36]
+
+
 def test_frames_before_the_start_of_an_edit_list_are_not_counted() -> None:
     content = encoded("mp4/libx264", first_pts=-5)
     expected = all_frames(content)

@@ -150,9 +150,9 @@ def check(content: bytes, draw: np.random.Generator) -> str:
     return "no stamps"
 
 
-NIGHTLY = [pytest.mark.nightly]
+MARKS = ([], [pytest.mark.slow], [pytest.mark.nightly])
 
 
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=NIGHTLY if i >= 30 else []) for i in range(300)])
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=MARKS[(i >= 10) + (i >= 30)]) for i in range(300)])
 def test_frames_and_times_are_those_of_a_whole_decode(seed: int) -> None:
     assert check(drawn(seed), np.random.default_rng(seed))

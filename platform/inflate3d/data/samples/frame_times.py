@@ -31,7 +31,7 @@ def frame_times(
 
     1. pts of the frames in the order of showing, where all are there and rise  2. dts of the packets, where there is
     one for each frame and they rise (AVI has no others)  3. even steps at the first rate that the file states. Stamps
-    that lie within a tick and a quarter of a step of even steps, at a stated rate or at the mean, are even: containers
+    that lie within a tick and an eighth of a step of even steps, at a stated rate or at the mean, are even: containers
     round them. InputError where neither stamps nor a stated rate are there.
     """
     rates = [rate for rate in stated if rate and 0 < rate < _MOST_FPS]
@@ -44,7 +44,7 @@ def frame_times(
     mean = (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * tick)
     for rate in [*rates, mean]:
         step = 1 / (rate * tick)
-        most = min(Fraction(1), step / 4)
+        most = min(Fraction(1), step / 8)
         if all(abs(stamp - stamps[0] - i * step) <= most for i, stamp in enumerate(stamps)):
             return FrameTimes(float(rate))
     return FrameTimes(float(mean), tuple(float((stamp - stamps[0]) * tick) for stamp in stamps))

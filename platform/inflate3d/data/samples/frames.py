@@ -49,7 +49,7 @@ def decode_frames(
     if info is not None and max(wanted) >= info.num_frames:
         last = info.num_frames - 1
         raise InputError(f"{name_of(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-    size = None if info is None else (info.height, info.width)
+    size = (info.height, info.width) if info is not None and info.starts else None
     found: dict[int, np.ndarray] = {}
     for starts in [info.starts, ()] if info is not None and info.starts else [()]:
         found = _pixels(source, wanted, starts, size, short_side)
@@ -95,9 +95,10 @@ def _numbered(
                     return  # another FFmpeg takes the file apart in another way
                 if has_fed:
                     stream.codec_context.flush_buffers()
-            has_fed, packet.opaque = True, i
+            has_fed = True
+            mark(packet, i)
         for frame in decoded(stream, packet):
-            if anchor > 0 and frame.opaque != anchor:
+            if anchor > 0 and packet_of(frame) != anchor:
                 continue  # shown before the start's own frame: it may need what was jumped over
             anchor = 0
             yield number, frame
@@ -116,6 +117,16 @@ def _start_of(number: int, starts: Sequence[Start]) -> Start:
 def packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """Yield what a decoder is fed, in order; an empty packet would end it."""
     return (packet for packet in container.demux(stream) if packet.size)
+
+
+def mark(packet: av.Packet, number: int) -> None:
+    """Number a packet, so that the frame that it gives can be told."""
+    packet.opaque = (number,)  # a new object: PyAV keeps it by its address, and forgets all of one address at once
+
+
+def packet_of(frame: av.VideoFrame) -> int | None:
+    """Return the number of the packet that gave a frame; None if the decoder does not tell."""
+    return None if frame.opaque is None else frame.opaque[0]
 
 
 def decoded(stream: av.VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:

@@ -18,8 +18,18 @@ import numpy as np
 
 from inflate3d.data.raw.noticed import Noticed
 from inflate3d.data.samples.frame_times import FrameTimes, frame_times
-from inflate3d.data.samples.frames import Source, Start, decoded, is_cover, name_of, opened, packets
-from inflate3d.data.samples.record import is_number, is_whole
+from inflate3d.data.samples.frames import (
+    Source,
+    Start,
+    decoded,
+    is_cover,
+    mark,
+    name_of,
+    opened,
+    packet_of,
+    packets,
+)
+from inflate3d.data.samples.record import is_list, is_number, is_whole
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The frames that a decode of all of a file shows, and pixels as they are stored.
+    """The frames that a decode of all of a file shows, and pixels as they are stored (0: not known, of old records).
 
     fps: frames a second, the mean where they are uneven. uneven: seconds of each frame from the first; None where they
     are even, at i / fps. pixel_aspect: width over height. starts: (packet, frame) beside the first packet, see
@@ -72,16 +82,17 @@ class VideoInfo:
         frames, fps, shape = record.get("num_frames"), record.get("fps"), record.get("shape")
         if not is_whole(frames, 1, 2**31) or not is_number(fps) or not 0 < fps < 1e6:  # type: ignore[operator]
             raise InputError(f"num_frames is {frames!r} and fps {fps!r}; expected numbers above 0")
-        if not isinstance(shape, list) or len(shape) != 4 or not all(is_whole(n, 1, 2**16) for n in shape[2:]):
-            raise InputError(f"shape is {str(shape)[:80]}; expected [3, frames, height, width]")
         seconds, starts = record.get("seconds"), record.get("starts", [])
-        if seconds is not None and not (_rises(seconds, (frames,)) and len(seconds) == frames):
+        if (shape is not None or starts) and not (is_list(shape, 4) and all(is_whole(n, 1, 2**16) for n in shape[2:])):
+            raise InputError(f"shape is {str(shape)[:80]}; expected [3, frames, height, width]")
+        if seconds is not None and not (_rises(seconds, (frames,))):
             raise InputError(f"seconds is {str(seconds)[:80]}; expected a rising time for each of {frames} frames")
-        if not _rises(starts, (len(starts), 2)) if starts else starts != []:
+        if not isinstance(starts, list) or (starts and not _rises(starts, (len(starts), 2), kinds="i")):
             raise InputError(f"starts is {str(starts)[:80]}; expected pairs of packet and frame that rise")
         uneven = None if seconds is None else tuple(seconds)
         pairs = tuple((packet, frame) for packet, frame in starts)
-        return cls(frames, float(fps), *shape[2:], uneven, starts=pairs)  # type: ignore[arg-type]
+        height, width = (0, 0) if shape is None else shape[2:]
+        return cls(frames, float(fps), height, width, uneven, starts=pairs)  # type: ignore[arg-type]
 
 
 def probe_video(source: Source) -> VideoInfo:
@@ -129,8 +140,9 @@ class _Shown:
     @classmethod
     def of(cls, frame: av.VideoFrame, fed: Sequence[av.Packet]) -> _Shown:
         size, matrix = (frame.height, frame.width), display_matrix(frame)
-        is_corrupt = frame.is_corrupt or (frame.opaque is not None and fed[frame.opaque].is_corrupt)
-        return cls(frame.opaque, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, is_corrupt)
+        number = packet_of(frame)
+        is_corrupt = frame.is_corrupt or (number is not None and fed[number].is_corrupt)
+        return cls(number, frame.pts, _hash(frame), *size, matrix, frame.interlaced_frame, is_corrupt)
 
 
 @dataclass(frozen=True)
@@ -163,7 +175,7 @@ def _decode_all(stream: av.VideoStream, fed: Sequence[av.Packet], name: str) -> 
     shown: list[_Shown] = []
     for i, packet in enumerate((*fed, None)):
         if packet is not None:
-            packet.opaque = i
+            mark(packet, i)
         try:
             shown += [_Shown.of(frame, fed) for frame in decoded(stream, packet)]
         except av.error.FFmpegError as fault:
@@ -201,7 +213,7 @@ def _holds(stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequence[_Sh
     try:
         for each in (*fed[packet:], None):
             for frame in decoded(stream, each):
-                has_begun = has_begun or frame.opaque == packet
+                has_begun = has_begun or packet_of(frame) == packet
                 if has_begun and _hash(frame) != shown[number].pixels:
                     return False
                 number += has_begun
@@ -230,13 +242,13 @@ def _hash(frame: av.VideoFrame) -> int:
     return xxh3_64_intdigest(np.ascontiguousarray(pixels))
 
 
-def _rises(values: Any, shape: tuple[int, ...]) -> bool:
+def _rises(values: Any, shape: tuple[int, ...], kinds: str = "if") -> bool:
     """Whether a JSON value is an array of finite numbers of this shape that rise along its first axis."""
     try:
         array = np.array(values)
     except ValueError:
         return False
-    is_numbers = array.shape == shape and array.dtype.kind in "if" and bool(np.isfinite(array).all())
+    is_numbers = array.shape == shape and array.dtype.kind in kinds and bool(np.isfinite(array).all())
     return is_numbers and bool((np.diff(array, axis=0) > 0).all() and (array >= 0).all())
 
 

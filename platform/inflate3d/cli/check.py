@@ -211,6 +211,8 @@ def _check_dataset(config: Config, name: str) -> None:
             raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
     _check_number(config, (*path, "batch_size"), integer=True)
     _check_number(config, (*path, "weight"))
+    if group := config.get(*path, "group"):
+        _check_keys(config, ("data", "groups", str(group)), ("weight", "temperature"))
 
 
 def _check_number(config: Config, path: tuple[str, ...], *, integer: bool = False) -> None:

@@ -46,7 +46,9 @@ class Config:
 
 
 def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Find, read and merge config files, then apply overrides (`--a.b.c value` or `--a.b.c=value`)."""
+    """Find, read and merge config files, apply overrides (`--a.b.c value` or `--a.b.c=value`), and expand groups."""
+    from inflate3d.cli.groups import expand_groups
+
     config = Config()
     for name in names:
         _read_into(config, find_config(name), ())
@@ -54,6 +56,7 @@ def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         _override(config, option, text)
     for path in NAMED:
         _drop_nulls(config.get(*path))
+    expand_groups(config)
     return config
 
 

@@ -95,11 +95,10 @@ class InputTransform:
         if isinstance(sample, str | Path):
             if self.is_clip:
                 return self._decoded(Path(sample))
-            if Path(sample).suffix == ".npy":
-                from inflate3d.data.raw.readers import read_volume
+            from inflate3d.data.raw.readers import read_volume
 
-                return read_volume(sample, spacing_mm=self.spec.get("spacing_mm")).array
-            sample = _needs("torchio").ScalarImage(sample)
+            spacing_mm, orientation = self.spec.get("spacing_mm"), self.spec.get("orientation")
+            return read_volume(sample, orientation=orientation, spacing_mm=spacing_mm).array
         if hasattr(sample, "affine") and hasattr(sample, "spatial_shape"):
             return self._placed(sample)
         return np.asarray(sample)

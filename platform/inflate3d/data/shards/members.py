@@ -1,8 +1,8 @@
 """One sample inside a shard: the members it is written as, and what they are read back to.
 
 A sample of key K is what its medium keeps (K.image.npy (C, D, H, W), or K.mp4), K.NAME.npy (D, H, W) for each target
-that is per voxel, and K.json with the values of the other targets, spacing, affine and what was measured. Large volumes
-are K.image.b2nd and K.NAME.b2nd instead, in chunks.
+that is per voxel, and K.json with the values of the other targets, spacing, affine, what was measured and what the
+reader noticed. Large volumes are K.image.b2nd and K.NAME.b2nd instead, in chunks.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def encode_sample(
     if masks:
         facts["measured"] = {name: card.targets[name].facts(mask) for name, mask in masks.items()}
     record = {**raw.extra, **facts, "targets": values, "group": group}
+    if raw.noticed:
+        record["noticed"] = [list(fact) for fact in raw.noticed]
     members["json"] = json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()
     return members
 

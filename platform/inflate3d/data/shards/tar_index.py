@@ -27,10 +27,13 @@ from inflate3d.contracts import SPLITS, AbstractTarget, RawSample, medium_of
 from inflate3d.data.raw.keys import key_of
 from inflate3d.data.samples.record import check_place
 from inflate3d.data.shards.build_progress import BuildProgress
+from inflate3d.data.shards.findings import find_noticed, save_noticed
 from inflate3d.data.shards.index import CHECKED, Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored, decode_members, encode_sample
+from inflate3d.data.shards.own_files import BESIDE
 from inflate3d.data.shards.statistics import measure_shards
+from inflate3d.data.shards.survey import survey_shards
 from inflate3d.data.shards.tar_mapping import TarMapping, is_array
 from inflate3d.data.shards.tar_walk import Found, TarWalk, tar_sha256
 from inflate3d.data.shards.writer import locked_folder, reject_message, shard_entry
@@ -77,6 +80,7 @@ def index_tars(
         lies = None if not is_remote(folder) and Path(folder).resolve() == output.resolve() else folder
         manifest = Manifest(mapping.card, tuple(entries), tuple(rejects), {}, lies, mapping.to_dict())
         manifest = replace(manifest, statistics=measure_shards(output, manifest))
+        save_noticed(output, find_noticed(output, survey_shards(output, manifest)))
         manifest.save(output)
     if shown(folder) != folder and is_remote(folder):
         log.warning(
@@ -297,7 +301,7 @@ class _Seen:
 
 def _check_output(output: Path, files: list[str]) -> None:
     """Refuse a folder with files of another kind; the tars themselves may lie there."""
-    ours = {*files, *(index_file(file) for file in files), MANIFEST_FILE}
+    ours = {*files, *(index_file(file) for file in files), *BESIDE}
     for path in sorted(output.iterdir()):
         if path.name not in ours and not path.name.startswith(".tmp-"):
             raise InputError(f"{output} holds something else ({path.name}); give an empty or new folder")

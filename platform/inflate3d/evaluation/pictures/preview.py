@@ -15,7 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample, medium_of
 from inflate3d.errors import InputError
-from inflate3d.evaluation.pictures.samples import COLUMNS, caption, show_plane, tint
+from inflate3d.evaluation.pictures.pixels import tint
+from inflate3d.evaluation.pictures.samples import COLUMNS, caption, show_plane
 
 
 def preview_dataset(dataset: AbstractDataset, path: str | Path, *, num_samples: int = 4) -> Path:

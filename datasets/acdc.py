@@ -58,7 +58,8 @@ class ACDC(LabelledVolumes):
         file = folder / "Info.cfg"
         if not file.is_file():
             raise InputError(f"acdc: {folder} holds no Info.cfg, which names its frames and diagnosis; complete it")
-        info = dict((part.strip() for part in text.partition(":")[::2]) for _, text in read_lines(file))
+        pairs = (text.partition(":") for _, text in read_lines(file))
+        info = {name.strip(): value.strip() for name, _, value in pairs}
         if info.get("Group") not in _DIAGNOSES:
             raise unknown_name("Group", str(info.get("Group")), _DIAGNOSES, where=str(file))
         files = []

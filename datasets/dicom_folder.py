@@ -121,13 +121,13 @@ def _of_root(row: Row, root: Path) -> Row:
 def _write_series(folder: Path, *, brightness: int, number: int) -> None:
     import numpy as np
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
     folder.mkdir(parents=True, exist_ok=True)
     for z in range(5):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}.{z + 1}"
+        meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number + 1}.{z + 1}")
         slice_ = FileDataset(str(folder / f"{z}.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
         slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         slice_.SeriesInstanceUID, slice_.Modality, slice_.PatientID = f"1.2.3.{number + 1}", "CT", folder.parts[-3]

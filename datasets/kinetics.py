@@ -69,8 +69,9 @@ class Kinetics(LabelledVideos):
     @property
     def card(self) -> DatasetCard:
         """The card of the version, with the classes of its lists, sorted."""
-        about = {"title": f"Kinetics-{self._version} human actions", "citation": _CITATIONS[self._version]}
-        return replace(super().card, name=f"kinetics{self._version}", **about)
+        title = f"Kinetics-{self._version} human actions"
+        citation = _CITATIONS[self._version]
+        return replace(super().card, name=f"kinetics{self._version}", title=title, citation=citation)
 
     def names(self) -> Sequence[str]:
         """The labels of the lists, sorted. InputError if they are more than the version has."""

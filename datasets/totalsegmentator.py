@@ -15,7 +15,7 @@ from inflate3d.data.raw.tables import read_table
 from inflate3d.errors import InputError, unknown_name
 
 _HU = (-1000.0, 1000.0)
-_MRI = {
+_MRI: dict[str, Any] = {
     "name": "totalsegmentator_mri",
     "title": "TotalSegmentator MRI",
     "modality": "mri",

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, Case
+from inflate3d.data.raw.readers import read_volume
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.medmnist3d import MedMNIST3D
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.datasets.msd import MSD
+from inflate3d.datasets.totalsegmentator import TotalSegmentator
 from inflate3d.datasets.video_csv import VideoCSV
 from inflate3d.datasets.video_folder import VideoFolder
 from inflate3d.datasets.volume_csv import VolumeCSV
+from inflate3d.errors import InputError
 
 pytestmark = pytest.mark.data
 
@@ -124,3 +127,22 @@ def test_a_dicom_series_is_one_case_of_a_csv(shared_data: Path, tmp_path: Path) 
     assert sample.image.shape == (1, 17, 128, 88) or sample.image.shape == (1, 17, 88, 128)
     low, high = dataset.card.input.intensity.window
     assert -1100 < low < high < 3100
+
+
+def test_forty_real_mask_files_become_one_mask(shared_data: Path, tmp_path: Path) -> None:
+    masks = sorted((shared_data / "totalseg_example" / "masks").glob("*.nii.gz"))
+    (tmp_path / "s0001").mkdir()
+    (tmp_path / "s0001" / "segmentations").symlink_to(masks[0].parent)
+    (tmp_path / "s0001" / "ct.nii.gz").symlink_to(masks[0])  # the CT of this example has a grid of its own
+    (tmp_path / "meta.csv").write_text("image_id;split\ns0001;train\n")
+    dataset = TotalSegmentator(tmp_path)
+    assert len(dataset.card.targets["mask"].names) == 41
+    found = dataset.read(dataset.cases()[0]).targets["mask"]
+    expected = np.zeros_like(found)
+    for index, file in enumerate(masks, start=1):
+        np.copyto(expected, index, where=read_volume(file).array[0] > 0, casting="unsafe")
+    np.testing.assert_array_equal(found, expected)
+    (tmp_path / "s0001" / "ct.nii.gz").unlink()
+    (tmp_path / "s0001" / "ct.nii.gz").symlink_to(shared_data / "totalseg_example" / "example_ct.nii.gz")
+    with pytest.raises(InputError, match=r"s0001: mask .* beside ct.nii.gz"):
+        dataset.read(dataset.cases()[0])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec
-from inflate3d.data.raw.files import as_names, require_folder
+from inflate3d.data.raw.files import as_names, require_folder, visible
 from inflate3d.data.raw.listed_volumes import ListedVolumes, Said
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import Row
@@ -105,12 +104,8 @@ def _series(root: Path) -> list[str]:
     """Return the folders that hold DICOM, root among them, sorted; hidden ones are left out."""
     from inflate3d.data.raw.dicom_series import holds_dicom
 
-    found = []
-    for folder, below, _ in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if holds_dicom(Path(folder)):
-            found.append(Path(folder).relative_to(root).as_posix())
-    return sorted(found)
+    folders = {path.parent for path in visible(root, "**/*")}
+    return sorted(folder.relative_to(root).as_posix() for folder in folders if holds_dicom(folder))
 
 
 def _of_root(row: Row, root: Path) -> Row:

@@ -155,6 +155,11 @@ def test_a_split_of_meta_csv_that_is_none_is_named_by_line(total: Path) -> None:
         TotalSegmentator(total).cases()
 
 
+def test_without_val_cases_some_of_train_are_val(total: Path) -> None:
+    (total / "meta.csv").write_text((total / "meta.csv").read_text().replace(";val", ";train"))
+    assert sorted(case.split for case in TotalSegmentator(total).cases()) == ["test", "train", "train", "val"]
+
+
 def test_the_mri_release_is_mri_under_its_own_licence(total: Path) -> None:
     for case in ("s0000", "s0001", "s0002", "s0003"):
         write_image(total / case / "mri.nii.gz", boxes((1,)))

@@ -36,6 +36,18 @@ def test_every_nifti_below_the_folder_is_a_case_and_litter_is_none(tmp_path: Pat
     assert dataset.read(dataset.cases()[0]).targets == {}
 
 
+def test_links_to_folders_are_followed_once_and_loops_end(tmp_path: Path) -> None:
+    volumes(tmp_path / "elsewhere", "a.nii.gz", "deep/b.nii.gz")
+    root = tmp_path / "root"
+    volumes(root, "c.nii.gz")
+    (root / "far").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    assert [c.key for c in nifti_folder(root).cases()] == ["a", "b", "c"]
+    DicomFolder.write_example(tmp_path / "elsewhere" / "d")
+    assert [c.source[0][:9] for c in dicom_folder(root).cases()] == ["again/d/p"] * 4
+
+
 def test_a_pattern_takes_some(tmp_path: Path) -> None:
     volumes(tmp_path, "s1/s1_T1w.nii.gz", "s1/s1_T2w.nii.gz", "s2/s2_T1w.nii.gz")
     assert [c.key for c in nifti_folder(tmp_path, pattern="**/*_T1w.nii.gz").cases()] == ["s1_T1w", "s2_T1w"]

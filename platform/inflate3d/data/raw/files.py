@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,17 @@ def require_file(path: str | Path, *, where: str, holds: str) -> Path:
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Return what matches a pattern below a folder, sorted, without hidden files and what lies in hidden folders."""
-    found = (p for p in folder.glob(pattern) if not any(part[0] == "." for part in p.relative_to(folder).parts))
-    return sorted(found)
+    """Return what matches a pattern below a folder, sorted, without hidden files and what lies in hidden folders.
+
+    Links to folders are followed; what lies in one folder is returned once, though several links lead there.
+    """
+    found = sorted(glob.glob(pattern, root_dir=folder, recursive=True), key=lambda path: (path.count(os.sep), path))
+    homes = {parent: os.path.realpath(folder / parent) for parent in {os.path.dirname(path) for path in found}}
+    first: dict[tuple[str, str], str] = {}
+    for path in found:
+        parent, name = os.path.split(path)
+        first.setdefault((homes[parent], name), path)
+    return [folder / path for path in sorted(first.values())]
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:

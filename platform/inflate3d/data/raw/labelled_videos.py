@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_folder, stem
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_folder, stem, visible
 from inflate3d.data.raw.keys import case_keys, file_names
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import read_video_case
@@ -98,10 +97,9 @@ class LabelledVideos(AbstractDataset):
     @cached_property
     def _by_stem(self) -> Mapping[str, list[str]]:
         files: dict[str, list[str]] = defaultdict(list)
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            for name in sorted(n for n in names if n.lower().endswith(VIDEO_SUFFIXES) and not n.startswith(".")):
-                files[stem(name, VIDEO_SUFFIXES)].append(os.path.relpath(f"{folder}/{name}", self.root))
+        for path in visible(self.root, "**/*.*"):
+            if path.name.lower().endswith(VIDEO_SUFFIXES):
+                files[stem(path, VIDEO_SUFFIXES)].append(str(path.relative_to(self.root)))
         return files
 
     @cached_property

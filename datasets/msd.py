@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import case_keys, label_names, read_json, require_file, require_folder, stem
+from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.keys import case_keys, file_names
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, read_volume_case
 from inflate3d.errors import InputError
@@ -89,7 +90,7 @@ class MSD(AbstractDataset):
     def cases(self) -> list[Case]:
         """The labelled cases, sorted by name."""
         pairs = sorted((self._path(e, "image"), self._path(e, "label")) for e in self._json["training"])
-        keys = case_keys([stem(image) for image, _ in pairs], where=self.where)
+        keys = case_keys(file_names([image for image, _ in pairs]), where=self.where)
         splits = self._rule.assign(keys)
         return [Case(key, splits[key], pair) for key, pair in zip(keys, pairs, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import case_keys, label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
@@ -23,6 +25,7 @@ _MRI_NAMES = re.compile(r"mri?|t[12].*|flair|adc|dwi|swi|pd|mra", re.IGNORECASE)
 class NnunetRaw(AbstractDataset):
     """imagesTr/CASE_0000.nii.gz (one file per channel), labelsTr/CASE.nii.gz and dataset.json; v1 and v2 of the format.
 
+    Where dataset.json lists the files under `dataset` (v2), these are the training cases. numTraining must be right.
     Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
     window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
     group_pattern: a regular expression whose first group is the patient in a case's name, so that no patient is in
@@ -67,7 +70,7 @@ class NnunetRaw(AbstractDataset):
         self._json = read_json(file, where=self.where)
         if not (self._json.get("channel_names") or self._json.get("modality")) or "labels" not in self._json:
             raise InputError(f"{file}: expected 'labels' and 'channel_names' (v2) or 'modality' (v1)")
-        self._ending = str(self._json.get("file_ending", ".nii.gz"))
+        self._ending = "." + str(self._json.get("file_ending", ".nii.gz")).lstrip(".")
         self._modality = modality
         self._group_pattern = re.compile(group_pattern) if group_pattern else None
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
@@ -97,13 +100,15 @@ class NnunetRaw(AbstractDataset):
 
     def cases(self) -> list[Case]:
         """Cases of imagesTr (train, val) and the labelled ones of imagesTs (test), each sorted by name."""
-        names = self._names("imagesTr")
+        names = sorted(self._listed) if self._listed else self._names("imagesTr")
         if not names:
             raise InputError(
                 f"{self.where}: imagesTr holds no *_0000{self._ending}; see file_ending in dataset.json. "
                 "For names without _0000, as in the Medical Segmentation Decathlon, use the dataset MSD"
             )
-        tests = [n for n in self._names("imagesTs") if (self.root / "labelsTs" / f"{n}{self._ending}").is_file()]
+        self._check_whole(names)
+        # A link to a label that is not there is a case that cannot be read, not one less.
+        tests = [n for n in self._names("imagesTs") if os.path.lexists(self.root / "labelsTs" / f"{n}{self._ending}")]
         keys = case_keys(names + tests, where=self.where)
         groups = [self._group(n) for n in names]
         splits = self._rule.assign(keys[: len(names)], groups=[g or k for g, k in zip(groups, keys, strict=False)])
@@ -114,11 +119,41 @@ class NnunetRaw(AbstractDataset):
         """Read the channels and the mask, turned to RAS and, if stated, resampled to the spacing."""
         part, name = case.source
         card = self._card_without_window
-        images = [
-            self.root / f"images{part}" / f"{name}_{i:04d}{self._ending}" for i in range(len(card.input.channels))
-        ]
-        mask = self.root / f"labels{part}" / f"{name}{self._ending}"
-        return read_volume_case(images, card, where=case.key, masks={"mask": mask})
+        files = [f"images{part}/{name}_{i:04d}{self._ending}" for i in range(len(card.input.channels))]
+        mask = f"labels{part}/{name}{self._ending}"
+        if part == "Tr" and self._listed:
+            files, mask = self._listed[name]
+        images = [self.root / file for file in files]
+        return read_volume_case(images, card, where=case.key, masks={"mask": self.root / mask})
+
+    @cached_property
+    def _listed(self) -> dict[str, tuple[list[str], str]]:
+        """The files of each training case, where dataset.json lists them (`dataset`, nnU-Net v2): images and label."""
+        found: dict[str, tuple[list[str], str]] = {}
+        for name, entry in (self._json.get("dataset") or {}).items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
+                raise InputError(f"{self.where}: dataset.json lists {name!r} as {entry!r}; expected images and label")
+            found[name] = ([str(file) for file in entry["images"]], str(entry["label"]))
+        return found
+
+    def _check_whole(self, names: Sequence[str]) -> None:
+        """Refuse a folder that holds fewer or other files than dataset.json says."""
+        stated = self._json.get("numTraining")
+        if isinstance(stated, int) and stated != len(names):
+            raise InputError(
+                f"{self.where}: dataset.json states numTraining {stated}, but there are {len(names)} training cases; "
+                "complete the folder, or correct the number"
+            )
+        images = set() if self._listed else {p.name for p in self._shown("imagesTr")}
+        for name in names if images else ():
+            if (more := f"{name}_{len(self._channels):04d}{self._ending}") in images:
+                raise InputError(
+                    f"{self.where}: imagesTr holds {more}, but dataset.json names {len(self._channels)} channels; "
+                    "name them all, or remove the file"
+                )
+        labels = [p.name.removesuffix(self._ending) for p in self._shown("labelsTr")]
+        if images and (alone := sorted(set(labels) - set(names))):
+            raise InputError(f"{self.where}: labelsTr holds {alone[0]!r}, imagesTr does not; complete the folder")
 
     @cached_property
     def _card_without_window(self) -> DatasetCard:
@@ -146,8 +181,12 @@ class NnunetRaw(AbstractDataset):
         )
 
     def _names(self, folder: str) -> list[str]:
-        ending = f"_0000{self._ending}"
-        return sorted(p.name.removesuffix(ending) for p in (self.root / folder).glob(f"*{ending}") if p.name[0] != ".")
+        """Return the cases of which any channel is there, so that reading names a channel that is missing."""
+        pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(self._ending)}")
+        return sorted({match[1] for p in self._shown(folder) if (match := pattern.fullmatch(p.name))})
+
+    def _shown(self, folder: str) -> list[Path]:
+        return [p for p in (self.root / folder).glob(f"*{self._ending}") if p.name[0] != "."]
 
     def _group(self, name: str) -> str | None:
         if self._group_pattern is None:

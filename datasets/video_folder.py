@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw.files import VIDEO_SUFFIXES, case_keys, require_folder, stem
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_folder, stem
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,12 +19,16 @@ from inflate3d.contracts import (
     Intensity,
     RawSample,
 )
-from inflate3d.data.raw.files import as_names, case_keys, read_table, require_file, require_folder, stem
+from inflate3d.data.raw.files import as_names, require_file, require_folder
+from inflate3d.data.raw.keys import case_keys, file_names
+from inflate3d.data.raw.noticed import Noticed
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.tables import Row, read_table
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
 
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _COLUMNS = ("image", "label", "mask", "split", "group", "key")
 
 
@@ -35,7 +40,8 @@ class VolumeCSV(AbstractDataset):
     separated by ';'. label: a class name; `classes` gives their order. mask: a path to a label map in every row; then
     `classes` names its labels, background first. values: columns of numbers with their units, "age:years,score".
     An empty cell means that the label or number is unknown; a table without any is unlabelled. A column of groups
-    (patients) keeps each in one split. modality chooses the stem: ct, mri, mask, ...
+    (patients) keeps each in one split. key: else the file's name, with its folders where names repeat. encoding: of the
+    CSV, where it is neither UTF-8 nor marked. modality chooses the stem: ct, mri, mask, ...
     Intensities: `window` if given; else ct uses 0.5 to 99.5 % of the values of up to 20 training volumes, mask 0 to 1,
     all others a z-score.
     """
@@ -59,6 +65,7 @@ class VolumeCSV(AbstractDataset):
         *,
         modality: str,
         csv: str = "cases.csv",
+        encoding: str | None = None,
         classes: str | Sequence[str] | None = None,
         values: str | Sequence[str] | None = None,
         channels: str | Sequence[str] | None = None,
@@ -79,9 +86,11 @@ class VolumeCSV(AbstractDataset):
         self.root = require_folder(root, where="volume_csv", holds=csv)
         self.file = require_file(self.root / csv, where="volume_csv", holds="a CSV with the column image")
         self._units = {n: unit for n, _, unit in (entry.partition(":") for entry in as_names(values))}
-        self._rows = read_table(self.file, required=("image", *self._units), allowed=(*_COLUMNS, *self._units))
+        columns = (*_COLUMNS, *self._units)
+        self._rows = read_table(self.file, required=("image", *self._units), allowed=columns, encoding=encoding)
         self._has = {column for column in ("label", "mask") if any(row.get(column) for row in self._rows)}
         self._classes = as_names(classes)
+        self._check_images()
         self._check_masks()
         self._channels = as_names(channels)
         self._modality = modality
@@ -115,8 +124,7 @@ class VolumeCSV(AbstractDataset):
 
     def cases(self) -> list[Case]:
         """Every row, in the CSV's order; splits from the column `split`, else from SplitRule."""
-        names = [r.get("key") or stem(r["image"].split(";")[0]) for r in self._rows]
-        keys = case_keys(names, where=self.file.name)
+        keys = case_keys(self._names(), where=self.file.name)
         groups = [r.get("group") or None for r in self._rows]
         labels = [self._label_names.index(r["label"]) if r.get("label") else -1 for r in self._rows]
         if any(r.get("split") for r in self._rows):
@@ -131,18 +139,42 @@ class VolumeCSV(AbstractDataset):
         image, mask, targets = case.source
         images = [self.root / p.strip() for p in image.split(";")]
         masks = {"mask": self.root / mask} if mask else {}
-        return read_volume_case(images, self._card_without_window, where=case.key, masks=masks, targets=targets)
+        sample = read_volume_case(images, self._card_without_window, where=case.key, masks=masks, targets=targets)
+        unknown = [name for name, value in targets.items() if value is None]
+        facts = (Noticed("unlabelled", f"{', '.join(unknown)} not stated"),) if unknown else ()
+        return replace(sample, noticed=(*sample.noticed, *facts))
 
-    def _targets(self, row: dict[str, str]) -> dict[str, Any]:
+    def _names(self) -> list[str]:
+        """Return the stated key of each row, else the name of its first file. InputError for a row that is doubled."""
+        unnamed = [row for row in self._rows if not row.get("key")]
+        by_line = {
+            row.line: name
+            for row, name in zip(unnamed, file_names([r["image"].split(";")[0] for r in unnamed]), strict=True)
+        }
+        names = [row.get("key") or by_line[row.line] for row in self._rows]
+        first: dict[str, Row] = {}
+        for name, row in zip(names, self._rows, strict=True):
+            if (other := first.setdefault(name, row)) is not row:
+                raise InputError(
+                    f"{self.file} lines {other.line} and {row.line} are both the case {name!r}; "
+                    "remove one, or tell them apart in the column key"
+                )
+        return names
+
+    def _targets(self, row: Row) -> dict[str, Any]:
         """Return the values of a row besides its mask; None for an empty cell."""
         label = {"label": row["label"] or None} if "label" in self._has else {}
         return {**label, **{name: self._number(row, name) for name in self._units}}
 
-    def _number(self, row: dict[str, str], name: str) -> float | None:
-        try:
-            return float(row[name]) if row[name] else None
-        except ValueError:
-            raise InputError(f"{self.file} {row['image']}: {name} is {row[name]!r}; expected a number") from None
+    def _number(self, row: Row, name: str) -> float | None:
+        if not row[name]:
+            return None
+        if not _NUMBER.fullmatch(row[name]):
+            raise InputError(
+                f"{self.file} line {row.line}, {row['image']}: {name} is {row[name]!r}; expected a number such as 1.5, "
+                "or an empty cell where it is not known"
+            )
+        return float(row[name])
 
     @cached_property
     def _card_without_window(self) -> DatasetCard:
@@ -177,20 +209,33 @@ class VolumeCSV(AbstractDataset):
             return tuple(sorted(found, key=lambda n: (0, int(n), n) if n.isdigit() else (1, 0, n)))
         if strange := sorted(found - set(self._classes)):
             row = next(row for row in self._rows if row.get("label") == strange[0])
-            raise unknown_name("class", strange[0], self._classes, where=f"{self.file.name} {row['image']}")
+            where = f"{self.file} line {row.line}, {row['image']}"
+            raise unknown_name("class", strange[0], self._classes, where=where)
         return self._classes
+
+    def _check_images(self) -> None:
+        for row in self._rows:
+            if not row["image"]:
+                raise InputError(f"{self.file} line {row.line}: no image; give its path, or remove the line")
+            if not all(part.strip() for part in row["image"].split(";")):
+                raise InputError(
+                    f"{self.file} line {row.line}: {row['image']!r} holds an empty path; write channels as a.nii;b.nii"
+                )
 
     def _check_masks(self) -> None:
         if "mask" not in self._has:
             return
-        if empty := [row["image"] for row in self._rows if not row.get("mask")]:
-            raise InputError(f"{self.file}: no mask for {empty[0]}; fill the column in every row, or leave it out")
+        if empty := [row for row in self._rows if not row.get("mask")]:
+            raise InputError(
+                f"{self.file} line {empty[0].line}: no mask for {empty[0]['image']}; "
+                "fill the column in every row, or leave it out"
+            )
         if not self._classes:
             raise InputError(f"{self.file}: the labels of masks need names; give classes: background,liver,...")
 
-    def _stated_split(self, row: dict[str, str]) -> Any:
+    def _stated_split(self, row: Row) -> Any:
         if (split := row.get("split", "")) not in SPLITS:
-            raise unknown_name("split", split, SPLITS, where=f"{self.file.name} {row['image']}")
+            raise unknown_name("split", split, SPLITS, where=f"{self.file} line {row.line}, {row['image']}")
         return split
 
     @classmethod

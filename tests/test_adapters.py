@@ -39,6 +39,7 @@ def test_examples_are_short(title: str) -> None:
     assert 0 < len([line for line in example(title).splitlines() if line.strip()]) <= 15
 
 
+@pytest.mark.slow
 def test_timm_takes_short_names(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"adaptertest_3d.toy_v1": {"source": f"local-dir:{published}"}}
     (tmp_path / "index.json").write_text(json.dumps({"format": "inflate3d-index/1", "models": models}))
@@ -112,6 +113,7 @@ def test_plain_lightning_trains_a_net(tmp_path: Path) -> None:
     assert not torch.equal(before, module.net.get_classifier().weight)
 
 
+@pytest.mark.slow
 def test_the_hubs_mixin_saves_a_publication_and_loads_it(tmp_path: Path) -> None:
     found = run("Hugging Face Hub", NAME="test_resnet", FOLDER=str(tmp_path / "w"))
     x = torch.randn(1, 3, 4, 64, 64)

@@ -42,6 +42,7 @@ def test_a_domain_updates_its_own_statistics_only():
     assert torch.equal(norm.domain_mean[1], before[1])
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_statistics_of_the_domain():
     backbone = make().train()
     x = torch.randn(4, 3, 8, 32, 32) * 2 + 1

@@ -52,6 +52,7 @@ def test_batches_arrive_whole_while_some_are_kept(workers):
     assert all(holds(batch, batch.micro_batch) for batch in kept)
 
 
+@pytest.mark.slow
 def test_a_place_is_used_again_once_nothing_of_its_batch_is_left():
     data = Counted()
     first = data.batch(0)
@@ -76,6 +77,7 @@ def test_what_grew_too_small_is_given_up_and_the_largest_is_kept():
     assert {data.batch(n).image.data_ptr() for n in range(3, 9)} == {large}
 
 
+@pytest.mark.slow
 def test_a_fork_does_not_write_into_its_parents_memory():
     data = Counted()
     batch = data.batch(0)

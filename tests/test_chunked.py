@@ -31,6 +31,7 @@ def test_the_whole_comes_back_and_blosc2_reads_the_file(array: np.ndarray) -> No
     assert encoded(array, is_mask=array is MASK) == (content, table)
 
 
+@pytest.mark.slow
 @given(st.tuples(*[st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted) for n in IMAGE.shape[1:]]))
 @settings(max_examples=25, deadline=None)
 def test_any_box_equals_the_arrays(spans: tuple[list[int], ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.samples.frames import probe_video
+from inflate3d.data.samples.video_info import probe_video
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
@@ -278,6 +278,7 @@ def fit(root: Path, folder: Path, steps: int, *, workers: int = 0, resume: Path 
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_trainer_goes_on_inside_an_epoch_and_workers_may_change(root, tmp_path, workers):

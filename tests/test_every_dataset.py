@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, AbstractTarget, DatasetCard, RawSample
+from inflate3d.data.raw.keys import is_key
 from inflate3d.data.shards.manifest import Manifest
-from inflate3d.data.shards.members import KEY_PATTERN
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.discover import plug_ins
@@ -75,7 +75,7 @@ def test_cases_are_stable_and_groups_do_not_straddle(example: AbstractDataset) -
     cases = example.cases()
     assert cases == example.cases() == pickle.loads(pickle.dumps(example)).cases()
     assert len({c.key for c in cases}) == len(cases)
-    assert all(KEY_PATTERN.fullmatch(c.key) for c in cases)
+    assert all(is_key(c.key) for c in cases)
     assert {"train", "val"} <= {c.split for c in cases}
     splits = defaultdict(set)
     for case in cases:

@@ -78,6 +78,7 @@ def test_weights_under_other_names_are_taken_in_order_and_only_the_very_file(tmp
         lite_weights.in_order({"a": torch.zeros(2)}, {"b": torch.zeros(3)})
 
 
+@pytest.mark.slow
 def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):
     for seed in range(2):
         torch.manual_seed(seed)

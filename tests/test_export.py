@@ -12,7 +12,7 @@ from pathlib import Path
 import inflate3d
 import pytest
 import torch
-from nightly import some
+from nightly import slow_but, some
 from warm_process import WarmProcess
 
 NETS = {
@@ -51,7 +51,7 @@ def test_copies_and_pickles_answer_alike(name):
         assert torch.equal(net.forward_head(net.forward_features(x)), expected)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", slow_but(NETS, 2))
 def test_half_precision_stays_near(name):
     net, x = build(name), clips()
     with torch.no_grad():

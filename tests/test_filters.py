@@ -103,6 +103,7 @@ def test_a_run_shows_each_stem_before_and_after_training(run: Path, stem_2d: tor
         np.testing.assert_allclose(after.filters, expected + 1, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_published_weights_show_the_same(run: Path, weights_2d: Path, tmp_path: Path) -> None:
     folder = tmp_path / "published"
     assert main(["publish", str(run), "--output", str(folder)]) == 0

@@ -97,6 +97,7 @@ def test_the_figures_own_numbers_follow_from_four_blocks_in_its_fourth_group():
     assert after_fourth_pool + 2 * 2 * 32 + 6 * 32 == 539
 
 
+@pytest.mark.slow
 def test_64_frames_leave_the_frames_and_pixels_of_the_paper_and_7_windows_of_2():
     with torch.device("meta"):
         net = inflate3d.create_model("torchvision/googlenet", plan="i3d", num_classes=400)
@@ -110,6 +111,7 @@ def test_64_frames_leave_the_frames_and_pixels_of_the_paper_and_7_windows_of_2()
     assert net.plan.head_pool == 2  # 8 frames: 7 windows, averaged
 
 
+@pytest.mark.slow
 def test_the_average_pool_takes_windows_of_2_frames():
     torch.manual_seed(0)
     net = inflate3d.create_model("torchvision/googlenet", plan="i3d", num_classes=0).eval()

@@ -40,13 +40,13 @@ def check_static_clip(name, taps, plan, depth):
     assert ((got - expected).abs().max() / expected.abs().max()).item() < 1e-4
 
 
-@pytest.mark.parametrize("taps", ["mean", "center", "overshoot"])
-@pytest.mark.parametrize("name", CONV_NETS)
+@pytest.mark.parametrize("taps", slow_but(["mean", "overshoot", "center"], 2))
+@pytest.mark.parametrize("name", slow_but(CONV_NETS, 3))
 def test_a_static_clip_answers_as_the_2d_net(name, taps):
     check_static_clip(name, taps, "isotropic", depth=5)
 
 
-@pytest.mark.parametrize("plan", ["i3d", "slow", "2d", "auto"])
+@pytest.mark.parametrize("plan", slow_but(["i3d", "slow", "2d", "auto"], 2))
 def test_every_plan_is_exact_on_a_static_clip(plan):
     check_static_clip("resnet18", "mean", plan, depth=11)
 

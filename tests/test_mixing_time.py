@@ -109,6 +109,7 @@ def test_a_module_at_a_rate_of_its_own_runs_on_some_frames_and_holds_them(frames
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_a_net_of_rgb_alone_takes_other_channels(in_chans):
     torch.manual_seed(0)

@@ -63,6 +63,7 @@ def test_group_matcher_covers_every_parameter():
     assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in net.named_parameters())
 
 
+@pytest.mark.slow
 def test_torchvision_googlenet_with_plan_i3d_has_the_papers_map_sizes():
     # Fig. 3 of arXiv:1705.07750 for (64, 224, 224), here with a quarter of the frames.
     kwargs = {"init_weights": False}
@@ -106,7 +107,7 @@ def test_arguments_that_make_no_sense_are_refused():
 
 
 @pytest.mark.parametrize("size", [(19, 96, 80), (32, 32, 32), (3, 40, 50)])
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
+@pytest.mark.parametrize("name", slow_but(["resnet10t", "convnext_atto"], 1))
 def test_a_segmenter_answers_at_the_inputs_size(name, size):
     net = inflate3d.create_segmenter(name, num_classes=3, in_chans=1, input_size=size).eval()
     with torch.no_grad():

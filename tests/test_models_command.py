@@ -65,6 +65,7 @@ def test_a_plan_is_shown_level_by_level(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_an_outline_counts_every_parameter():
     levels = outline("swin_tiny_patch4_window7_224", input_size=(8, 224, 224), plan="2d")
     assert [row.level for row in levels] == [2, 3, 4, 5]

@@ -201,6 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_interval_task_and_sam
         assert part in str(failure.value)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved_between_two_rows(shards, tmp_path):
     class Break(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -243,6 +244,7 @@ def test_a_validation_inside_an_accumulation_window_is_refused(shards, tmp_path)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("val_batches", slow_but([0, 1], 1))
 def test_a_run_that_is_ended_inside_an_accumulation_window_ends_after_it_and_is_saved(shards, tmp_path, val_batches):
     class TimeIsUp(pl.Callback):  # as Lightning's Timer for trainer.max_time
@@ -338,6 +340,7 @@ def test_one_kernel_takes_the_step_that_torch_takes_in_a_loop(make):
     torch.testing.assert_close(nets[0].weight, nets[1].weight)
 
 
+@pytest.mark.slow
 def test_who_chose_how_the_optimiser_steps_keeps_it(shards, tmp_path):
     module = toy_module(optimizer=lambda p: torch.optim.AdamW(p, fused=False))
     trainer = toy_trainer(tmp_path, max_steps=1, limit_val_batches=0)
@@ -354,6 +357,7 @@ def test_the_schedule_warms_up_linearly_and_ends_at_the_final_fraction():
     assert factor(20) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_counted_in_optimiser_steps(shards, tmp_path):
     trainer = toy_trainer(tmp_path, accumulate_grad_batches=3, log_every_n_steps=1, limit_val_batches=0)
     trainer.fit(toy_module(warmup_steps=2), datamodule=toy_data(shards))

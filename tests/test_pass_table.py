@@ -28,6 +28,7 @@ def test_two_nets_pass_in_every_case(name, tmp_path):
     assert "every row passes: 1;" in page
 
 
+@pytest.mark.slow
 def test_a_net_that_is_inexact_or_blind_to_order_fails(monkeypatch):
     real = FoldedLinear.forward
     monkeypatch.setattr(FoldedLinear, "forward", lambda self, x: real(self, x) + 1e-5 * torch.rand_like(real(self, x)))

@@ -35,6 +35,7 @@ def test_plans_stand_below_each_other_at_one_scale() -> None:
     assert any("stride 2 x 2 x 2" in text for text in words(below))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_png(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "plan.png"
     plans = ["slow", "{kernels: [1, 3], strides: [1, 2]}"]

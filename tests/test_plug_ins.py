@@ -20,7 +20,7 @@ model:
   backbone: {{name: test_resnet, timm_kwargs: {{output_stride: 16}}, stems: {{mri: 1, ct: 1}}}}
   optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 4.0e-3}}}}
   tasks:
-    hidden: {{class_path: MaskedVolume, init_args: {{datasets: [scans]}}}}
+    hidden: {{class_path: HiddenBlocks, init_args: {{datasets: [scans]}}}}
     blobs: {{class_path: MedicalSegmentation, init_args: {{datasets: [blobs]}}}}
 data:
   root: shards
@@ -28,7 +28,7 @@ data:
     scans:
       batch_size: 2
       sample: {{patch_size: [16, 16, 16]}}
-      build: {{class_path: NiftiFolder, init_args: {{root: raw}}}}
+      build: {{class_path: ScanFolder, init_args: {{root: raw}}}}
     blobs:
       batch_size: 2
       sample: {{patch_size: [16, 16, 16]}}
@@ -59,6 +59,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_lists_show_the_plug_ins(installed: dict[str, str], tmp_path: Path) -> None:
     assert "Masked volume modelling" in platform(installed, tmp_path, "tasks", "list")
     assert "A folder of NIfTI volumes without any labels" in platform(installed, tmp_path, "datasets", "list")
@@ -67,7 +68,7 @@ def test_lists_show_the_plug_ins(installed: dict[str, str], tmp_path: Path) -> N
 @pytest.mark.slow
 def test_fit_trains_an_unlabelled_dataset_by_a_task_without_labels(installed: dict[str, str], tmp_path: Path) -> None:
     write = (
-        "from pathlib import Path; from own_plug_ins import nifti_folder as n; n.NiftiFolder.write_example(Path('raw'))"
+        "from pathlib import Path; from own_plug_ins import scan_folder as n; n.ScanFolder.write_example(Path('raw'))"
     )
     subprocess.run([sys.executable, "-P", "-c", write], check=True, env=installed, cwd=tmp_path)
     (tmp_path / "own.yaml").write_text(CONFIG.format(steps=12), encoding="utf-8")
@@ -91,7 +92,7 @@ def test_the_contract_tests_walk_the_plug_ins(installed: dict[str, str]) -> None
     files = ["tests/test_every_task.py", "tests/test_every_dataset.py"]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     done = subprocess.run(
-        [*command, "-k", "masked_volume or nifti_folder", *files],
+        [*command, "-k", "hidden_blocks or scan_folder", *files],
         cwd=ROOT,
         env=installed,
         capture_output=True,
@@ -100,9 +101,9 @@ def test_the_contract_tests_walk_the_plug_ins(installed: dict[str, str]) -> None
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert (
-        "masked_volume"
+        "hidden_blocks"
         in subprocess.run(
-            [*command, "--collect-only", "-k", "masked_volume", files[0]],
+            [*command, "--collect-only", "-k", "hidden_blocks", files[0]],
             cwd=ROOT,
             env=installed,
             capture_output=True,

@@ -39,6 +39,7 @@ def transferred(folder: Path, *, mean: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_was_learnt_since_goes_into_the_card_and_the_weights_stay(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_strangers_config_names_no_file_outside_its_folder(published: Path, tm
     assert {file.name for file in place.iterdir()} == own
 
 
+@pytest.mark.slow
 def test_weights_of_data_that_forbid_it_stay_private_whatever_the_config_says(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

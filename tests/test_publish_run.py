@@ -106,6 +106,7 @@ def logits(run: Run, dataset: str, x: torch.Tensor) -> torch.Tensor:
         return run.module.heads[run.module.tasks_of[dataset][0]][dataset](features)  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_published_segmenter_loads_whole_with_the_names_of_its_classes(run: Run, published: Path) -> None:
     net = inflate3d.create_segmenter(f"local-dir:{published}", pretrained=True).eval()
     x = torch.randn(1, 1, 16, 32, 32)
@@ -142,6 +143,7 @@ def test_a_classifier_loads_by_its_head_with_its_own_stem_and_statistics(
         torch.testing.assert_close(features.eval()(x), run.module.backbone(x, domain=dataset).pooled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_heads", [True, False])
 def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with_heads: bool) -> None:
     publish_run(run.folder, str(tmp_path / "w"), with_heads=with_heads)
@@ -154,6 +156,7 @@ def test_each_domains_weights_state_its_own_input(run: Run, tmp_path: Path, with
         assert ("crop_size" in spec["sample"]) == (name == "clips")
 
 
+@pytest.mark.slow
 def test_the_first_domains_classifier_is_the_nets_own(run: Run, tmp_path: Path) -> None:
     publish_run(run.folder, str(tmp_path / "w"), domain="clips", with_heads=True)
     net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
@@ -197,6 +200,7 @@ def test_the_card_tells_licences_heads_cost_and_how_to_load(run: Run, published:
     assert not (tmp_path / "w" / "heads.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bytes_wherever_the_run_lies_and_went_on(run: Run, tmp_path: Path) -> None:
     copy, starts = tmp_path / "run", [{"time": "2026-01-01T00:00:00+00:00", "device": "cpu"}]
     shutil.copytree(run.folder, copy)
@@ -214,6 +218,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_wherever_the_run_lies_and_went
     assert b"7 optimiser steps on cpu, 1.5 hours" in one["README.md"]
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (published / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     exec(code.replace("local-dir:PATH", f"local-dir:{published}"), {})
@@ -297,6 +302,7 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         assert done.stdout.strip() == "['background', 'liver', 'spleen']", done.stderr
 
 
+@pytest.mark.slow
 def test_private_weights_leave_no_local_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run.folder, tmp_path / "run")
     (state_file,) = (tmp_path / "run").rglob("state.ckpt")

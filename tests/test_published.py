@@ -39,6 +39,7 @@ def test_what_was_published_loads_and_answers_alike(published):
         assert torch.equal(load(folder).eval()(x), net(x))
 
 
+@pytest.mark.slow
 def test_features_and_classifiers_load_from_the_same_directory(published):
     net, folder = published
     x = torch.randn(1, 1, 5, 64, 64)
@@ -62,6 +63,7 @@ def test_the_directory_is_what_the_design_says(published):
     assert all(p.stat().st_mode & 0o044 for p in published[1].iterdir())
 
 
+@pytest.mark.slow
 def test_publishing_again_changes_nothing_and_a_newer_net_replaces_it(published, copy):
     net, _ = published
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in copy.iterdir()}
@@ -114,6 +116,7 @@ def test_missing_files_other_formats_and_hostile_names_are_refused(copy):
         load(copy)
 
 
+@pytest.mark.slow
 def test_another_plan_adapts_kernels_and_strides_and_says_so(published, caplog):
     net, folder = published
     x = torch.randn(1, 1, 8, 64, 64)
@@ -219,6 +222,7 @@ def card(name, modality, channels, **changes):
     return DatasetCard(**{**values, **changes})
 
 
+@pytest.mark.slow
 def test_the_statistics_and_stem_of_each_domain_go_along(tmp_path):
     torch.manual_seed(0)
     backbone = Backbone(BackboneConfig("resnet10t", stems={"rgb": 3, "mri": 1}))

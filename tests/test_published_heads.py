@@ -118,6 +118,7 @@ def test_each_loads_and_answers_as_its_task_did(run: tuple[Path, MultiTaskModule
     assert whole.window == (16, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_publication_answer_alike_window_by_window(
     run: tuple[Path, MultiTaskModule], published: str
 ) -> None:
@@ -166,6 +167,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.slow
 def test_a_plug_ins_head_is_published_and_loaded_where_it_is_installed_and_named_where_not(
     tmp_path: Path, installed: pytest.MonkeyPatch
 ) -> None:

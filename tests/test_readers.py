@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from inflate3d.data.raw.readers import Volume, check_pair, read_volume, write_nifti
+from inflate3d.data.raw.pairs import check_pair
+from inflate3d.data.raw.readers import Volume, read_volume, write_nifti
 from inflate3d.errors import InputError
 
 SHAPE_XYZ = (5, 6, 7)
@@ -255,7 +256,7 @@ def test_check_pair_names_shape_label_and_place() -> None:
     here, there = np.eye(4), np.eye(4)
     there[0, 3] = 5
     volumes = [Volume(a, (1, 1, 1), m.tolist()) for a, m in ((image, here), (mask[None], there))]
-    with pytest.raises(InputError, match=r"case a: mask is up to 5\.0 mm away"):
+    with pytest.raises(InputError, match=r"case a: mask lies up to 5 mm away; at most 0.1 mm"):
         check_pair(*volumes, ["background"], where="case a")
 
 

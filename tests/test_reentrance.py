@@ -75,6 +75,7 @@ def test_reentrant_checkpointing_takes_any_forwards_before_the_backward(name):
     check_checkpointing(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_whole_net_that_checkpoints_can_be_checkpointed(use_reentrant):
     net = build().double()
@@ -254,7 +255,7 @@ def test_a_trace_holds_for_other_batches_and_depths(name):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext2"])
+@pytest.mark.parametrize("name", slow_but(["test_resnet", "test_efficientnet", "test_convnext2"], 1))
 def test_torch_func_gives_the_gradients_of_autograd(name):
     net = build(name).double()
     x = clips(net, 2, 3)

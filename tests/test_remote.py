@@ -202,6 +202,7 @@ def test_a_server_that_stalls_is_given_up_and_asked_again(
         remote(url, tmp_path / "b", outage_s=1).sample(0, 0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_that_names_the_free_space(root: Path, tmp_path: Path) -> None:
     toy = Toy(kind=KIND, num_train=40, num_val=4, size=24)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

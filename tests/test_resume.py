@@ -252,6 +252,7 @@ def test_a_crash_costs_nothing_whatever_the_accumulation_window(shards, tmp_path
     assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "crashed/metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(shards, tmp_path):
     first = fit_here(shards, tmp_path, max_steps=3, val_check_interval=2)
     more = fit_here(shards, tmp_path, resume=True, max_steps=5, val_check_interval=2)
@@ -261,6 +262,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(shards, tmp_path):
     assert steps == [2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_without_validation_data_checkpoints_are_written_all_the_same(shards, tmp_path):
     fit_here(shards, tmp_path, limit_val_batches=0)
     assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [2, 4, 6]

@@ -8,6 +8,7 @@ from inflate3d.inflation.convolution import _SummedTaps
 from inflate3d.inflation.depthwise import _Depthwise, sum_of_taps
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.small_maps import convolve_small
+from nightly import slow_but
 
 
 def randn(*shape):
@@ -34,7 +35,7 @@ def test_functions_are_right_to_second_order(frames):
         assert torch.autograd.gradgradcheck(function, tuple(inputs)), name
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("name", slow_but(["test_resnet", "test_efficientnet"], 1))
 def test_a_gradient_penalty_learns_as_through_torchs_own_conv3d(name, monkeypatch):
     torch.manual_seed(0)
     net = inflate3d.create_model(name, num_classes=3, inflation="overshoot").double().eval()

@@ -51,6 +51,7 @@ def test_every_family_that_timm_registers_is_tested():
     assert {row.family for row in smallest_of_each_family()} >= set(timm.list_modules()) - {"timm"}  # inflate3d.timm's
 
 
+@pytest.mark.slow
 def test_padded_frames_are_answered_as_if_they_were_that_large():
     net = inflate3d.create_segmenter("dla46x_c", num_classes=3, in_chans=1, plan="2d").eval()
     clip = torch.randn(1, 1, 2, 70, 96)
@@ -59,6 +60,7 @@ def test_padded_frames_are_answered_as_if_they_were_that_large():
         torch.testing.assert_close(net(clip), net(padded)[..., :70, :])
 
 
+@pytest.mark.slow
 def test_a_fixed_encoder_gets_resized_frames_and_the_log_says_so_once(caplog):
     net = inflate3d.create_segmenter("test_vit_relpos", num_classes=2, in_chans=1, plan="2d")  # built for 160 x 160
     caplog.clear()
@@ -84,6 +86,7 @@ def test_options_that_the_caller_gives_are_kept():
     assert image_size.size_options("torchvision/resnet18", (96, 80), {}) == {}
 
 
+@pytest.mark.slow
 def test_all_parameters_of_a_vit_segmenter_learn():
     net = inflate3d.create_segmenter("test_vit", num_classes=2, in_chans=1, input_size=(16, 64, 64)).train()
     net(torch.randn(1, 1, 16, 64, 64)).square().mean().backward()

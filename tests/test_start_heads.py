@@ -37,6 +37,7 @@ def decoder(module: MultiTaskModule) -> dict[str, torch.Tensor]:
     return module.heads["organ"]["mine"].state_dict()  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_run_begins_as_the_published_segmenter_answers() -> None:
     module, whole = built({"mine": "hippocampus"}), inflate3d.create_segmenter(SHIPPED, pretrained=True).eval()
     x = torch.randn(1, 1, 16, 32, 32)
@@ -45,6 +46,7 @@ def test_a_run_begins_as_the_published_segmenter_answers() -> None:
         torch.testing.assert_close(module.heads["organ"]["mine"](features), whole(x), rtol=1e-4, atol=1e-4)  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_of_other_classes_all_but_the_last_layer_is_taken_and_told(caplog: pytest.LogCaptureFixture) -> None:
     fresh, own = decoder(built({}, ("background", "b", "a"))), decoder(built({"mine": "hippocampus"}))
     found = decoder(built({"mine": "hippocampus"}, ("background", "b", "a")))

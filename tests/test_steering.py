@@ -268,6 +268,7 @@ def test_ranks_with_unlike_datasets_are_told_apart():
 # ------------------------------------------------------------------------------------------------------------- EMA
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_formula_and_is_what_is_scored_and_published(shards, tmp_path):
     module, seen = toy_module(), []
 
@@ -315,6 +316,7 @@ def test_a_checkpoint_from_within_a_validation_holds_the_weights_that_train(shar
     assert not torch.equal(state["ema"]["weights"][name], trained[-1][name])
 
 
+@pytest.mark.slow
 def test_the_average_goes_on_bit_for_bit(shards, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     writer = CheckpointWriter(every_steps=2)

@@ -31,6 +31,7 @@ from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering import stop_signals
 from inflate3d.training.steering.stop import Agreement
 from inflate3d.training.steering.wandb_service import outlive_service
+from nightly import slow_but
 from warm_process import PLATFORM, WarmProcess
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
@@ -127,11 +128,14 @@ def assert_equal(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "at", "signum", "step"),
-    [
-        ("batch", 4, signal.SIGTERM, 3),  # the first half of a window: the step is finished, then saved
-        ("batch", 7, signal.SIGUSR1, 4),  # a validation is due after this step
-        ("validation", 4, signal.SIGUSR1, 4),  # within a validation
-    ],
+    slow_but(
+        [
+            ("batch", 4, signal.SIGTERM, 3),  # the first half of a window: the step is finished, then saved
+            ("batch", 7, signal.SIGUSR1, 4),  # a validation is due after this step
+            ("validation", 4, signal.SIGUSR1, 4),  # within a validation
+        ],
+        1,
+    ),
 )
 def test_a_signal_costs_nothing_wherever_it_comes(
     shards: Path,
@@ -166,6 +170,7 @@ def completes(run: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(run.glob("checkpoints/*/complete.json"))]
 
 
+@pytest.mark.slow
 def test_at_the_last_step_a_signal_changes_nothing(
     shards: Path, whole: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:

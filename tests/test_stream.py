@@ -87,14 +87,14 @@ def assert_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
 # --------------------------------------------------------------------------------------------------------- the order
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", slow_but([2, 1], 1))
 def test_batches_are_bitwise_the_same_with_workers(root, workers):
     for alone, shared in zip(take(stream(root), 9), take(stream(root), 9, workers), strict=True):
         assert_same(joined((alone,)), joined((shared,)))
         assert alone.micro_batch == shared.micro_batch
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", slow_but([2, 4], 1))
 def test_ranks_share_out_the_same_global_batches(root, world_size):
     ranks = [take(stream(root, rank=r, world_size=world_size), 9) for r in range(world_size)]
     for alone, *parts in zip(take(stream(root), 9), *ranks, strict=True):
@@ -268,6 +268,7 @@ class ToyShapes(AbstractDataset):
         return {}
 
 
+@pytest.mark.slow
 def test_samples_of_unlike_shape_do_not_make_a_batch(tmp_path, monkeypatch):
     build_shards(ToyShapes(), tmp_path / "shapes", progress=False)
     monkeypatch.setitem(SAMPLE, "shapes", {})

@@ -7,6 +7,7 @@ import inflate3d
 import pytest
 import timm
 import torch
+from nightly import slow_but
 from timm.layers import Format
 from timm.models import FeatureInfo, get_pretrained_cfg
 
@@ -15,7 +16,7 @@ DEPTH = 9
 SAVED = {}
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=slow_but(NAMES, 3))
 def name(request):
     return request.param
 

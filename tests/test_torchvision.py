@@ -5,6 +5,7 @@ import pytest
 import torch
 from inflate3d.errors import InputError
 from inflate3d.models import Backbone, BackboneConfig
+from nightly import slow_but
 from torchvision import models
 
 # name, channels and reductions of its levels
@@ -40,7 +41,7 @@ def check_features(name, expected):
         assert y.shape[3] == y.shape[4]
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", slow_but(LEVELS, 2))
 def test_every_level_gives_features(name):
     check_features(name, LEVELS[name])
 
@@ -51,8 +52,8 @@ def test_every_level_gives_features_slow(name):
     check_features(name, MORE_LEVELS[name])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "googlenet", "squeezenet1_1"])
-@pytest.mark.parametrize("in_chans", [1, 3, 4])
+@pytest.mark.parametrize("name", slow_but(["resnet18", "squeezenet1_1", "googlenet"], 2))
+@pytest.mark.parametrize("in_chans", slow_but([1, 3, 4], 1))
 def test_channels_and_classes_are_the_callers(name, in_chans):
     net = inflate3d.create_model(f"torchvision/{name}", in_chans=in_chans, num_classes=6, plan="2d").eval()
     clip = torch.randn(2, in_chans, 2, 64, 64)
@@ -64,7 +65,7 @@ def test_channels_and_classes_are_the_callers(name, in_chans):
         assert net(clip).shape == (2, net.num_features)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", slow_but(["resnet18", "mobilenet_v3_small"], 1))
 def test_2d_answers_are_torchvisions_own(name):
     own = models.get_model(name, num_classes=5).eval()
     net = inflate3d.create_model(f"torchvision/{name}", plan="2d", num_classes=5).eval()
@@ -92,6 +93,7 @@ def test_a_torchvision_net_serves_as_a_backbone():
     assert features.pooled.shape == (2, backbone.feature_info.num_pooled)
 
 
+@pytest.mark.slow
 def test_what_torchvision_cannot_give_is_refused_with_the_remedy():
     with pytest.raises(InputError, match="global_pool is 'max'; torchvision's nets pool as they are built"):
         inflate3d.create_model("torchvision/resnet18", global_pool="max")

@@ -198,6 +198,7 @@ def test_a_transfer_runs_every_cell_and_tells_the_paired_difference(finished):
     assert len(result["splits"]["choice_keys"]) == result["splits"]["choice"]
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_nothing_again_and_more_seeds_add_only_theirs(finished, root, tmp_path, monkeypatch):
     output, result, _ = finished
     monkeypatch.setattr(run, "write_result", lambda *_: None)  # its plots cost more than the rest
@@ -272,6 +273,7 @@ def test_the_model_card_takes_the_results(finished):
     assert taken.reports == {f"transfer-{output.name}.html": (output / "report.html").read_bytes()}
 
 
+@pytest.mark.slow
 def test_parts_share_the_cells_out_and_the_whole_is_made_of_them(root, tmp_path):
     from inflate3d.data.shards.parts import Part
 

@@ -81,6 +81,7 @@ def test_a_linear_layer_equals_a_convolution_over_time():
     torch.testing.assert_close(y_LCD, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_ends_alone_differ_from_repeated_frames():
     net_2d = timm.create_model("resnet10t").eval()
     options = dict(example_size=(9, 64, 64), inflation="mean", plan={"kernels": [3], "strides": [1]})

@@ -1,10 +1,11 @@
-"""`platform shards build|merge|index|check|info`: raw files or tars to shards, and what they contain."""
+"""`platform shards build|merge|index|report|check|info`: raw files or tars to shards, and what they contain."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.cli.dataset_arguments import dataset_from_arguments
@@ -42,6 +43,11 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_build(commands)
     _add_index(commands)
+    report = commands.add_parser(
+        "report", help="what was noticed, with pictures: DIR/report.html, as a build writes it"
+    )
+    report.add_argument("folder", metavar="DIR", help="a local folder with a manifest.json")
+    report.set_defaults(run=_report)
     check = commands.add_parser("check", help="read everything and verify every hash, array, mask and video")
     check.add_argument("folder", metavar="DIR", help="a folder with a manifest.json")
     check.set_defaults(run=_check)
@@ -112,11 +118,9 @@ def _add_index(commands: Any) -> None:
 
 
 def _index(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from inflate3d.cli.document import read_document
     from inflate3d.data.shards.tar_index import index_tars
     from inflate3d.data.shards.tar_mapping import TarMapping
+    from inflate3d.document import read_document
 
     path = Path(args.mapping).expanduser()
     if not path.is_file():
@@ -151,9 +155,11 @@ def _build(args: argparse.Namespace) -> None:
         print(f"rejected {reject['key']}: {reject['reason']}")
     _print_splits(manifest)
     if part is not None:
+        _print_noticed(part.folder(Path(args.output)))
         print(f"\npart {args.part} of {manifest.name} is done; when all parts are: platform shards merge {args.output}")
         return
-    print(f"\nshards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
+    _print_report(args.output)
+    print(f"shards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
 
 
 def _encoding(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -169,7 +175,34 @@ def _merge(args: argparse.Namespace) -> None:
 
     manifest = merge_parts(args.folder, max_rejects=args.max_rejects)
     _print_splits(manifest)
-    print(f"\nshards of {manifest.name} are in {args.folder}; more: platform shards info {args.folder}")
+    _print_report(args.folder)
+    print(f"shards of {manifest.name} are in {args.folder}; more: platform shards info {args.folder}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    _print_report(args.folder)
+
+
+def _print_report(folder: str) -> None:
+    """Write the report of a finished set, and say shortly what it shows."""
+    from inflate3d.reports.build_report import write_report
+
+    write_report(folder)
+    _print_noticed(folder)
+    print(f"\nlook at it before training: {os.path.join(folder, 'report.html')}")
+
+
+def _print_noticed(folder: str | Path) -> None:
+    """Print what was noticed, the worst first: each kind, how often, and the first of it."""
+    from inflate3d.data.shards.findings import count_kinds, read_noticed
+
+    findings = read_noticed(folder) or []
+    first = {finding.kind: finding for finding in reversed(findings)}
+    rows = [
+        (kind, count, f"{first[kind].key} {first[kind].text}".strip()) for kind, count in count_kinds(findings).items()
+    ]
+    print()
+    print_table(("noticed", "samples", "such as"), rows or [("nothing", 0, "")])
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -205,10 +238,12 @@ def _info(args: argparse.Namespace) -> None:
         "url": card.url or "none",
         "cite": card.citation or "none",
         "rejects": ", ".join(r["key"] for r in manifest.rejects) or "none",
+        "noticed": _noticed(args.folder),
     }
     print()
     for name, value in rows.items():
-        print(textwrap.fill(value, 120, initial_indent=f"{name:<13}", subsequent_indent=" " * 13))
+        filled = textwrap.wrap(value, 107, break_long_words=False, break_on_hyphens=False)
+        print(f"{name:<13}" + f"\n{' ' * 13}".join(filled))
 
 
 def _print_splits(manifest: Manifest) -> None:
@@ -218,6 +253,15 @@ def _print_splits(manifest: Manifest) -> None:
         for s in splits
     ]
     print_table(("split", "shards", "samples", "size"), rows)
+
+
+def _noticed(folder: str) -> str:
+    """Return how many samples each kind holds for."""
+    from inflate3d.data.shards.findings import count_kinds, read_noticed
+
+    if (findings := read_noticed(folder)) is None:
+        return f"not looked for; do so: platform shards report {folder}"
+    return ", ".join(f"{kind}: {count}" for kind, count in count_kinds(findings).items()) or "nothing"
 
 
 def _measured(manifest: Manifest) -> dict[str, str]:

@@ -21,6 +21,7 @@ from inflate3d.contracts.medium import SampleOptions as SampleOptions
 from inflate3d.contracts.medium import Stage as Stage
 from inflate3d.contracts.medium import medium_of as medium_of
 from inflate3d.contracts.prediction import Features as Features
+from inflate3d.contracts.prediction import Images as Images
 from inflate3d.contracts.prediction import Masks as Masks
 from inflate3d.contracts.prediction import Prediction as Prediction
 from inflate3d.contracts.prediction import Probabilities as Probabilities

@@ -38,7 +38,8 @@ class RawSample:
     Volumes: image (C, D, H, W), in the orientation and spacing of the card, any of uint8, int16, float32. Video: the
     compressed file's bytes and its suffix ("mp4"). targets: the value of each of the card's targets, by name; one that
     is None or left out is not known. affine: 4x4, from (W, H, D) voxel indices to RAS+ millimetres (NIfTI's
-    convention), where there is anatomy. extra: further JSON values to keep.
+    convention), where there is anatomy. extra: further JSON values to keep. noticed: (kind, text) of each fact that is
+    no error, but that a person should know: the build reports them.
     """
 
     image: np.ndarray | None = None
@@ -48,6 +49,7 @@ class RawSample:
     spacing_mm: Spacing | None = None
     affine: list[list[float]] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    noticed: tuple[tuple[str, str], ...] = ()
 
 
 class AbstractDataset(ABC):

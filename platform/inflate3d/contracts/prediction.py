@@ -45,6 +45,13 @@ class Values(Prediction):
 
 
 @dataclass
+class Images(Prediction):
+    """(B, C, D, H, W): voxels, normalised as the net sees them, such as what was hidden filled in."""
+
+    per_voxel: ClassVar[bool] = True
+
+
+@dataclass
 class Features:
     """What the encoder gives.
 

@@ -64,6 +64,8 @@ class AbstractTask(ABC):
     main_metric: ClassVar[str | None] = None
     """The metric, higher is better, whose mean over tasks is val/score. None: the task has no score, and its own loss
     on held-out data is logged in its place."""
+    measured: ClassVar[tuple[str, ...]] = ("loss",)
+    """What of `step` is logged on held-out data where there is no score: "loss", and what tells whether it learns."""
 
     def __init__(self, *, datasets: Sequence[str] | Mapping[str, str], loss_weight: float = 1.0) -> None:
         """datasets: names, or {name: target} where a dataset has several targets of the task's type."""

@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inflate3d.data.raw.pairs import check_pair as check_pair
     from inflate3d.data.raw.readers import Volume as Volume
-    from inflate3d.data.raw.readers import check_pair as check_pair
     from inflate3d.data.raw.readers import read_volume as read_volume
     from inflate3d.data.raw.readers import write_nifti as write_nifti
-    from inflate3d.data.samples.frames import VideoInfo as VideoInfo
     from inflate3d.data.samples.frames import decode_frames as decode_frames
-    from inflate3d.data.samples.frames import probe_video as probe_video
+    from inflate3d.data.samples.video_info import VideoInfo as VideoInfo
+    from inflate3d.data.samples.video_info import probe_video as probe_video
     from inflate3d.data.shards.check import check_shards as check_shards
     from inflate3d.data.shards.manifest import Manifest as Manifest
     from inflate3d.data.shards.manifest import ShardEntry as ShardEntry
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from inflate3d.data.shards.writer import build_shards as build_shards
 
 _NAMES = {
-    "samples.frames": ("VideoInfo", "decode_frames", "probe_video"),
-    "raw.readers": ("Volume", "check_pair", "read_volume", "write_nifti"),
+    "samples.frames": ("decode_frames",),
+    "samples.video_info": ("VideoInfo", "probe_video"),
+    "raw.pairs": ("check_pair",),
+    "raw.readers": ("Volume", "read_volume", "write_nifti"),
     "shards.check": ("check_shards",),
     "shards.manifest": ("Manifest", "ShardEntry"),
     "shards.reader": ("BrokenSample", "RawMembers", "ShardReader"),

@@ -213,6 +213,7 @@ class InflatedTimm(Inflated):
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
         """As timm's; the head is looked at anew, since it may pool in another way from now on."""
         super().reset_classifier(*args, **kwargs)  # type: ignore[misc]
+        self.label_names: list[str] = []  # what the classes of the former classifier were called
         self.head_layout = self.head_layout.looked_at(self, super().forward_head)  # type: ignore[misc]
 
     def _is_map(self, y: Tensor) -> bool:

@@ -80,10 +80,9 @@ class Volume(AbstractMedium):
 
     def folder_of(self, folder: Path) -> bool:
         """Whether the folder holds a DICOM series."""
-        import SimpleITK as sitk
+        from inflate3d.data.raw.dicom_series import holds_dicom
 
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        return bool(sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)))
+        return holds_dicom(folder)
 
     def read(self, files: Sequence[Path], card: DatasetCard, *, where: str) -> RawSample:
         """Read the files of the channels, in the card's orientation and spacing."""

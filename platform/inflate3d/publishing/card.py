@@ -19,6 +19,7 @@ def render_card(
 ) -> str:
     """Return the card of a publication as Markdown. address: for its loading lines; picture: a file beside it."""
     training = config["training"]
+    contract = {**dict.fromkeys(("spacing_mm", "orientation", "intensity")), **config["input"]}
     source = config["source_weights"]
     data = training.get("data", [])
     licence, has_source = (source or {}).get("licence"), source is not None
@@ -30,7 +31,7 @@ def render_card(
     return environment.get_template("card.md.jinja").render(
         config=config,
         net=config["net"],
-        input=config["input"],
+        input=contract,
         heads={name: _head(head) for name, head in config["heads"].items()},
         classes=config["classes"],
         training=training,
@@ -42,7 +43,7 @@ def render_card(
         parameters=parameters,
         address=address,
         picture=picture,
-        intensity=describe_intensity(config["input"]["intensity"]),
+        intensity=describe_intensity(contract["intensity"]),
     )
 
 

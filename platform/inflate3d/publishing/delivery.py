@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from inflate3d.errors import InputError
 from inflate3d.models.publication.integrity import check_files
 from inflate3d.models.publication.layout import SUMS, most_bytes
 from inflate3d.models.publication.places import parse_hub
-from inflate3d.publishing.destination import Destination, is_publication
+from inflate3d.publishing.destination import Destination, destination_folder, is_publication
 from inflate3d.remote.address import Address, scrubbed
 from inflate3d.remote.client import read
 from inflate3d.remote.outcomes import Absent
@@ -52,17 +53,19 @@ def _sums_at(destination: Destination) -> bytes | None:
 
 
 def _to_folder(staging: Path, destination: Destination) -> None:
-    """Rename the whole directory into place."""
+    """Rename the whole directory into place; an older publication is aside meanwhile, in a folder of our own."""
     folder = destination.folder
     assert folder is not None
-    old = folder.with_name(f".old-{folder.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if is_publication(folder):
-        folder.rename(old)
-    elif folder.is_dir():
-        folder.rmdir()
+    if not is_publication(folder):
+        if folder.is_dir():
+            folder.rmdir()
+        staging.rename(folder)
+        return
+    destination_folder(str(folder))  # once more: a file may have come since
+    aside = Path(tempfile.mkdtemp(prefix=f".old-{folder.name}-", dir=folder.parent))
+    folder.rename(aside / folder.name)
     staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside)
 
 
 def _to_hub(staging: Path, destination: Destination) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from inflate3d.errors import InputError
-from inflate3d.models.publication.layout import CONFIG, FORMAT, PREFIX
+from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, PREFIX, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.publication.places import HUB, parse_hub
 
 S3 = "s3://"
@@ -45,10 +45,20 @@ def destination_folder(destination: str) -> Path:
     folder = Path(destination.removeprefix(PREFIX)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file; give an empty folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_publication(folder):
-        names = sorted(p.name for p in folder.iterdir())[:3]
-        raise InputError(f"--output {folder} holds something else ({', '.join(names)}, ...); give an empty folder")
+    if folder.is_dir() and (names := foreign_files(folder)):
+        told = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise InputError(f"--output {folder} holds something else ({told}); move that, or give an empty folder")
     return folder
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Return what publishing would delete and never wrote: all but the files that a publication's SHA256SUMS lists."""
+    names = sorted(path.name for path in folder.iterdir())
+    if not is_publication(folder):
+        return names
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines() if SUMS in names else []
+    written = {line.partition("  ")[2] for line in lines} | {SUMS, CONFIG, WEIGHTS, REPLAY, CARD}
+    return [name for name in names if name not in written or not (folder / name).is_file()]
 
 
 def is_publication(folder: Path) -> bool:

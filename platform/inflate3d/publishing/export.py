@@ -6,7 +6,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,8 @@ from inflate3d.models.publication.heads import is_per_voxel
 from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
-from inflate3d.publishing.as_it_is import spec_of
+from inflate3d.models.spec import NetSpec
+from inflate3d.publishing.as_it_is import twin_of, unwrapped
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
@@ -64,8 +66,9 @@ def publish(
     channels, spacing_mm, orientation, intensity). norm_domains: each domain and its stem; extra_tensors: their
     statistics and stems. training: what the card says about training (data, metrics, steps). Equal content is left
     unchanged; an older publication is replaced; a folder that holds anything else is refused. Weights from data whose
-    card forbids publishing are marked private and allowed only in a local folder. precision "float16" halves the
-    file; loaded, the weights are float32 again.
+    card forbids publishing are marked private and allowed only in a local folder; a net that was loaded from a
+    publication keeps its data, contract and source. precision "float16" halves the file; loaded, the weights are
+    float32 again. The net itself stays as it was: device, modes and weights.
     """
     outcome = export(
         model,
@@ -105,12 +108,15 @@ def export(
     inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
     card's loading lines. pages: further files, listed in training["reports"].
     """
-    model = getattr(model, "_orig_mod", model)  # a compiled net is the net
+    model = unwrapped(model)
     place = parse_destination(destination)
-    is_private = not may_be_published((training or {}).get("data", []))
+    training = _with_ancestors(training or {}, model)
+    is_private = not may_be_published(training.get("data", [])) or _before(model).get("private", False)
     refuse_private(is_private, place)
+    twin = twin_of(model, norm=norm)
     config = _config_of(
         model,
+        twin.net_spec,  # type: ignore[arg-type]
         input=input_spec,
         inputs=inputs or {},
         classes=classes,
@@ -119,12 +125,13 @@ def export(
         heads=heads or {},
         precision=precision,
         private=is_private,
-        training=training or {},
+        training=training,
     )
-    as_loaded = rounded(model, precision)
+    tensors = stored({**twin.state_dict(), **(extra_tensors or {})}, precision)
+    as_loaded = rounded(twin, precision)
 
     def write(staging: Path) -> None:
-        _save(stored({**model.state_dict(), **(extra_tensors or {})}, precision), staging / WEIGHTS)
+        _save(tensors, staging / WEIGHTS)
         if head_tensors:
             _save(stored(head_tensors, precision), staging / HEADS)
         save_file(_replay(as_loaded), staging / REPLAY)
@@ -136,14 +143,13 @@ def export(
     return Outcome(place.address, place.folder, changed, is_private, files, loader_of(config))
 
 
-def _config_of(model: Any, **stated: Any) -> dict[str, Any]:
+def _config_of(model: Any, spec: NetSpec, **stated: Any) -> dict[str, Any]:
     """Return config.json: what is stated, None aside, and what a net says of itself. InputError for what cannot be."""
-    spec = spec_of(model, norm=stated["norm"])
     config = {
         "format": FORMAT,
         "architecture": f"inflate3d/{spec.name}",
         "net": spec.to_dict(),
-        "input": contract_of_2d(model, spec.in_chans),
+        "input": _contract_of(model, spec.in_chans),
         "classes": getattr(model, "label_names", None) or None,
         "source_weights": _source_weights(model),
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
@@ -152,6 +158,26 @@ def _config_of(model: Any, **stated: Any) -> dict[str, Any]:
     config = json.loads(json.dumps(config))
     check_config(config, "this net's config.json")
     return config
+
+
+def _before(model: Any) -> Mapping[str, Any]:
+    """Return the config of the publication that a net was loaded from; {} where there was none."""
+    return getattr(model, "published", None) or {}
+
+
+def _with_ancestors(training: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Add the data of the publication that a net came from: their licences apply to these weights too."""
+    own = list(training.get("data", []))
+    names = {card["name"] for card in own}
+    data = own + [card for card in _before(model).get("training", {}).get("data", []) if card["name"] not in names]
+    return {**training, "data": data} if data else dict(training)
+
+
+def _contract_of(model: Any, in_chans: int) -> dict[str, Any]:
+    """Return what input a net's weights expect: that of its publication, or of the 2D net."""
+    told = {k: v for k, v in model.input_spec.items() if k not in ("plan", "inflation", "versions")}
+    is_published = bool(_before(model)) and len(told["channels"]) == in_chans
+    return told if is_published else contract_of_2d(model, in_chans)
 
 
 def refuse_private(is_private: bool, place: Destination) -> None:
@@ -192,23 +218,19 @@ def deliver_whole(
     return files, changed
 
 
-class _staging:
-    """The staging folder of a publication: beside a local destination, else in the system's temporary folder."""
-
-    def __init__(self, place: Destination) -> None:
-        self.path = (
-            Path(tempfile.mkdtemp(prefix="inflate3d-"))
-            if place.folder is None
-            else place.folder.with_name(f".tmp-{place.folder.name}")
-        )
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+@contextmanager
+def _staging(place: Destination) -> Iterator[Path]:
+    """A new folder to write in: beside a local destination, else in the system's temporary folder."""
+    if place.folder is not None:
+        place.folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = None if place.folder is None else place.folder.parent
+    prefix = "inflate3d-" if place.folder is None else f".tmp-{place.folder.name}-"
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+    path.chmod(0o755)  # it becomes the publication
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def finish(
@@ -230,7 +252,14 @@ def finish(
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file, {"format": "pt"})
+    """Write tensors; those that share memory (tied weights) each in full, since the format knows no ties."""
+    seen, whole = set[int](), {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        whole[name] = value.clone() if place in seen else value
+        seen.add(place)
+    save_file(whole, file, {"format": "pt"})
 
 
 def _replay(model: Any) -> dict[str, Tensor]:
@@ -239,20 +268,21 @@ def _replay(model: Any) -> dict[str, Tensor]:
     depth = max(8, plan.min_depth)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, spec.in_chans, depth, height, width, generator=generator)
-    mode, threads = model.training, torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums depend on the number of threads, and the same net must give the same bytes
     try:
         with torch.no_grad():
-            features = replay_features(model.cpu().eval(), x)
+            features = replay_features(model.eval(), x)
     finally:
         torch.set_num_threads(threads)
-    model.train(mode)
     return {"input": x, "features": features.contiguous()}
 
 
 def _source_weights(model: nn.Module) -> dict[str, Any] | None:
     if hasattr(model, "source_weights"):
         return model.source_weights  # type: ignore[return-value]
+    if "source_weights" in _before(model):
+        return _before(model)["source_weights"]  # type: ignore[no-any-return]
     spec, cfg = model.net_spec, getattr(model, "pretrained_cfg", None) or {}
     if not getattr(model, "is_from_2d_weights", False):
         return None

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.shards.manifest_change import describe_change, snapshot
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
-from inflate3d.data.stream.mixture import Mixture, tempered
+from inflate3d.data.stream.mixture import Group, Mixture, grouped
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
@@ -52,7 +53,7 @@ class DatasetConfig:
     build: {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
     `encode: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
     eval_batch_size: default batch_size, but 1 where evaluation sees whole volumes, which differ in shape.
-    max_eval_samples: evenly spaced ones of the split.
+    max_eval_samples: evenly spaced ones of the split. group: its group in data.groups, where it is in one.
     """
 
     batch_size: int
@@ -63,6 +64,7 @@ class DatasetConfig:
     build: dict[str, Any] | None = None
     eval_batch_size: int | None = None
     max_eval_samples: int | None = None
+    group: str | None = None
 
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> DatasetConfig:
@@ -91,6 +93,7 @@ class DataModule(pl.LightningDataModule):
         cache_dir: str = "~/.cache/inflate3d/shards",
         outage_s: float = 600,
         temperature: float | None = None,
+        groups: dict[str, Group] | None = None,
     ) -> None:
         """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
 
@@ -100,7 +103,8 @@ class DataModule(pl.LightningDataModule):
         shards may take of the local disk, and where; all runs of a machine share it. outage_s: how long a server that
         gives nothing is waited for before the run ends as Unreachable. temperature: multiplies each
         weight by (micro-batches of one pass)^(1 / temperature): at 1 every dataset is passed equally often, higher ones
-        favour small datasets, and without it the weights alone count.
+        favour small datasets, and without it the weights alone count. groups: several datasets as one entry of the
+        mixture, each with its weight and the temperature among its members; in a config, `members` of a dataset.
         """
         super().__init__()
         self.prepare_data_per_node = False  # machines share the run's folder, and so its shards
@@ -116,7 +120,8 @@ class DataModule(pl.LightningDataModule):
                     raise InputError(f"data.datasets.{name}.{key} is {value}; it must be at least 1")
         self.weights = {name: config.weight for name, config in self.datasets.items()}
         self.temperature = temperature
-        tempered(self.weights, dict.fromkeys(self.weights, 1.0), temperature)  # checked before any shard is read
+        self.groups = {n: g if isinstance(g, Group) else Group(**g) for n, g in (groups or {}).items()}
+        self._mixed(dict.fromkeys(self.weights, 1.0))  # checked before any shard is read
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.window_shards = window_shards
@@ -167,10 +172,14 @@ class DataModule(pl.LightningDataModule):
     def mixture(self) -> Mixture:
         """The schedule of the datasets; with a temperature it depends on the manifests."""
         batches = {n: 1.0 for n in self.weights}
-        if self.temperature is not None:
+        if any(t is not None for t in (self.temperature, *(group.temperature for group in self.groups.values()))):
             samples = {n: max(1, m.num_samples("train")) for n, m in self.manifests.items()}
             batches = {n: samples[n] / config.batch_size for n, config in self.datasets.items()}
-        return Mixture(tempered(self.weights, batches, self.temperature))
+        return Mixture(self._mixed(batches))
+
+    def _mixed(self, batches: Mapping[str, float]) -> dict[str, float | Fraction]:
+        group_of = {name: config.group for name, config in self.datasets.items()}
+        return grouped(self.weights, batches, self.temperature, group_of=group_of, groups=self.groups)
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -238,6 +247,11 @@ class DataModule(pl.LightningDataModule):
         for name, config in self.datasets.items():
             schedule[f"data.datasets.{name}.batch_size"] = config.batch_size
             schedule[f"data.datasets.{name}.weight"] = float(config.weight)
+            if config.group is not None:
+                schedule[f"data.datasets.{name}.group"] = config.group
+        for name, group in self.groups.items():
+            schedule[f"data.groups.{name}.weight"] = float(group.weight)
+            schedule[f"data.groups.{name}.temperature"] = group.temperature
         return schedule
 
     # ------------------------------------------------------------------------------------------------------- loaders

@@ -208,7 +208,7 @@ class MultiTaskModule(pl.LightningModule):
             with whole_weights(self), torch.no_grad():
                 for task in moving:
                     task.after_step(self.backbone, step=self.trainer.global_step)
-            self.frozen.share_buffers()
+        self.frozen.share_buffers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiTaskModule:
         super()._apply(fn, recurse)
@@ -316,18 +316,18 @@ class MultiTaskModule(pl.LightningModule):
             if self.scores.has_metrics(name, batch.dataset):
                 value = batch.targets.get(self.tasks[name].target_names.get(batch.dataset, ""))
                 self.scores.update(name, batch.dataset, self.predict(batch, name).tensor, value)
-            if self.scores.has_loss(name, batch.dataset):
-                self.scores.add_loss(name, batch.dataset, self._held_out_loss(name, batch), len(batch))
+            if self.scores.has_step(name, batch.dataset):
+                self.scores.add_step(name, batch.dataset, self._held_out_step(name, batch), len(batch))
             self.scores.count(name, batch.dataset, len(batch))
 
-    def _held_out_loss(self, name: str, batch: Batch) -> Tensor:
-        """Return a task's own loss, its draws a function of the samples alone."""
+    def _held_out_step(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """Return what a task's step gives, its draws a function of the samples alone."""
         if (windows := self._windows(batch.dataset)) is not None:
             batch = windows.centre(batch, self.cards[batch.dataset])
         seed = mix(self.seed, "held out", name, *batch.keys)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.tasks[name].step(StepEncoder(self.backbone), batch, seed=seed)["loss"]
+            return self.tasks[name].step(StepEncoder(self.backbone), batch, seed=seed)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update what is measured of the batch's tasks."""

@@ -12,12 +12,11 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from inflate3d.contracts import AbstractTask
 
-LOSS = "loss"
 Place = tuple[str, str]
 
 
 class Scores(nn.Module):
-    """Metrics by task and dataset, and the own loss of tasks without a main metric.
+    """Metrics by task and dataset, and of tasks without a main metric what their own step measures.
 
     A module, so that they follow to the device; none of it is saved.
     """
@@ -27,21 +26,22 @@ class Scores(nn.Module):
         self.main_metric = {name: task.main_metric for name, task in tasks.items()}
         self._order = [(name, d) for name, task in tasks.items() for d in task.datasets]
         self.metrics = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
-        self.losses = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
+        self.steps = nn.ModuleDict({name: nn.ModuleDict() for name in tasks})
         for name, dataset in self._order:
             if (metrics := tasks[name].metrics(dataset)) is not None:
                 self.metrics[name][dataset] = metrics  # type: ignore[index, operator]
             if tasks[name].main_metric is None:
-                self.losses[name][dataset] = MeanMetric()  # type: ignore[index, operator]
+                means: dict[str, Metric | MetricCollection] = {key: MeanMetric() for key in tasks[name].measured}
+                self.steps[name][dataset] = MetricCollection(means, compute_groups=False)  # type: ignore[index, operator]
         self._count = dict.fromkeys(self._order, 0)
 
     def has_metrics(self, task: str, dataset: str) -> bool:
         """Whether predictions are measured."""
         return dataset in self.metrics[task]  # type: ignore[operator]
 
-    def has_loss(self, task: str, dataset: str) -> bool:
-        """Whether the task's own loss is measured."""
-        return dataset in self.losses[task]  # type: ignore[operator]
+    def has_step(self, task: str, dataset: str) -> bool:
+        """Whether the task's own step is measured."""
+        return dataset in self.steps[task]  # type: ignore[operator]
 
     def reset(self) -> None:
         """Forget everything."""
@@ -54,9 +54,10 @@ class Scores(nn.Module):
         """Count the predictions of a batch; value: of the task's target, None where it has none."""
         self.metrics[task][dataset].update(prediction, value)  # type: ignore[index, operator]
 
-    def add_loss(self, task: str, dataset: str, loss: Tensor, samples: int) -> None:
-        """Count the loss of a batch."""
-        self.losses[task][dataset].update(loss, samples)  # type: ignore[index, operator]
+    def add_step(self, task: str, dataset: str, values: Mapping[str, Tensor], samples: int) -> None:
+        """Count what a task's step gave of a batch."""
+        for name, mean in self.steps[task][dataset].items():  # type: ignore[index, operator]
+            mean.update(values[name], samples)
 
     def count(self, task: str, dataset: str, samples: int) -> None:
         """Note that these samples were seen."""
@@ -80,7 +81,7 @@ class Scores(nn.Module):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".*was called before the ``update``.*")  # this rank saw no sample
                     found = measured.compute()
-                for name, value in (found if isinstance(found, dict) else {LOSS: found}).items():
+                for name, value in found.items():
                     values[f"{task}/{dataset}/{name}"] = float(value)
             answer = values.get(f"{task}/{dataset}/{self.main_metric[task]}", math.nan)
             if math.isfinite(answer):
@@ -89,6 +90,6 @@ class Scores(nn.Module):
             values["score"] = sum(sum(v) / len(v) for v in main.values()) / len(main)
         return values
 
-    def _of(self, task: str, dataset: str) -> list[Metric | MetricCollection]:
-        groups: tuple[nn.ModuleDict, nn.ModuleDict] = (self.metrics[task], self.losses[task])  # type: ignore[assignment]
+    def _of(self, task: str, dataset: str) -> list[MetricCollection]:
+        groups: tuple[nn.ModuleDict, nn.ModuleDict] = (self.metrics[task], self.steps[task])  # type: ignore[assignment]
         return [group[dataset] for group in groups if dataset in group]  # type: ignore[misc]

@@ -1,15 +1,14 @@
-"""What raw layouts share about files: required places, known suffixes, and keys made from names."""
+"""What raw layouts share about files: required places, known suffixes, names and labels."""
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inflate3d.errors import InputError, close_names, unknown_name
+from inflate3d.data.raw.text import read_text
+from inflate3d.errors import InputError, close_names
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp", ".ts", ".wmv")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy")
@@ -39,37 +38,32 @@ def require_file(path: str | Path, *, where: str, holds: str) -> Path:
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:
-    """Return the JSON object in `path`; InputError with the line if it is not one."""
+    """Return the JSON object in `path`; InputError with the line if it is not one. Encodings: see `read_text`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(read_text(path), object_pairs_hook=lambda pairs: _once(pairs, path))
+    except json.JSONDecodeError as error:
         raise InputError(f"{where}: {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: {path} holds a {type(content).__name__}; expected a JSON object {{...}}")
     return content
 
 
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """Return the object; InputError for a key that it holds twice, of which json would keep the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        doubled = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise InputError(f"{path}: {doubled!r} is there twice in one object; leave one out")
+    return found
+
+
 def stem(path: str | Path, suffixes: Iterable[str] = VOLUME_SUFFIXES) -> str:
-    """Return the file's name without its (possibly double) suffix: 'liver_1.nii.gz' -> 'liver_1'."""
-    name = Path(path).name
-    known = next((s for s in suffixes if name.lower().endswith(s)), Path(name).suffix)
-    return name[: len(name) - len(known)] if known else name
+    """Return the file's name without its (possibly double) suffix: 'liver_1.nii.gz' -> 'liver_1'.
 
-
-def case_keys(names: Sequence[str], *, where: str) -> list[str]:
-    """Return one shard key per name: any character other than a letter, a digit, '_' or '-' becomes '_'.
-
-    InputError if two names give one key, since a key must name one case.
+    Only `suffixes` are cut: the folder of a DICOM series may be called 1.2.840.1 or 1.2.840.2.
     """
-    keys = [re.sub(r"[^A-Za-z0-9_-]", "_", name) for name in names]
-    first: dict[str, str] = {}
-    for key, name in zip(keys, names, strict=True):
-        if not key:
-            raise InputError(f"{where}: a case has an empty name; every case needs its own name")
-        if key in first:
-            raise InputError(f"{where}: {first[key]!r} and {name!r} both give the key {key!r}; rename one of them")
-        first[key] = name
-    return keys
+    name = Path(path).name
+    known = next((s for s in suffixes if name.lower().endswith(s)), "")
+    return name[: len(name) - len(known)] if known else name
 
 
 def as_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -89,7 +83,10 @@ def label_names(table: dict[str, Any], *, where: str) -> tuple[str, ...]:
     for key, value in table.items():
         index, name = (key, value) if not isinstance(value, int) and str(key).isdigit() else (value, key)
         if isinstance(index, list | tuple):
-            raise InputError(f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class")
+            raise InputError(
+                f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class, "
+                "such as {'edema': 1, 'core': 2}; masks are trained as classes, not as regions"
+            )
         if str(name).lower() == "ignore":
             raise InputError(f"{where}: the label 'ignore' is not supported; map those voxels to a class first")
         if not str(index).isdigit():
@@ -100,31 +97,3 @@ def label_names(table: dict[str, Any], *, where: str) -> tuple[str, ...]:
             f"{where}: labels {table} must be numbered 0, 1, 2, ... without gaps, with at least two classes"
         )
     return tuple(by_index[i] for i in range(len(by_index)))
-
-
-def read_table(path: Path, *, required: Sequence[str], allowed: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """Return the rows of a CSV with a header, values stripped; blank lines are skipped.
-
-    InputError for a missing column, an unknown one (if `allowed` is given), a row of the wrong length (with its line),
-    and an empty file.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [c.strip() for c in next(reader, [])]
-            lines = [(reader.line_num, [v.strip() for v in row]) for row in reader if any(v.strip() for v in row)]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    if absent := [c for c in required if c not in header]:
-        raise InputError(f"{path}: no column {absent[0]!r}; its header is {header}; needed: {list(required)}")
-    for column in header if allowed is not None else []:
-        if column not in (allowed or ()):
-            raise unknown_name("column", column, allowed or (), where=str(path))
-    for number, row in lines:
-        if len(row) != len(header):
-            raise InputError(
-                f"{path} line {number}: {len(row)} values for {len(header)} columns; quote values with commas"
-            )
-    if not lines:
-        raise InputError(f"{path} lists no cases; write one row per case below the header {header}")
-    return [dict(zip(header, row, strict=True)) for _, row in lines]

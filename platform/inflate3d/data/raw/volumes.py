@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inflate3d.contracts import AbstractDataset, DatasetCard, RawSample
+from inflate3d.contracts import AbstractDataset, DatasetCard, InputSpec, RawSample
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
+
+if TYPE_CHECKING:
+    from inflate3d.data.raw.readers import Volume
 
 
 def read_volume_case(
@@ -28,23 +31,13 @@ def read_volume_case(
     masks: files of per_voxel targets, by name. targets: values of the others. InputError names the file if it is
     broken, if the number of channels is not the card's, shapes or positions differ, or a mask label has no class.
     """
-    from inflate3d.data.raw.readers import check_pair, read_volume
+    from inflate3d.data.raw.pairs import check_pair
 
     spec = card.input
     for file in [*images, *(masks or {}).values()]:
         if not file.exists():
             raise InputError(f"{where}: no file {str(file)!r}; the case is listed, but its file is missing")
-    volumes = [read_volume(f, orientation=spec.orientation, spacing_mm=spec.spacing_mm) for f in images]
-    for file, volume in zip(images[1:], volumes[1:], strict=True):
-        if volume.array.shape[1:] != volumes[0].array.shape[1:]:
-            got, first = volume.array.shape[1:], volumes[0].array.shape[1:]
-            raise InputError(
-                f"{where}: channels differ in shape: {images[0].name} {first}, {file.name} {got} (D, H, W)"
-            )
-        if not np.allclose(volume.affine, volumes[0].affine, atol=0.5 * min(volumes[0].spacing_mm)):
-            raise InputError(
-                f"{where}: {file.name} has another position than {images[0].name}: their affines must agree"
-            )
+    volumes, read_masks = _read_on_one_grid(images, masks or {}, spec, where)
     image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])
     if len(image) != len(spec.channels):
         names = ", ".join(spec.channels)
@@ -52,11 +45,38 @@ def read_volume_case(
             f"{where}: {images[0].name} gives {len(image)} channels; expected {len(spec.channels)} ({names})"
         )
     values = dict(targets or {})
-    for name, file in (masks or {}).items():
-        found = read_volume(file, orientation=spec.orientation, spacing_mm=spec.spacing_mm, is_mask=True)
-        check_pair(volumes[0], found, card.targets[name].names, where=where)
+    for name, found in read_masks.items():
+        check_pair(volumes[0], found, card.targets[name].names, where=f"{where}: {(masks or {})[name].name}")
         values[name] = found.array[0]
-    return RawSample(image=image, targets=values, spacing_mm=volumes[0].spacing_mm, affine=volumes[0].affine)
+    return RawSample(
+        image=image,
+        targets=values,
+        spacing_mm=volumes[0].spacing_mm,
+        affine=volumes[0].affine,
+        noticed=tuple(dict.fromkeys(fact for v in (*volumes, *read_masks.values()) for fact in v.noticed)),
+    )
+
+
+def _read_on_one_grid(
+    images: Sequence[Path], masks: Mapping[str, Path], spec: InputSpec, where: str
+) -> tuple[list[Volume], dict[str, Volume]]:
+    """Read channels and masks, each on the grid of the first channel, then turned and resampled alike."""
+    from inflate3d.data.raw.pairs import on_grid_of
+    from inflate3d.data.raw.readers import place_volume, read_volume
+
+    first = read_volume(images[0], orientation=None)
+
+    def placed(file: Path, *, is_mask: bool) -> Volume:
+        volume = first
+        if is_mask or file != images[0]:
+            volume = read_volume(file, orientation=None, is_mask=is_mask)
+            name = f"{'mask' if is_mask else 'channel'} {file.name}"
+            volume = on_grid_of(volume, first, where=f"{where}: {name} beside {images[0].name}")
+        return place_volume(
+            volume, orientation=spec.orientation, spacing_mm=spec.spacing_mm, nearest=is_mask, where=file
+        )
+
+    return [placed(f, is_mask=False) for f in images], {n: placed(f, is_mask=True) for n, f in masks.items()}
 
 
 def measure_window(

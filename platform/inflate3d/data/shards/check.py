@@ -12,10 +12,13 @@ import numpy as np
 from inflate3d.contracts import DatasetCard, RawSample
 from inflate3d.data.samples.chunked import ChunkError
 from inflate3d.data.samples.record import stored_value
+from inflate3d.data.shards.findings import find_noticed, read_noticed
 from inflate3d.data.shards.index import ShardIndex
-from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from inflate3d.data.shards.manifest import Manifest, ShardEntry
 from inflate3d.data.shards.members import byte_members, check_members, encode_sample
+from inflate3d.data.shards.own_files import BESIDE, NOTICED_FILE
 from inflate3d.data.shards.reader import RawMembers, ShardReader, read_index
+from inflate3d.data.shards.survey import survey_shards
 from inflate3d.data.shards.tar_index import index_tar
 from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.errors import InputError
@@ -48,7 +51,18 @@ def check_shards(folder: str | Path) -> list[str]:
         for key, _ in index.samples:
             if (other := seen.setdefault(key, entry.file)) != entry.file:
                 faults.append(f"{entry.file}: key {key!r} is also in {other}")
-    return faults
+    return faults or list(_check_noticed(folder, manifest))
+
+
+def _check_noticed(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What was noticed follows from the shards; there may be none, where an older version built them."""
+    try:
+        told = read_noticed(folder)
+    except InputError as fault:
+        yield str(fault)
+        return
+    if told is not None and told != find_noticed(folder, survey_shards(folder, manifest)):
+        yield f"{folder / NOTICED_FILE}: is not what the shards say; write it again: platform shards report {folder}"
 
 
 def check_sizes(folder: str | Path, manifest: Manifest) -> list[str]:
@@ -82,7 +96,7 @@ def _check_indexed(folder: Path, manifest: Manifest, mapping: TarMapping) -> Ite
 
 
 def _check_names(folder: Path, manifest: Manifest) -> Iterator[str]:
-    listed = {MANIFEST_FILE} | {e.file for e in manifest.shards} | {e.index for e in manifest.shards}
+    listed = {*BESIDE} | {e.file for e in manifest.shards} | {e.index for e in manifest.shards}
     for path in sorted(folder.iterdir()):
         if path.name not in listed:
             yield f"{path}: is not in the manifest; remove it, or finish the build that left it"

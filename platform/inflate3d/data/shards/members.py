@@ -1,8 +1,8 @@
 """One sample inside a shard: the members it is written as, and what they are read back to.
 
 A sample of key K is what its medium keeps (K.image.npy (C, D, H, W), or K.mp4), K.NAME.npy (D, H, W) for each target
-that is per voxel, and K.json with the values of the other targets, spacing, affine and what was measured. Large volumes
-are K.image.b2nd and K.NAME.b2nd instead, in chunks.
+that is per voxel, and K.json with the values of the other targets, spacing, affine, what was measured and what the
+reader noticed. Large volumes are K.image.b2nd and K.NAME.b2nd instead, in chunks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, RawSample, medium_of
+from inflate3d.data.raw.keys import KEY_RULE, is_key
 from inflate3d.data.samples.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.samples.chunked import ChunkedArray, Region, encode_chunked
 from inflate3d.data.samples.record import stored_value
@@ -26,7 +27,6 @@ from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
 Buffer = bytes | memoryview
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 DTYPES = (np.dtype("uint8"), np.dtype("int16"), np.dtype("float32"))
 """Of arrays in shards."""
 _ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -43,8 +43,8 @@ def encode_sample(
     chunk_from: bytes from which on a volume is stored in chunks; None: never. Raises InputError that names the key and
     what is wrong. The same sample gives the same bytes.
     """
-    if not KEY_PATTERN.fullmatch(key):
-        raise InputError(f"case key {key!r}: only letters, digits, '_' and '-' are allowed, 200 at the most")
+    if not is_key(key):
+        raise InputError(f"case key {key!r}; allowed: {KEY_RULE}")
     try:
         parts, facts = medium_of(card).encode(raw, card)
         masks, values = _encode_targets(raw, card, facts["shape"][1:])
@@ -62,6 +62,8 @@ def encode_sample(
     if masks:
         facts["measured"] = {name: card.targets[name].facts(mask) for name, mask in masks.items()}
     record = {**raw.extra, **facts, "targets": values, "group": group}
+    if raw.noticed:
+        record["noticed"] = [list(fact) for fact in raw.noticed]
     members["json"] = json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()
     return members
 

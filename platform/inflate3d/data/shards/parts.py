@@ -1,7 +1,8 @@
 """A build in parts, one a job of a SLURM array, and how finished parts become one folder of shards.
 
 Part i of n takes the i-th n-th of every split's cases and is a build of its own in a folder of its own, so it goes on
-where it stopped. Merging links the shards into place, writes the manifest, then removes the parts.
+where it stopped. Merging links the shards into place, writes the manifest, then removes the parts; what else lies in
+their folders stays.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inflate3d.contracts import SPLITS, Case
+from inflate3d.data.shards.findings import find_noticed, save_noticed
 from inflate3d.data.shards.index import index_file
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from inflate3d.data.shards.own_files import remove_own_files
 from inflate3d.data.shards.reader import read_index
 from inflate3d.data.shards.statistics import measure_shards
+from inflate3d.data.shards.survey import survey_shards
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256
 
 _FOLDER = re.compile(r"part-(\d{5})-of-(\d{5})")
 
@@ -68,7 +74,9 @@ def merge_parts(output: str | Path, *, max_rejects: int = 0) -> Manifest:
         _link(output, _checked(output, folders), max_rejects)
     manifest = Manifest.load(output)
     for folder in folders:
-        shutil.rmtree(folder)
+        remove_own_files(folder)
+        with suppress(OSError):  # somebody's own files are there
+            folder.rmdir()
     return manifest
 
 
@@ -112,16 +120,25 @@ def _link(output: Path, parts: dict[Path, Manifest], max_rejects: int) -> None:
     if not entries:
         raise InputError(f"{output}: the parts hold no sample")
     manifest = Manifest(next(iter(parts.values())).card, tuple(entries), rejects)
+    save_noticed(output, find_noticed(output, survey_shards(output, manifest)))
     replace(manifest, statistics=measure_shards(output, manifest)).save(output)
 
 
 def _place(folder: Path, entry: ShardEntry, output: Path, name: str) -> ShardEntry:
     """Give a part's shard its name among all: a second name for the same bytes, so that a kill loses nothing."""
     for old, new in ((entry.file, name), (entry.index, index_file(name))):
-        (output / new).unlink(missing_ok=True)
+        _make_room(output / new, folder / old)
         try:
             os.link(folder / old, output / new)
         except OSError:  # a file system without hard links
             shutil.copyfile(folder / old, output / f".tmp-{new}")
             (output / f".tmp-{new}").replace(output / new)
     return replace(entry, file=name, index=index_file(name))
+
+
+def _make_room(place: Path, part: Path) -> None:
+    """Remove what a killed merge of this part put there. InputError for a file of other bytes: another build's."""
+    if place.is_file() and (place.samefile(part) or file_sha256(place) == file_sha256(part)):
+        place.unlink()
+    elif place.exists():
+        raise InputError(f"{place}: is not of these parts; move it, or build the parts into another folder")

@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from inflate3d.data.samples.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.samples.chunked import Region
 from inflate3d.data.shards.cache import ShardCache
-from inflate3d.data.shards.index import PackedIndex, ShardIndex
+from inflate3d.data.shards.index import CHECKED, PackedIndex, ShardIndex
 from inflate3d.data.shards.manifest import Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored
 from inflate3d.data.shards.members import decode_members as decode_members
@@ -35,6 +35,10 @@ _MOST_INDEX_BYTES = 2**30  # of one that comes over the net
 
 class BrokenSample(InputError):
     """A sample whose bytes are missing or differ from what was written."""
+
+
+class OutdatedIndex(InputError):
+    """A tar that others wrote holds other labels, or other values, than when it was indexed."""
 
 
 @dataclass(slots=True)
@@ -122,7 +126,8 @@ class ShardReader:
         suffixes, places = index.places(i)
         views = self._read_members(shard, key, suffixes, places, borrow)
         if index.records:
-            return RawMembers(key, {**views, "json": memoryview(index.records[i])}, foreign=True)
+            own = {suffix: view for suffix, view in views.items() if not suffix.startswith(CHECKED)}
+            return RawMembers(key, {**own, "json": memoryview(index.records[i])}, foreign=True)
         return RawMembers(key, views)
 
     def record(self, shard: int, i: int) -> dict[str, Any]:
@@ -163,6 +168,9 @@ class ShardReader:
         for suffix, offset, size, expected in zip(suffixes, at, at, at):  # noqa: B905 - this is faster
             views[suffix] = view = content[offset - start : offset - start + size]
             if xxh3_64_intdigest(view) != expected:
+                if suffix.startswith(CHECKED):
+                    told = f"{self._where(shard)}: {key}.{suffix[1:]} is not what was indexed"
+                    raise OutdatedIndex(f"{told}; index the tars again: platform shards index")
                 raise BrokenSample(f"{self._where(shard)}: {key}.{suffix} differs from what was written")
         return views
 

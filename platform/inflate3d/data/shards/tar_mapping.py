@@ -13,10 +13,14 @@ from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec, Intensity, medium_of
 from inflate3d.contracts.card import from_first_format
-from inflate3d.data.shards.members import KEY_PATTERN, byte_members
+from inflate3d.data.raw.keys import case_keys
+from inflate3d.data.shards.members import byte_members
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
+_RECORD_FORMAT = 2
+"""Of what an index says of a sample: indexes of another are made anew, and can be read until then."""
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _CARD_DEFAULTS: dict[str, Any] = {
     "url": "",
     "licence": "unknown",
@@ -57,7 +61,7 @@ class TarMapping:
     @property
     def digest(self) -> str:
         """16 hex digits of all that an index depends on beside the tar itself."""
-        content = {**self.to_dict(), "splits": None}
+        content = {**self.to_dict(), "splits": None, "format": _RECORD_FORMAT}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, file: str) -> str:
@@ -71,10 +75,10 @@ class TarMapping:
             raise InputError(f"splits: {file} {said}; each tar belongs to one ({shown})")
         return found[0]
 
-    def key(self, file: str, key: str) -> str:
-        """Return the key of a sample: letters, digits, '_' and '-', anything else becomes '_'."""
-        full = f"{file.rpartition('.')[0]}_{key}" if self.prefix_keys else key
-        return re.sub(r"[^A-Za-z0-9_-]", "_", full.removeprefix("./"))
+    def keys(self, file: str, names: Sequence[str]) -> list[str]:
+        """Return the key of each sample of a tar, by the rule of `case_keys`."""
+        prefix = f"{file.rpartition('.')[0]}_" if self.prefix_keys else ""
+        return case_keys([f"{prefix}{name.removeprefix('./')}" for name in names], where=file)
 
 
 def _section(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
@@ -100,7 +104,7 @@ def _card(data: Mapping[str, Any], where: str) -> DatasetCard:
     for name in ("name", "media", "modality"):
         if not isinstance(data.get(name), str):
             raise InputError(f"{where}.{name} is {data.get(name)!r}; expected a text")
-    if not KEY_PATTERN.fullmatch(data["name"]):
+    if not _NAME.fullmatch(data["name"]):
         raise InputError(f"{where}.name is {data['name']!r}; allowed: letters, digits, '_' and '-'")
     if data["media"] not in (media := plug_ins("media")):
         raise unknown_name("medium", data["media"], media, where=f"{where}.media")

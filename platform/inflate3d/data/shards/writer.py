@@ -23,18 +23,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, medium_of
+from inflate3d.data.raw.keys import KEY_RULE, is_key
 from inflate3d.data.shards.build_progress import BuildProgress
+from inflate3d.data.shards.findings import find_noticed, save_noticed
 from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, MANIFEST_FORMAT, Manifest, ShardEntry
-from inflate3d.data.shards.members import KEY_PATTERN
+from inflate3d.data.shards.own_files import remove_own_files, strange_files
 from inflate3d.data.shards.parts import Part
 from inflate3d.data.shards.read_ahead import Encoded, ReadAhead, Rejected
 from inflate3d.data.shards.statistics import measure_shards
+from inflate3d.data.shards.survey import survey_shards
 from inflate3d.errors import InputError
 from inflate3d.files import file_sha256, told_when_full
 
 MIB = 2**20
-_OUR_FILES = re.compile(rf"manifest\.json|({'|'.join(SPLITS)})-\d{{6}}\.(tar|index\.json)|\.tmp-.*")
 _BLOCK, _RECORD = 512, 10240  # tar pads members to blocks and the file to records
 
 
@@ -90,7 +92,8 @@ def build_shards(
     if len(builder.rejects) > max_rejects:
         raise InputError(reject_message(card.name, builder.rejects, max_rejects))
     if not builder.entries and part is None:
-        raise InputError(f"{card.name}: no case could be written; is the raw folder empty?")
+        reasons = reject_message(card.name, builder.rejects, max_rejects)
+        raise InputError(f"{card.name}: no case could be read\n{reasons}")
     return builder.finish(card)
 
 
@@ -104,8 +107,7 @@ class _Builder:
 
     def check_folder(self) -> None:
         """Refuse a folder that holds files of others, or shards of another build."""
-        strange = sorted(p.name for p in self.folder.iterdir() if not _OUR_FILES.fullmatch(p.name))
-        if strange:
+        if strange := strange_files(self.folder):
             raise InputError(
                 f"{self.folder} holds something else ({', '.join(strange[:3])}); give an empty or new folder"
             )
@@ -135,14 +137,13 @@ class _Builder:
                 self.entries.append(shard_entry(tar.name, split, index))
 
     def finish(self, card: DatasetCard) -> Manifest:
-        """Delete what an interrupted build left (temporary files, shards beyond the last), and write the manifest."""
+        """Delete what an interrupted build left (temporary files, shards beyond the last), and describe the rest."""
         keep = {e.file for e in self.entries} | {e.index for e in self.entries}
-        for path in self.folder.iterdir():
-            if path.name not in keep:
-                path.unlink()
+        remove_own_files(self.folder, but=keep)
         manifest = Manifest(card, tuple(self.entries), tuple(self.rejects))
         if self.entries:
             manifest = replace(manifest, statistics=measure_shards(self.folder, manifest))
+        save_noticed(self.folder, find_noticed(self.folder, survey_shards(self.folder, manifest)))
         manifest.save(self.folder)
         return manifest
 
@@ -235,8 +236,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
 def _checked_cases(cases: list[Case], name: str) -> list[Case]:
     splits: dict[str, str] = {}
     for case in cases:
-        if not KEY_PATTERN.fullmatch(case.key):
-            raise InputError(f"{name}: case key {case.key!r}; allowed: letters, digits, '_' and '-', at most 200")
+        if not is_key(case.key):
+            raise InputError(f"{name}: case key {case.key!r}; allowed: {KEY_RULE}")
         if case.split not in SPLITS:
             raise InputError(f"{name}: case {case.key!r} has split {case.split!r}; allowed: {', '.join(SPLITS)}")
         if case.group is not None and splits.setdefault(case.group, case.split) != case.split:

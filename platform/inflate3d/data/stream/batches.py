@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from inflate3d.contracts import Stage
 from inflate3d.data.samples.chunked import ChunkError
-from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.reader import OutdatedIndex, ShardReader
 from inflate3d.data.stream.batch_memory import BatchMemory
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
@@ -59,6 +59,8 @@ class Source:
             if (shard, index) not in self.broken:
                 try:
                     return self._make(epoch, shard, index, out)
+                except OutdatedIndex as fault:  # as many more labels as this one may be wrong
+                    raise StreamError(f"dataset {self.name!r}: {fault}") from fault
                 except InputError as fault:
                     self._count(shard, index, fault)
             shard, index = self.order.substitute(epoch, position, attempt)

@@ -15,7 +15,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample, medium_of
 from inflate3d.errors import InputError
-from inflate3d.evaluation.pictures.samples import COLUMNS, caption, show_plane, tint
+from inflate3d.evaluation.pictures.pixels import tint
+from inflate3d.evaluation.pictures.samples import COLUMNS, caption, show_plane
 
 
 def preview_dataset(dataset: AbstractDataset, path: str | Path, *, num_samples: int = 4) -> Path:
@@ -38,7 +39,7 @@ def _draw_case(axes: Sequence[Axes], case: Case, sample: RawSample, card: Datase
     """Draw the image, beside it with its mask where there is one; the title says what else is known."""
     medium = medium_of(card)
     image_CDHW = medium.raw_image(sample, len(axes))
-    masks = [sample.targets[name] for name, target in card.targets.items() if target.per_voxel]
+    masks = [sample.targets[name] for name, target in card.targets.items() if target.per_voxel and target.names]
     spacing_mm = sample.spacing_mm or (1.0, 1.0, 1.0)
     each = 2 if masks else 1
     planes = medium.planes(image_CDHW, len(axes) // each, spacing_mm=spacing_mm, mask_DHW=masks[0] if masks else None)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, medium_of
+from inflate3d.evaluation.pictures.pixels import stretch, tint
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
 
@@ -148,18 +148,11 @@ def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
 
 def show_plane(axes: Axes, plane: np.ndarray, aspect: float = 1.0) -> None:
     """Show a frame (C, H, W) or a plane of a volume, its intensities stretched."""
-    low, high = np.percentile(plane, [0.5, 99.5])
-    scaled = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
+    scaled = stretch(plane)
     if plane.ndim == 3:  # (C, H, W) frames stand upright; rows of a volume grow upwards
         axes.imshow(scaled.transpose(1, 2, 0))
     else:
         axes.imshow(scaled, cmap="gray", origin="lower", aspect=aspect)
-
-
-def tint(labels: np.ndarray) -> np.ndarray:
-    """Return (H, W, 4): a colour a class, the background transparent."""
-    colours = np.array([(0, 0, 0, 0), *[(*colormaps["tab10"](k % 10)[:3], 0.55) for k in range(1, labels.max() + 1)]])
-    return colours[labels]
 
 
 def _title(axes: Axes, picture: Picture, text: str) -> None:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-import os
+import gzip
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, Features, Masks, Prediction, Probabilities, Values
-from inflate3d.data.raw.readers import NIFTI, Affine, read_volume
+from inflate3d.data.raw.nifti import NIFTI, nifti_header
+from inflate3d.data.raw.readers import Affine, read_volume
 from inflate3d.data.samples.boxes import centre
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.case_scores import SCORES, CaseScores, write_csv
 from inflate3d.evaluation.prediction.inputs import InputCase
+from inflate3d.files import write_whole
 from inflate3d.sample import Sample, Triple
 
 TABLE, VECTORS = "predictions.csv", "features.npz"
@@ -141,9 +144,9 @@ class FeatureVectors:
 
     def close(self) -> str:
         """Write the file whole and give it its name."""
-        temporary = self.place.with_name(f".{self.place.name}.tmp.npz")
-        np.savez(temporary, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
-        os.replace(temporary, self.place)
+        content = io.BytesIO()
+        np.savez(content, keys=np.array(list(self.found)), features=np.stack(list(self.found.values())))
+        write_whole(self.place, content.getvalue())
         return ""
 
 
@@ -205,17 +208,16 @@ def write_label_map(path: Path, labels_XYZ: np.ndarray, affine: Affine, *, like:
 
     image: Any = nib.Nifti1Image(np.ascontiguousarray(labels_XYZ), np.asarray(affine))
     image.header.set_xyzt_units("mm")
-    if like.name.lower().endswith(NIFTI):
-        source: Any = nib.load(like)
-        header = type(source.header)()
+    if like.is_file() and (source := nifti_header(like)) is not None:
+        header = type(source)()
         header.set_data_dtype(np.uint8)
         for name in _GEOMETRY:
-            header[name] = source.header[name]
-        header["pixdim"][:4] = source.header["pixdim"][:4]
-        image = type(source)(np.ascontiguousarray(labels_XYZ), None, header)
-    temporary = path.with_name(f".tmp-{path.name}")
-    nib.save(image, temporary)
-    os.replace(temporary, path)
+            header[name] = source[name]
+        header["pixdim"][:4] = source["pixdim"][:4]
+        image_class: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        image = image_class(np.ascontiguousarray(labels_XYZ), None, header)
+    content = image.to_bytes()
+    write_whole(path, gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from inflate3d.data.raw.files import stem
-from inflate3d.data.raw.readers import SUFFIXES, Volume, check_pair, read_volume
+from inflate3d.data.raw.pairs import check_pair, on_grid_of
+from inflate3d.data.raw.readers import SUFFIXES, Volume, read_volume
 from inflate3d.errors import InputError, close_names
 from inflate3d.files import write_whole
 from inflate3d.nn.metrics import class_name, volume_dice
@@ -34,8 +35,9 @@ class CaseScores:
 
     def add(self, key: str, labels_XYZ: np.ndarray, stored: Volume) -> None:
         """Score one case, whose image lies as `stored`. InputError if its labels have another shape, place or class."""
-        truth = read_volume(self.files[key], orientation=None, is_mask=True)
-        check_pair(stored, truth, self.classes, where=f"--labels: {self.files[key]}")
+        where = f"--labels: {self.files[key]}"
+        truth = on_grid_of(read_volume(self.files[key], orientation=None, is_mask=True), stored, where=where)
+        check_pair(stored, truth, self.classes, where=where)
         guess, true = (
             torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in (labels_XYZ.T, truth.array[0])
         )

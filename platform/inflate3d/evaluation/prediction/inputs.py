@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractMedium, DatasetCard, medium_of
+from inflate3d.data.raw.keys import key_of
 from inflate3d.data.shards.members import decode_members, encode_sample
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, close_names
@@ -68,14 +68,14 @@ def read_case(case: InputCase, card: DatasetCard) -> tuple[dict[str, Any], Datas
     """
     card = replace(card, targets={})
     raw = medium_of(card).read(case.files, card, where=case.key)
-    key = re.sub(r"[^A-Za-z0-9_-]", "_", case.key)[:200]
-    encoded = encode_sample(raw, card, key=key)
+    encoded = encode_sample(raw, card, key=key_of(case.key))
     return decode_members({suffix: memoryview(bytearray(content)) for suffix, content in encoded.items()}), card
 
 
 def _files(path: Path, medium: AbstractMedium) -> list[Path]:
     candidates = sorted(path.iterdir()) if path.is_dir() else [path]
-    shown = (p for p in candidates if p.is_file() and not p.name.startswith("."))
+    # A link to what is not there is a case that cannot be read, not one less.
+    shown = (p for p in candidates if (p.is_file() or not p.exists()) and not p.name.startswith("."))
     return [p for p in shown if medium.suffix_of(p.name)]
 
 

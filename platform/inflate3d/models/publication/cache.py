@@ -95,11 +95,6 @@ def forget(folder: Path, damaged: Path) -> None:
         shutil.rmtree(folder)
 
 
-def is_cached(folder: Path) -> bool:
-    """Whether a folder is a copy in a cache of this kind, not somebody's own."""
-    return (folder.parent / _LATEST).is_file() and folder.parent.parent.name == "weights"
-
-
 def _fetch_all(address: Address, sums: bytes, place: Path, folder: Path) -> None:
     names = parse_sums(sums.decode("utf-8", "replace"), where=str(address / SUMS))
     try:

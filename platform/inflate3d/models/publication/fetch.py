@@ -6,12 +6,16 @@ from pathlib import Path
 
 from inflate3d.errors import InputError
 from inflate3d.files import file_sha256
-from inflate3d.models.publication.cache import cached_directory, forget, is_cached
-from inflate3d.models.publication.hub import hub_directory, is_hub_snapshot
+from inflate3d.models.publication.cache import cached_directory, forget
+from inflate3d.models.publication.hub import hub_directory
 from inflate3d.models.publication.index import find_entry
 from inflate3d.models.publication.integrity import Changed, check_files
 from inflate3d.models.publication.layout import CONFIG, PREFIX, SUMS
 from inflate3d.models.publication.places import HUB, SCHEMES, parse_hub
+
+_copies: dict[Path, bool] = {}
+"""Folders that a cache gave to this process, and whether it is the Hub's: only their files may ever be deleted. What a
+folder looks like says nothing: a user may keep a copy of a cache."""
 
 
 def published_folder(name: str, cache_dir: str | Path | None = None) -> Path | None:
@@ -26,8 +30,10 @@ def published_folder(name: str, cache_dir: str | Path | None = None) -> Path | N
         folder = _local(name)
     elif name.startswith(HUB):
         folder = hub_directory(parse_hub(name), cache_dir=cache_dir)
+        _copies[folder] = True
     elif name.startswith(SCHEMES):
         folder = cached_directory(name, cache_dir=cache_dir, sha256=sha256)
+        _copies[folder] = False
     else:
         return None
     if sha256 is not None:
@@ -47,13 +53,13 @@ def check_directory(folder: Path) -> dict[str, str]:
 
 
 def _discard(folder: Path, damaged: Path) -> str:
-    if is_cached(folder):
-        forget(folder, damaged)
-    elif is_hub_snapshot(folder):
+    if folder not in _copies:
+        return "Publish or download the directory again"
+    if _copies[folder]:
         damaged.resolve().unlink(missing_ok=True)
         damaged.unlink(missing_ok=True)
     else:
-        return "Publish or download the directory again"
+        forget(folder, damaged)
     return "It was deleted from the cache; load again to fetch it anew"
 
 

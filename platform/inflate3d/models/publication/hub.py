@@ -66,10 +66,5 @@ def hub_directory(place: HubPlace, *, cache_dir: str | Path | None = None) -> Pa
     return sums.parent
 
 
-def is_hub_snapshot(folder: Path) -> bool:
-    """Whether a folder has the shape of a snapshot in the Hub's cache, whose files are links into ../../blobs."""
-    return folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
-
-
 def _first(fault: BaseException) -> str:
     return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:200]

@@ -8,7 +8,7 @@ its pooled features), README.md, SHA256SUMS.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from inflate3d.models.publication.integrity import plain_file
 from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.publication.replay import check_replay
 from inflate3d.models.publication.schema import read_published_config
-from inflate3d.models.publication.tensor_file import Stored, read_header, read_tensors
+from inflate3d.models.publication.tensor_file import FLOATS, Stored, read_header, read_tensors
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.heads import head_type
@@ -84,7 +84,8 @@ def load_published(
     _give_contract(net, config, contract, entry)
     if not pretrained:
         return net
-    _load(net, header, config, norm_domain, fresh_classifier=spec.num_classes != own.num_classes, folder=folder)
+    fresh = spec.num_classes != own.num_classes
+    _load(net, header, config, norm_domain, fresh_classifier=fresh, is_whole=spec == own, folder=folder)
     describe_changes(own, spec, str(folder))
     if classifier and spec.num_classes == entry["head"]["num_classes"] and not spec.features_only:
         _load_classifier(net, folder, str(head), stated, prefix=classifier)
@@ -180,9 +181,13 @@ def _load(
     norm_domain: str | None,
     *,
     fresh_classifier: bool,
+    is_whole: bool,
     folder: Path,
 ) -> None:
-    """Load strictly; only a fresh classifier, and what features_only leaves out, may differ."""
+    """Load strictly; only a fresh classifier, and what features_only leaves out, may differ.
+
+    is_whole: the net is the one that was published, so that every tensor of the file has a place in it.
+    """
     stem = first_conv_path(net)
     stored = domain_keys(list(header), config, norm_domain, stem)
     own = net.state_dict()
@@ -195,7 +200,12 @@ def _load(
     if missing:
         raise InputError(f"{folder / WEIGHTS}: no tensor for {missing[:3]} ({len(missing)} in all); publish it again")
     taken = {key: name for key, name in found.items() if name is not None}
+    _check_all_taken(header, config, {*own, *taken.values()}, is_whole=is_whole, file=folder / WEIGHTS)
     for key, name in taken.items():
+        if (header[name].dtype in FLOATS) != own[key].is_floating_point():
+            raise InputError(
+                f"{folder / WEIGHTS}: {key} is {header[name].dtype}, the net wants {own[key].dtype}; publish it again"
+            )
         if header[name].numbers > 64 * own[key].numel() + 4096:
             raise _misfit(folder, key, header[name].shape, own[key].shape)
     tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
@@ -206,6 +216,17 @@ def _load(
         if value.shape != own[key].shape:
             raise _misfit(folder, key, value.shape, own[key].shape)
     net.load_state_dict(state, strict=False)
+
+
+def _check_all_taken(
+    header: Mapping[str, Stored], config: Mapping[str, Any], places: Collection[str], *, is_whole: bool, file: Path
+) -> None:
+    """Refuse tensors without a place: neither the net has one, nor a domain that the publication names."""
+    domains = config["norm_domains"]
+    known = tuple(f"{NORM_KEY}{name}." for name in domains) + tuple(f"{STEM_KEY}{stem}." for stem in domains.values())
+    left = [n for n in header if n not in places and not n.startswith(known)]
+    if norms := [n for n in left if n.startswith((NORM_KEY, STEM_KEY))] or (left if is_whole else []):
+        raise InputError(f"{file}: the net has no place for {norms[:3]} ({len(norms)} in all); publish it again")
 
 
 def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int]) -> InputError:

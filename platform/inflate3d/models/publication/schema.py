@@ -16,7 +16,7 @@ from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS
 
 Check = Callable[[Any, str], None]
-MOST_CHANNELS, LARGEST_SIZE = 4096, 65_536
+MOST_CHANNELS, LARGEST_SIZE, MOST_WINDOW_VOXELS = 4096, 65_536, 2**28
 # What timm.create_model would read, load or fetch: never taken from a file.
 FORBIDDEN_ARGUMENTS = frozenset(
     (
@@ -271,6 +271,13 @@ def _net(value: Any, where: str) -> None:
         raise InputError(f"{where}: {fault}") from None
 
 
+def _window(value: Any, where: str) -> None:
+    """(D, H, W) of what evaluation answers for at once: it is allocated, so its voxels are bounded."""
+    list_of(number(1, 4096, whole=True), 3, least=3)(value, where)
+    if math.prod(value) > MOST_WINDOW_VOXELS:
+        raise _wrong(where, value, f"(D, H, W) of at most {MOST_WINDOW_VOXELS} voxels")
+
+
 _TARGET = record({"type": text(64, _WORD)}, {"names": _CLASSES, "annotated": _CLASSES}, is_open=True)
 # What is installed decides which types there are: a net loads without its heads' packages.
 _HEAD = record(
@@ -278,11 +285,21 @@ _HEAD = record(
     {
         "media": text(64, _WORD),
         "target": nullable(_both(_TARGET, plain(depth=3, most=100_000))),
-        "window": nullable(list_of(number(1, 4096, whole=True), 3, least=3)),
+        "window": nullable(_window),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,
     },
 )
+_CARD = record(
+    {
+        "name": text(256),
+        "licence": text(256),
+        "commercial_use": one_of(True, False, None),
+        "weights_may_be_published": one_of(True, False),
+    },
+    is_open=True,
+)
+_TRAINING = _both(record({}, {"data": list_of(_CARD, 4096)}, is_open=True), plain(depth=6, most=100_000))
 _CONFIG = record(
     {
         "format": one_of(FORMAT),
@@ -296,7 +313,7 @@ _CONFIG = record(
         "private": one_of(True, False),
         "classes": nullable(_CLASSES),
         "source_weights": nullable(plain(depth=2)),
-        "training": plain(depth=6, most=100_000),
+        "training": _TRAINING,
         "versions": mapping_of(text(64), text(64)),
         "heads": mapping_of(text(128, _WORD), _HEAD),
         "inputs": mapping_of(text(128, _WORD), _INPUT),

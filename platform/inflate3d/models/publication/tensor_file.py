@@ -16,6 +16,7 @@ from inflate3d.errors import InputError
 
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4}
 _BYTES |= {"F64": 8, "I64": 8, "U64": 8}
+FLOATS = frozenset(("F16", "BF16", "F32", "F64"))
 _LARGEST_HEADER = 2**25
 _MOST_DIMENSIONS = 8
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import case_keys, require_folder, stem
+from inflate3d.data.raw.files import require_folder, stem
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.volumes import read_volume_case
 from inflate3d.errors import InputError
 
 
-class NiftiFolder(AbstractDataset):
+class ScanFolder(AbstractDataset):
     """root/*.nii.gz, each one volume; intensities by each volume's own mean and standard deviation."""
 
     base_card = DatasetCard(
-        name="nifti_folder",
+        name="scan_folder",
         media="volume",
         title="NIfTI volumes without labels",
         modality="mri",
@@ -30,11 +31,11 @@ class NiftiFolder(AbstractDataset):
     )
 
     def __init__(self, root: str | Path, *, val_fraction: float = 0.2) -> None:
-        self.root = require_folder(root, where="nifti_folder", holds="files that end in .nii.gz")
+        self.root = require_folder(root, where="scan_folder", holds="files that end in .nii.gz")
         self._rule = SplitRule(val_fraction)
         self._files = sorted(self.root.glob("*.nii.gz"))
         if not self._files:
-            raise InputError(f"nifti_folder: {self.root} holds no file that ends in .nii.gz")
+            raise InputError(f"scan_folder: {self.root} holds no file that ends in .nii.gz")
 
     @property
     def card(self) -> DatasetCard:
@@ -43,7 +44,7 @@ class NiftiFolder(AbstractDataset):
 
     def cases(self) -> list[Case]:
         """Every file, by name."""
-        keys = case_keys([stem(file) for file in self._files], where="nifti_folder")
+        keys = case_keys([stem(file) for file in self._files], where="scan_folder")
         splits = self._rule.assign(keys)
         return [Case(key, splits[key], file.name) for key, file in zip(keys, self._files, strict=True)]
 

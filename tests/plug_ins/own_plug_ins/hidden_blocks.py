@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class MaskedVolume(AbstractTask):
+class HiddenBlocks(AbstractTask):
     """Mean squared error of the hidden voxels, as they are normalised. Needs no labels."""
 
     media = ("volume",)
@@ -28,7 +28,7 @@ class MaskedVolume(AbstractTask):
         """hidden: share of the blocks that are hidden. block: their edge in voxels."""
         super().__init__(datasets=datasets, loss_weight=loss_weight)
         if not 0 < hidden < 1:
-            raise InputError(f"MaskedVolume: hidden is {hidden}; it must be above 0 and below 1")
+            raise InputError(f"HiddenBlocks: hidden is {hidden}; it must be above 0 and below 1")
         self.hidden, self.block = hidden, block
 
     def build(self, encoder: Encoder) -> None:

@@ -1,0 +1,1 @@
+"""Formula-driven data: volumes and clips that are a pure function of a seed and an index."""

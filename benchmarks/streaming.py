@@ -157,7 +157,7 @@ def memcpy(folder: Path) -> Iterator[Any]:
     for shard, entry in enumerate(reader.entries):
         for i in range(entry.samples):
             members = reader._indexes[shard].members(i)
-            places.append((reader._files[shard], members[0][1], members[-1][1] + members[-1][2] - members[0][1]))
+            places.append((reader._file(shard).handle, members[0][1], members[-1][1] + members[-1][2] - members[0][1]))
     buffer = memoryview(bytearray(max(size for *_, size in places)))
     for n in np.random.default_rng().permutation(len(places)).tolist():
         handle, offset, size = places[n]

@@ -33,7 +33,7 @@ from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, trainer_defaults, with_default_callbacks
 from inflate3d.training.idle import idle_loss
 from inflate3d.training.optim import warmup_cosine
-from inflate3d.training.run.step_meter import TimedLoader
+from inflate3d.training.run.loader import RunLoader
 from inflate3d.training.step_encoder import StepEncoder
 from torch.utils.data import IterableDataset
 
@@ -115,7 +115,7 @@ def platform(root: Path, batches: list[Batch] | None, options: argparse.Namespac
     """Return the CPU seconds a step of `fit` and the share of time that it waited; batches None: from the shards."""
     source, clock = data(root, options, num_workers=0 if batches else 1), Clock()
     if batches:
-        source.train_dataloader = lambda: TimedLoader(Repeated(batches), batch_size=None)  # type: ignore[method-assign]
+        source.train_dataloader = lambda: RunLoader(Repeated(batches), batch_size=None)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         settings = {**trainer_defaults(), "accelerator": "cpu", "devices": 1, "limit_val_batches": 0}
         trainer = pl.Trainer(

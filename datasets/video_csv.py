@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
 from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_file, require_folder, stem
 from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
-from inflate3d.data.raw.tables import read_table
+from inflate3d.data.raw.text import read_lines
+from inflate3d.data.raw.video_lists import Listed, read_video_list
 from inflate3d.data.raw.videos import read_video_case
 from inflate3d.errors import InputError
 from inflate3d.targets import ClassTarget
 
+_MOST_CLASSES = 1_000_000
 _LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("train.csv", "train.txt", "train_list.txt"),
     "val": ("val.csv", "validate.csv", "val.txt", "val_list.txt"),
@@ -26,22 +28,17 @@ _LISTS: dict[Split, tuple[str, ...]] = {
 }
 
 
-class _Clip(NamedTuple):
-    split: Split
-    path: str
-    label: str
-    group: str | None
-
-
 class VideoCSV(AbstractDataset):
     """Lists train.csv, val.csv (or validate.csv) and test.csv under root, in one of three forms, recognised by the
     first line:
 
-    - "path label" or "path,label" without a header; label an integer (PySlowFast, MMAction2);
+    - "path label" without a header, a blank, comma, semicolon or tab between; label a whole number (PySlowFast,
+      MMAction2);
     - a header with label, youtube_id, time_start, time_end (Kinetics): the file ID_000010_000020.* anywhere under
       `videos`;
     - a header with path and label, and perhaps group.
 
+    encoding: of the lists, where they are neither UTF-8 nor marked.
     videos: the folder that paths are relative to (default: root). class_file: class names, one per line in index
     order; without it classes are the labels found, sorted. Without a val list, SplitRule divides train.
     skip_missing: leave out clips without a file and log how many (every copy of Kinetics has some); otherwise the build
@@ -70,6 +67,7 @@ class VideoCSV(AbstractDataset):
         *,
         videos: str | None = None,
         class_file: str | None = None,
+        encoding: str | None = None,
         skip_missing: bool = False,
         val_fraction: float = 0.2,
         val_count: int | None = None,
@@ -88,7 +86,7 @@ class VideoCSV(AbstractDataset):
         self._class_file = (
             require_file(self.root / class_file, where="video_csv", holds="class names") if class_file else None
         )
-        self._skip_missing = skip_missing
+        self._skip_missing, self._encoding = skip_missing, encoding
         self._lists = {
             s: self.root / n for s, names in _LISTS.items() for n in names[::-1] if (self.root / n).is_file()
         }
@@ -112,7 +110,7 @@ class VideoCSV(AbstractDataset):
     def cases(self) -> list[Case]:
         """Every listed clip, in the lists' order: train, val, test."""
         clips = self._present if self._skip_missing else self._clips
-        keys = case_keys([self._key_name(c) for c in clips], where="video_csv")
+        keys = case_keys(self._names(clips), where="video_csv")
         labels = [self._index[c.label] for c in clips]
         groups = [c.group or key for c, key in zip(clips, keys, strict=True)]
         splits: dict[str, Split] = {key: c.split for key, c in zip(keys, clips, strict=True)}
@@ -131,11 +129,20 @@ class VideoCSV(AbstractDataset):
         return read_video_case(self.videos / path, where=case.key, targets={"label": label})
 
     @cached_property
-    def _clips(self) -> list[_Clip]:
-        return [clip for split in _LISTS if split in self._lists for clip in self._read_list(split, self._lists[split])]
+    def _clips(self) -> list[Listed]:
+        lists = ((split, self._lists[split]) for split in _LISTS if split in self._lists)
+        clips = [clip for split, file in lists for clip in read_video_list(file, split, encoding=self._encoding)]
+        clips = [clip._replace(path=self._found(clip)) if clip.is_kinetics else clip for clip in clips]
+        first: dict[str, Listed] = {}
+        for clip in clips:
+            if (other := first.setdefault(self._relative(clip), clip)) is not clip:
+                raise InputError(
+                    f"{clip.at}: the clip {clip.path!r} stands in {other.at} already; leave one of them out"
+                )
+        return clips
 
     @cached_property
-    def _present(self) -> list[_Clip]:
+    def _present(self) -> list[Listed]:
         present = [c for c in self._clips if (self.videos / c.path).is_file()]
         if not present:
             raise InputError(
@@ -152,8 +159,12 @@ class VideoCSV(AbstractDataset):
     def _classes(self) -> tuple[str, ...]:
         labels = {c.label for c in self._clips}
         if self._class_file is not None:
-            return tuple(n.strip() for n in self._class_file.read_text(encoding="utf-8").splitlines() if n.strip())
-        if all(label.isdigit() for label in labels):
+            return tuple(name for _, name in read_lines(self._class_file, encoding=self._encoding))
+        if all(map(_is_number, labels)):
+            largest = max(self._clips, key=lambda clip: int(clip.label))
+            if int(largest.label) > _MOST_CLASSES:
+                told = f"label {largest.label} is taken for the index of a class, of which it makes too many"
+                raise InputError(f"{largest.at}: {told}; number classes from 0, or give them names below a header")
             return tuple(str(i) for i in range(max(map(int, labels)) + 1))
         return tuple(sorted(labels))
 
@@ -161,48 +172,41 @@ class VideoCSV(AbstractDataset):
     def _index(self) -> dict[str, int]:
         """Label as written in a list -> class index; an integer that is not a class name counts as an index."""
         index = {name: i for i, name in enumerate(self._classes)}
-        for label in {c.label for c in self._clips} - set(index):
-            if not label.isdigit() or int(label) >= len(self._classes):
-                raise InputError(
-                    f"video_csv: label {label!r} is not one of the {len(self._classes)} classes; fix the class_file"
-                )
-            index[label] = int(label)
+        for clip in self._clips:
+            if clip.label in index:
+                continue
+            if not _is_number(clip.label) or int(clip.label) >= len(self._classes):
+                told = f"label {clip.label!r} is not one of the {len(self._classes)} classes"
+                raise InputError(f"{clip.at}: {told}; fix the label or the class_file")
+            index[clip.label] = int(clip.label)
         return index
 
     @cached_property
-    def _by_stem(self) -> dict[str, str]:
-        walk = ((folder, name) for folder, _, names in os.walk(self.videos) for name in names)
-        found = [(folder, name) for folder, name in walk if name.lower().endswith(VIDEO_SUFFIXES)]
-        return {
-            stem(name, VIDEO_SUFFIXES): os.path.relpath(f"{folder}/{name}", self.videos)
-            for folder, name in sorted(found)
-        }
+    def _by_stem(self) -> dict[str, list[str]]:
+        files: dict[str, list[str]] = defaultdict(list)
+        for folder, _, names in sorted(os.walk(self.videos)):
+            for name in sorted(n for n in names if n.lower().endswith(VIDEO_SUFFIXES) and not n.startswith(".")):
+                files[stem(name, VIDEO_SUFFIXES)].append(os.path.relpath(f"{folder}/{name}", self.videos))
+        return files
 
-    def _read_list(self, split: Split, file: Path) -> list[_Clip]:
-        with file.open(encoding="utf-8-sig") as lines:
-            header = {c.strip() for c in lines.readline().split(",")}
-        if {"youtube_id", "time_start", "time_end"} <= header:
-            return [self._kinetics(split, row) for row in read_table(file, required=("label", "youtube_id"))]
-        if {"path", "label"} <= header:
-            rows = read_table(file, required=("path", "label"), allowed=("path", "label", "group"))
-            return [_Clip(split, row["path"], row["label"], row.get("group") or None) for row in rows]
-        return [self._plain(split, file, i, line) for i, line in _lines(file)]
-
-    def _kinetics(self, split: Split, row: dict[str, str]) -> _Clip:
-        name = f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
-        return _Clip(split, self._by_stem.get(name, f"{name}.mp4"), row["label"], row["youtube_id"])
-
-    def _plain(self, split: Split, file: Path, number: int, line: str) -> _Clip:
-        match = re.fullmatch(r"(.+?)[ \t,]+(\d+)", line)
-        if match is None:
+    def _found(self, clip: Listed) -> str:
+        """Return the one file of a Kinetics clip, or the name that it should have."""
+        found = self._by_stem.get(clip.path, [f"{clip.path}.mp4"])
+        if len(found) > 1:
             raise InputError(
-                f"{file} line {number}: {line[:80]!r}; expected 'path label' with an integer label, or a header"
+                f"{clip.at}: {len(found)} files are the clip {clip.path}: {', '.join(found[:4])}; keep one"
             )
-        return _Clip(split, match[1].strip('"'), match[2], None)
+        return found[0]
 
-    def _key_name(self, clip: _Clip) -> str:
-        path = Path(os.path.relpath(self.videos / clip.path, self.videos))
-        return "-".join([*(p for p in path.parts[:-1] if p != ".."), stem(path, VIDEO_SUFFIXES)])
+    def _relative(self, clip: Listed) -> str:
+        return os.path.relpath(self.videos / clip.path, self.videos)
+
+    def _names(self, clips: list[Listed]) -> list[str]:
+        """Return a name per clip, its folders and stem; with the suffix where two files differ in that alone."""
+        paths = [Path(self._relative(clip)) for clip in clips]
+        names = ["-".join([*(p for p in path.parts[:-1] if p != ".."), stem(path, VIDEO_SUFFIXES)]) for path in paths]
+        count = Counter(names)
+        return [str(path) if count[name] > 1 else name for path, name in zip(paths, names, strict=True)]
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
@@ -225,6 +229,5 @@ class VideoCSV(AbstractDataset):
         return {"root": str(root), "videos": "videos"}
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    return [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from inflate3d.errors import InputError
+from inflate3d.files import read_sealed, sealed, write_whole
 from inflate3d.slurm.script import Job
 
 FOLDER = "slurm"
@@ -37,17 +37,17 @@ def write_job(job: Job, number: str, *, tasks: Mapping[str, str]) -> None:
         "tasks": dict(tasks),
         "log": str(job.folder / ("%A_%a.out" if job.array else "%j.out")),
     }
-    temporary = job.folder / f".{_FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, job.folder / _FILE)
+    write_whole(job.folder / _FILE, sealed(content))
 
 
 def read_job(run_folder: str | Path) -> JobRecord | None:
-    """Return the last submitted job of a run folder; None if there is none."""
-    try:
-        content = json.loads((Path(run_folder) / FOLDER / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Return the last submitted job of a run folder; None if there is none. InputError if its record is damaged."""
+    path = Path(run_folder) / FOLDER / _FILE
+    if not path.is_file():
         return None
-    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-        return None
+    keys = tuple(JobRecord.__dataclass_fields__)
+    remedy = "It names the job of this run; look whether that waits or runs (squeue), then delete the file"
+    content = read_sealed(path, keys=("format", *keys), remedy=remedy)
+    if content.pop("format", None) != _FORMAT or set(content) != set(keys) or not isinstance(content["tasks"], dict):
+        raise InputError(f"{path}: damaged: no record of a job. {remedy}")
     return JobRecord(**content)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from inflate3d.contracts import AbstractTask, Encoder
 from inflate3d.errors import InputError
 from inflate3d.nn.matching import LevelMatch
+from inflate3d.nn.teacher import follow_statistics
 
 if TYPE_CHECKING:
     from inflate3d.contracts import Features
@@ -22,10 +23,11 @@ START = "start"
 class Distillation(AbstractTask):
     """One minus the cosine of student and teacher at every place of chosen levels, and of the pooled features.
 
-    teacher "start": the run's own backbone as it was before the first step. Beside other tasks that is an anchor:
-    training cannot erode what the 2D weights know. Any other teacher is a name that `create_model` takes, or a mapping
-    of its arguments; with plan 2d, the default, it is the 2D net on each slice or frame. Where widths differ, a 1x1x1
-    convolution answers for the student. `cosine` is the mean over levels.
+    teacher "start": the run's own backbone as it was before the first step, whose BatchNorms follow the data as the
+    student's do. Beside other tasks that is an anchor: training cannot erode what the 2D weights know.
+    Any other teacher is a name that `create_model` takes, or a mapping of its arguments; with plan 2d, the default, it
+    is the 2D net on each slice or frame. Where widths differ, a 1x1x1 convolution answers for the student. `cosine`
+    is the mean over levels.
 
     After FitNets (arXiv:1412.6550) and, for the anchor, Learning without Forgetting (arXiv:1606.09282).
     """
@@ -53,7 +55,8 @@ class Distillation(AbstractTask):
 
     def build(self, encoder: Encoder) -> None:
         """Copy or make the teacher, and what matches widths."""
-        if self.given_teacher == {"name": START}:
+        self.follows = self.given_teacher == {"name": START}
+        if self.follows:
             self.teacher = encoder.frozen_copy()
             theirs, pooled = encoder.feature_info.channels(), encoder.feature_info.num_pooled
         else:
@@ -86,6 +89,8 @@ class Distillation(AbstractTask):
         """Compare what both see in the same view."""
         import torch
 
+        if self.follows:
+            follow_statistics(self.teacher, self.match.training)
         with torch.no_grad():
             wanted: Features = self.teacher(batch.image, domain=batch.dataset)
         cosine = self.match.cosine(encoder(batch.image, domain=batch.dataset), wanted)

@@ -30,9 +30,10 @@ import pytest
 class FaultyServer(http.server.BaseHTTPRequestHandler):
     """Serves ranges of the files of `folder`, to `user` ("name:password") alone if one is named.
 
-    faults: what goes wrong, one a request for a tar or for weights: a status ("503 2": with Retry-After), "to ADDRESS",
-    "drop", "stall", "reset" and "cut" (after half of the bytes), "rot", "vast", "gzip", or an odd but allowed answer:
-    "no ranges", "chunked", "aligned" (whole blocks), "star" (the size is not told). taken: files and first bytes sent;
+    faults: what goes wrong, one a request for a file whose name ends in one of `names`: a status ("503 2": with
+    Retry-After), "to ADDRESS", "drop", "stall", "reset" and "cut" (after half of the bytes), "rot", "vast", "gzip",
+    another file as if it were whole ("short", "long", "page"), or an odd but allowed answer: "no ranges", "chunked",
+    "aligned" (whole blocks), "star" (the size is not told). taken: files and first bytes sent;
     asked: every path, as it came, and the Authorization with it.
     """
 
@@ -40,6 +41,7 @@ class FaultyServer(http.server.BaseHTTPRequestHandler):
     folder: Path
     user = ""
     faults: list[str]
+    names: tuple[str, ...] = (".tar", "model.safetensors")
     taken: list[str]
     asked: list[tuple[str, str | None]]
 
@@ -47,7 +49,7 @@ class FaultyServer(http.server.BaseHTTPRequestHandler):
         authorization = self.headers.get("Authorization")
         self.asked.append((self.path, authorization))
         path = self.folder / urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
-        fault = self.faults.pop(0) if self.faults and path.name.endswith((".tar", "model.safetensors")) else ""
+        fault = self.faults.pop(0) if self.faults and path.name.endswith(self.names) else ""
         status, _, further = fault.partition(" ")
         if self.user and authorization != f"Basic {base64.b64encode(self.user.encode()).decode()}":
             self._end(401, {"WWW-Authenticate": "Basic"})
@@ -62,9 +64,12 @@ class FaultyServer(http.server.BaseHTTPRequestHandler):
         else:
             if fault == "stall":
                 time.sleep(1)
-            self._send(path.name, path.read_bytes(), fault)
+            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
+                self._send(path.name, path.read_bytes(), fault)
 
     def _send(self, name: str, content: bytes, fault: str) -> None:
+        others = {"short": content[: len(content) // 2], "long": content + content, "page": b"<html>Busy</html>"}
+        content = others.get(fault, content)
         start, stop, headers = 0, len(content), {}
         if (wanted := self.headers.get("Range", "")) and fault != "no ranges":
             first, _, last = wanted.removeprefix("bytes=").partition("-")
@@ -135,10 +140,12 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def faulty(folder: Path, faults: list[str] | None = None) -> Iterator[tuple[str, type[FaultyServer]]]:
+def faulty(folder: Path, faults: list[str] | None = None, **further: Any) -> Iterator[tuple[str, type[FaultyServer]]]:
     """Serve a folder with faults; give the address and the handler, which notes what was asked for."""
     handler = type(
-        "Handler", (FaultyServer,), {"folder": folder, "faults": list(faults or []), "taken": [], "asked": []}
+        "Handler",
+        (FaultyServer,),
+        {"folder": folder, "faults": list(faults or []), "taken": [], "asked": [], **further},
     )
     with serving(handler) as url:
         yield url, handler
@@ -217,6 +224,7 @@ class HubStandIn(http.server.BaseHTTPRequestHandler):
     commits: dict[str, list[dict[str, bytes]]]
     requests: list[str]
     faults: list[str]
+    names: tuple[str, ...] = (".tar", "model.safetensors")
 
     def do_HEAD(self) -> None:
         self._resolve(send=False)

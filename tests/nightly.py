@@ -38,3 +38,8 @@ def slow_but(values: Iterable[Any], count: int) -> list[Any]:
     """Values (or tuples of them) as parameters, all but the first `count` marked slow."""
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     return [pytest.param(*row, marks=[] if i < count else [pytest.mark.slow]) for i, row in enumerate(rows)]
+
+
+def nightly_but(values: Iterable[Any], count: int) -> list[Any]:
+    """Values as parameters, all but the first `count` nightly: the draws of a property."""
+    return [pytest.param(value, marks=[] if i < count else NIGHTLY) for i, value in enumerate(values)]

@@ -185,7 +185,7 @@ def test_a_file_that_is_no_list_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="expected a list"):
         read_spec(str(path), where="x")
     path.write_text("- [\n")
-    with pytest.raises(InputError, match="no valid YAML"):
+    with pytest.raises(InputError, match="not valid YAML"):
         read_spec(str(path), where="x")
 
 

@@ -290,7 +290,7 @@ def test_without_the_train_extra_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
-    monkeypatch.delitem(sys.modules, "inflate3d.cli.document", raising=False)
+    monkeypatch.delitem(sys.modules, "inflate3d.document", raising=False)
     assert main(["fit", "--config", "quickstart.yaml"]) == 2
     assert "pip install 'inflate3d[train]'" in capsys.readouterr().err
 

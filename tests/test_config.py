@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inflate3d.cli.config import find_config, load_config, packaged_configs
-from inflate3d.cli.document import read_document
+from inflate3d.document import read_document
 from inflate3d.errors import InputError
 
 BASE = """\

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from inflate3d.data.samples.frames import probe_video
+from inflate3d.data.samples.video_info import probe_video
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards

@@ -20,6 +20,7 @@ CONFIGS = packaged_configs()
 OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
+MADE = ["label_free.yaml"]
 TOYS = ("video_classification", "volume_segmentation", "volume_classification")
 
 
@@ -38,6 +39,11 @@ def toy_kind(task: type[AbstractTask]) -> str:
 def on_toy_data(name: str, root: Path) -> Config:
     """Return a config whose datasets are toys that its tasks take, and whose net is tiny and wants no file."""
     config = load_config([*OVER.get(name, []), name])
+    if name in MADE:  # its data are made on the fly: few of them will do
+        for values in config.values["data"]["datasets"].values():
+            few = {"num_train": 8, "num_val": 4}
+            values["build"]["init_args"].update(few)
+        return tiny(config, root, config.values["model"]["backbone"]["stems"])
     kind_of = {}
     for task in config.values["model"]["tasks"].values():
         for dataset in task["init_args"]["datasets"]:
@@ -45,11 +51,16 @@ def on_toy_data(name: str, root: Path) -> Config:
     for dataset, values in config.values["data"]["datasets"].items():
         toy = {"kind": kind_of[dataset], "num_train": 4, "num_val": 4, "size": 24}
         values["build"] = {"class_path": "Toy", "init_args": toy}
-    backbone = config.values["model"]["backbone"]
     inputs = {card.modality: card.input.channels for card in (Toy(kind=kind).card for kind in kind_of.values())}
+    return tiny(config, root, {modality: len(channels) for modality, channels in inputs.items()})
+
+
+def tiny(config: Config, root: Path, stems: dict[str, int]) -> Config:
+    """Give a config a net that is tiny and wants no file."""
+    backbone = config.values["model"]["backbone"]
     backbone.update(name="resnet10t", pretrained=False, timm_kwargs={})
     if "stems" in backbone:
-        backbone["stems"] = {modality: len(channels) for modality, channels in inputs.items()}
+        backbone["stems"] = stems
     config.values["data"]["root"] = str(root)
     return config
 

@@ -186,9 +186,32 @@ def test_an_anchor_holds_the_start_and_pulls_back_what_left_it() -> None:
         encoder.weight.fill_(-1.0)
     moved = task.step(encoder, batch, seed=0)["loss"]
     moved.backward()
-    assert float(moved) > 0.5
+    assert moved.item() > 0.5
     with pytest.raises(InputError, match=r"levels holds \[7\]; both nets have levels 0 to 1"):
         bound(Distillation(datasets=["toy"], levels=[7]), card)
+
+
+def test_the_start_sees_each_batch_as_the_student_does_and_its_weights_stay() -> None:
+    from inflate3d.models import Backbone, BackboneConfig
+    from inflate3d.training.step_encoder import StepEncoder
+
+    torch.manual_seed(0)
+    card = toy_card()
+    backbone = Backbone(BackboneConfig(name="test_resnet", stems={"ct": 1}, plan="isotropic"))
+    backbone.setup_domains({"toy": card})
+    task: Any = Distillation(datasets=["toy"])
+    task.bind({"toy": card})
+    task.build(backbone)
+    task.teacher.eval()
+    before = {k: v.clone() for k, v in task.teacher.state_dict().items()}
+    batch = toy_batch(card, size=(16, 40, 40))
+    for training in (True, False):
+        backbone.train(training)
+        task.match.train(training)
+        assert task.step(StepEncoder(backbone), batch, seed=0)["loss"].item() == pytest.approx(0, abs=1e-5)
+    after = task.teacher.state_dict()
+    changed = {k.rpartition(".")[2] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"domain_mean", "domain_var", "num_batches_tracked"}
 
 
 def test_a_teacher_by_name_is_the_2d_net_on_each_slice() -> None:

@@ -11,6 +11,7 @@ from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.data.raw.split_rule import read_split_file
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.errors import InputError
+from inflate3d.files import sealed
 from inflate3d.targets import MaskTarget
 
 CARD = DatasetCard(
@@ -43,7 +44,7 @@ MANIFEST = Manifest(
 
 def edited(folder: Path, **changes: object) -> Path:
     path = MANIFEST.save(folder)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_bytes(sealed({**MANIFEST.to_dict(), **changes}))
     return folder
 
 
@@ -90,7 +91,7 @@ def test_a_damaged_or_edited_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid JSON"):
         Manifest.load(tmp_path)
     (tmp_path / MANIFEST_FILE).write_text("[]")
-    with pytest.raises(InputError, match="not a manifest"):
+    with pytest.raises(InputError, match="it holds a list"):
         Manifest.load(tmp_path)
     with pytest.raises(InputError, match="this version reads 'inflate3d-shards/2' and 'inflate3d-shards/1'"):
         Manifest.load(edited(tmp_path, format="inflate3d-shards/9"))

@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from inflate3d.training import with_default_callbacks
+from inflate3d.training.run.loader import RunLoader
 from inflate3d.training.run.progress import RunProgress
-from inflate3d.training.run.step_meter import Speed, StepMeter, TimedLoader, extrapolate
+from inflate3d.training.run.step_meter import Speed, StepMeter, extrapolate
 from torch.utils.data import IterableDataset
 
 
@@ -37,7 +38,7 @@ class ToySlow(IterableDataset):
 
 
 def test_a_loader_adds_up_what_its_user_waited_and_nothing_else(now: list[float]) -> None:
-    loader = TimedLoader(ToySlow(now), batch_size=None)
+    loader = RunLoader(ToySlow(now), batch_size=None)
     seen = []
     for item in loader:
         now[0] += 4  # the user's own time

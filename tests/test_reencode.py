@@ -12,8 +12,9 @@ from inflate3d.cli.main import main
 from inflate3d.data import Manifest, ShardReader, build_shards, check_shards
 from inflate3d.data.raw.videos import encode_video
 from inflate3d.data.samples import reencode as reencode_module
-from inflate3d.data.samples.frames import decode_frames, every_frame, probe_video
+from inflate3d.data.samples.frames import decode_frames, every_frame
 from inflate3d.data.samples.reencode import VideoEncoding, reencode
+from inflate3d.data.samples.video_info import probe_video
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 

@@ -134,7 +134,7 @@ def test_a_faulty_server_is_asked_again(root: Path, tmp_path: Path, faults: list
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("inflate3d.remote.client.time", clock)
+    monkeypatch.setattr("inflate3d.remote.patience.time", clock)
     return clock
 
 

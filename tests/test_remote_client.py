@@ -27,7 +27,7 @@ Served = tuple[str, type[FaultyServer]]
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("inflate3d.remote.client.time", clock)
+    monkeypatch.setattr("inflate3d.remote.patience.time", clock)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     return clock

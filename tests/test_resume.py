@@ -26,6 +26,7 @@ from inflate3d.training import (
     with_default_callbacks,
 )
 from inflate3d.training.checkpoints.store import list_checkpoints
+from inflate3d.training.run.lock import one_writer
 from inflate3d.training.run.metrics_csv import read_metrics
 from nightly import slow_but
 from warm_process import PLATFORM, WarmProcess
@@ -361,6 +362,13 @@ def test_a_finished_run_is_left_as_it_is(never_killed):
     before = find_checkpoint(never_killed / "run").state.read_bytes()
     again = fit(never_killed)
     assert "finished" in again.stdout
+    environment = {**os.environ, "PYTHONPATH": str(never_killed), "PYTHONSAFEPATH": "1"}
+    with one_writer(never_killed / "run"):
+        refused = WarmProcess(PLATFORM, "fit", "--config", "tiny.yaml", cwd=never_killed, env=environment).done()
+        status = WarmProcess(PLATFORM, "status", "run", cwd=never_killed).done()
+    assert (refused.returncode, status.returncode) == (2, 0)
+    assert f"another start of this run is writing there: process {os.getpid()} on host" in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert find_checkpoint(never_killed / "run").state.read_bytes() == before
 
 

@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of this test's own, for our downloads and the Hub's."""
     monkeypatch.setenv("INFLATE3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("inflate3d.remote.client.time", Clock())
+    monkeypatch.setattr("inflate3d.remote.patience.time", Clock())
     for name in ("INFLATE3D_OFFLINE", "HF_HUB_OFFLINE", "INFLATE3D_INDEX"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"

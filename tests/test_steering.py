@@ -192,6 +192,26 @@ def test_the_probe_logs_what_each_task_alone_would_give(shards, tmp_path):
     assert row["gradient/cosine/organ~shape"] == pytest.approx(float(cosine), abs=1e-4)
 
 
+@pytest.mark.slow
+def test_a_round_of_the_probe_that_is_open_at_a_crash_is_logged_after_it(shards, tmp_path):
+    class ToyCrash(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch.micro_batch == 3:  # the second round has heard one task
+                raise KeyError("crash")
+
+    def run(folder, *callbacks):
+        probe, writer = GradientProbe(layer="conv1.6", every_steps=2), CheckpointWriter(every_steps=1)
+        fit(shards, folder, toy_module(), probe, writer, *callbacks, max_steps=4)
+
+    run(tmp_path / "whole")
+    with pytest.raises(KeyError, match="crash"):
+        run(tmp_path / "crashed", ToyCrash())
+    assert find_checkpoint(tmp_path / "crashed").step == 3
+    run(tmp_path / "crashed")
+    assert len([r for r in read_metrics(tmp_path / "whole/metrics.csv") if "gradient/organ/norm" in r]) == 2
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "crashed/metrics.csv").read_bytes()
+
+
 def test_an_unknown_layer_is_named_with_its_neighbour(shards, tmp_path):
     with pytest.raises(InputError, match=r"layer 'layer2\.0\.conv9'.*layer2\.0\.conv"):
         fit(shards, tmp_path, toy_module(), GradientProbe(layer="layer2.0.conv9"))

@@ -18,9 +18,10 @@ from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
-from inflate3d.data.stream.batches import EvalStream, Source, StreamError, TrainStream
+from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
+from inflate3d.data.stream.stream_error import StreamError
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.sample import IMAGE, Batch

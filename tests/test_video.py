@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 from inflate3d.data.samples import frames as video
-from inflate3d.data.samples.frames import decode_frames, probe_video
+from inflate3d.data.samples.frames import decode_frames
+from inflate3d.data.samples.video_info import probe_video
 from inflate3d.errors import InputError
 
 NAMES = ["mp4/libx264", "mkv/libx264", "mp4/mpeg4", "avi/mpeg4", "webm/libvpx", "webm/libvpx-vp9", "mpegts/libx264"]
@@ -57,12 +58,33 @@ def test_any_frames_in_any_order_equal_a_decode_of_all(name: str, tmp_path: Path
 
 def test_only_the_window_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encoded("mp4/libx264")
-    seen = []
-    decoded = video._decoded
-    count = seen.append
-    monkeypatch.setattr(video, "_decoded", lambda *args: (count(f.pts) or f for f in decoded(*args)))
-    decode_frames(content, [26, 28])
-    assert len(seen) <= 6  # the key frame is 24
+    info, expected = probe_video(content), all_frames(content)
+    assert [frame for _, frame in info.starts] == [12, 24, 36]
+    seen: list[int] = []
+    decoded = video.decoded
+    monkeypatch.setattr(video, "decoded", lambda *args: [seen.append(f.pts) or f for f in decoded(*args)])
+    np.testing.assert_array_equal(decode_frames(content, [26, 28], info=info), expected[[26, 28]])
+    assert len(seen) <= 6
+    seen.clear()
+    np.testing.assert_array_equal(decode_frames(content, [1, 37], info=info), expected[[1, 37]])
+    assert len(seen) <= 6  # what lies between is jumped over
+
+
+def test_another_video_that_is_closed_meanwhile_changes_no_start() -> None:
+    content = encoded("mp4/libx264")
+    with video.opened(content) as (container, stream):
+        others = list(video.packets(container, stream))
+        for i, packet in enumerate(others):
+            video.mark(packet, i)
+        expected = probe_video(memoryview(content)).starts
+        with video.opened(content) as (second, again):
+            mine = list(video.packets(second, again))
+            for i, packet in enumerate(mine):
+                video.mark(packet, i)
+            del others, packet
+            frames = [frame for packet in (*mine, None) for frame in video.decoded(again, packet)]
+            assert sorted(map(video.packet_of, frames)) == list(range(40))  # type: ignore[type-var]
+    assert [frame for _, frame in expected] == [12, 24, 36]
 
 
 def test_frames_before_the_start_of_an_edit_list_are_not_counted() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from inflate3d.contracts import AbstractDataset, Intensity, RawSample
 from inflate3d.data.raw.readers import write_nifti
+from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.medmnist3d import MedMNIST3D
 from inflate3d.datasets.modelnet10 import ModelNet10
 from inflate3d.datasets.msd import MSD
@@ -310,3 +311,88 @@ def test_volume_csv_faults_are_named(csv_root: Path, text: str, message: str) ->
 def test_volume_csv_label_outside_stated_classes_is_refused(csv_root: Path) -> None:
     with pytest.raises(InputError, match="unknown class 'dark'"):
         VolumeCSV(csv_root, modality="ct", classes=["bright", "dim"]).cases()
+
+
+def test_nnunet_files_may_be_listed_and_its_json_written_by_windows(nnunet_root: Path) -> None:
+    expected = read_all(NnunetRaw(nnunet_root, val_count=0))
+    content = json.loads((nnunet_root / "dataset.json").read_text())
+    elsewhere = (nnunet_root / "imagesTr").rename(nnunet_root / "elsewhere")
+    content["dataset"] = {
+        name: {"images": [f"elsewhere/{name}_{i:04d}.nii.gz" for i in (0, 1)], "label": f"labelsTr/{name}.nii.gz"}
+        for name in sorted({p.name[:8] for p in elsewhere.iterdir()})
+    }
+    content["file_ending"] = "nii.gz"
+    text = json.dumps(content, indent=1).replace("\n", "\r\n")
+    (nnunet_root / "dataset.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    found = read_all(NnunetRaw(nnunet_root, val_count=0))
+    assert found.keys() == expected.keys()
+    for key, sample in found.items():
+        np.testing.assert_array_equal(sample.image, expected[key].image)
+    content["dataset"]["p0_scan0"] = {"images": "x"}
+    (nnunet_root / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"lists 'p0_scan0' as .*; expected images and label"):
+        NnunetRaw(nnunet_root).cases()
+
+
+def test_nnunet_folders_that_are_not_whole_are_refused(nnunet_root: Path) -> None:
+    def refused(message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            read_all(NnunetRaw(nnunet_root))
+
+    images, labels = nnunet_root / "imagesTr", nnunet_root / "labelsTr"
+    kept = (images / "p1_scan0_0000.nii.gz").rename(nnunet_root / "kept")
+    refused(r"no file .*p1_scan0_0000")  # its second channel is still there
+    kept.rename(images / "p1_scan0_0000.nii.gz")
+    shutil.copy(images / "p1_scan0_0000.nii.gz", images / "p1_scan0_0002.nii.gz")
+    refused("imagesTr holds p1_scan0_0002.nii.gz, but dataset.json names 2 channels")
+    (images / "p1_scan0_0002.nii.gz").unlink()
+    shutil.copy(labels / "p1_scan0.nii.gz", labels / "p7_scan0.nii.gz")
+    refused("labelsTr holds 'p7_scan0', imagesTr does not")
+    (labels / "p7_scan0.nii.gz").unlink()
+    edit_json(nnunet_root / "dataset.json", numTraining=7)
+    refused("states numTraining 7, but there are 6 training cases")
+    edit_json(nnunet_root / "dataset.json", numTraining=6)
+    test = nnunet_root / "labelsTs" / "p9_scan0.nii.gz"
+    test.unlink()
+    test.symlink_to("nowhere")
+    refused("p9_scan0: no file")
+
+
+def test_volume_csv_calls_files_of_one_name_by_their_folders(csv_root: Path) -> None:
+    for i in (1, 2):
+        (csv_root / f"patient{i}").mkdir()
+        write_nifti(csv_root / f"patient{i}" / "image.nii.gz", np.full((3, 4, 5), i, np.int16))
+        folder = csv_root / f"1.3.6.1.4.1.14519.5.2.1.{i}"
+        folder.mkdir()
+    rows = ["patient1/image.nii.gz,x", "patient2/image.nii.gz,y"]
+    (csv_root / "cases.csv").write_text("\n".join(["image,label", *rows]))
+    samples = read_all(VolumeCSV(csv_root, modality="mri", val_count=0))
+    assert {k: int(s.image.max()) for k, s in samples.items() if s.image is not None} == {
+        "patient1-image": 1,
+        "patient2-image": 2,
+    }
+    (csv_root / "cases.csv").write_text("image,label\n1.3.6.1.4.1.14519.5.2.1.1,x\n1.3.6.1.4.1.14519.5.2.1.2,y\n")
+    keys = [case.key for case in VolumeCSV(csv_root, modality="mri", val_count=0).cases()]
+    assert keys == ["1_3_6_1_4_1_14519_5_2_1_1", "1_3_6_1_4_1_14519_5_2_1_2"]
+
+
+def test_volume_csv_says_which_cases_lack_a_label(csv_root: Path) -> None:
+    (csv_root / "cases.csv").write_text("image,label\nimages/scan_0.nii.gz,x\nimages/scan_1.nii.gz,\n")
+    samples = read_all(VolumeCSV(csv_root, modality="ct", val_count=0, window=[0, 1]))
+    assert ("unlabelled", "label not stated") in samples["scan_1"].noticed
+    assert not any(kind == "unlabelled" for kind, _ in samples["scan_0"].noticed)
+
+
+@pytest.mark.parametrize("number", ["1_000", "nan", "inf", "1,5", "0x10", "1 2"])
+def test_volume_csv_takes_no_number_by_guess(csv_root: Path, number: str) -> None:
+    (csv_root / "cases.csv").write_text(f"image;age\nimages/scan_0.nii.gz;{number}\n")
+    with pytest.raises(InputError, match=r"line 2, .*: age is .*; expected a number such as 1\.5"):
+        VolumeCSV(csv_root, modality="ct", values="age", val_count=0).cases()
+
+
+def test_a_build_in_which_nothing_can_be_read_says_why(csv_root: Path) -> None:
+    (csv_root / "images" / "scan_0.nii.gz").write_bytes(b"\x1f\x8bx")
+    (csv_root / "cases.csv").write_text("image,label\nimages/scan_0.nii.gz,x\n")
+    dataset = VolumeCSV(csv_root, modality="mri", val_count=0)
+    with pytest.raises(InputError, match=r"no case could be read\n.*1 cases rejected.*\n.*scan_0\.nii\.gz"):
+        build_shards(dataset, csv_root / "out", max_rejects=2, progress=False)

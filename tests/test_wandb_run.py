@@ -6,11 +6,13 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from inflate3d.cli.config import Config
-from inflate3d.cli.wandb_run import ID_FILE, settle_wandb
+from inflate3d.cli.wandb_run import ID_FILE, log_config, settle_wandb
+from inflate3d.errors import InputError
 
 
 def config_with(logger: Any, folder: Path) -> Config:
@@ -35,6 +37,21 @@ def test_what_the_user_says_stays_and_other_loggers_are_left_alone(tmp_path: Pat
         settle_wandb(config_with(other, tmp_path))
         assert other == before
     assert not (tmp_path / ID_FILE).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"a b", b"\xff\xfe", b"x" * 200, b"id/../../x"])
+def test_a_damaged_id_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ID_FILE).write_bytes(content)
+    with pytest.raises(InputError, match="wandb_id: damaged: no id of a W&B run"):
+        settle_wandb(config_with({"class_path": "WandbLogger"}, tmp_path))
+
+
+def test_wandb_is_told_no_password_of_an_address() -> None:
+    told: dict[str, Any] = {}
+    config = SimpleNamespace(update=lambda values, **_: told.update(values))
+    logger = type("WandbLogger", (), {"experiment": SimpleNamespace(config=config)})()
+    log_config([logger], {"data": {"root": "https://me:pw@host/set?sig=1", "list": ["s3://a:b@c/d", 1]}, "seed": 2})
+    assert told == {"data": {"root": "https://***@host/set?...", "list": ["s3://***@c/d", 1]}, "seed": 2}
 
 
 def records(file: Path) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def check_config(config: Config) -> None:
     _check_destination(config)
     _check_optimizer(config)
     _check_sync(config)
+    _check_max_time(config)
     _check_backbone(config)
     datasets = _named(config, ("data", "datasets"), "dataset")
     tasks = _named(config, ("model", "tasks"), "task")
@@ -129,6 +131,18 @@ def _check_sync(config: Config) -> None:
         )
 
 
+def _check_max_time(config: Config) -> None:
+    """Refuse a trainer.max_time that Lightning cannot read."""
+    value = config.get("trainer", "max_time")
+    if isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value):
+        return
+    if value is not None and not isinstance(value, dict):
+        raise InputError(
+            f"{config.where('trainer', 'max_time')} is {value!r}; expected days, hours, minutes and seconds as "
+            "DD:HH:MM:SS, such as 00:12:30:00"
+        )
+
+
 def _check_backbone(config: Config) -> None:
     name = config.get("model", "backbone", "name")
     where = config.where("model", "backbone", "name")
@@ -197,6 +211,8 @@ def _check_dataset(config: Config, name: str) -> None:
             raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
     _check_number(config, (*path, "batch_size"), integer=True)
     _check_number(config, (*path, "weight"))
+    if group := config.get(*path, "group"):
+        _check_keys(config, ("data", "groups", str(group)), ("weight", "temperature"))
 
 
 def _check_number(config: Config, path: tuple[str, ...], *, integer: bool = False) -> None:

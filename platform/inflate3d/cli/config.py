@@ -46,7 +46,9 @@ class Config:
 
 
 def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
-    """Find, read and merge config files, then apply overrides (`--a.b.c value` or `--a.b.c=value`)."""
+    """Find, read and merge config files, apply overrides (`--a.b.c value` or `--a.b.c=value`), and expand groups."""
+    from inflate3d.cli.groups import expand_groups
+
     config = Config()
     for name in names:
         _read_into(config, find_config(name), ())
@@ -54,12 +56,13 @@ def load_config(names: Sequence[str], overrides: Sequence[str] = ()) -> Config:
         _override(config, option, text)
     for path in NAMED:
         _drop_nulls(config.get(*path))
+    expand_groups(config)
     return config
 
 
 def _read_into(config: Config, path: Path, below: tuple[Path, ...]) -> None:
     """Merge a file, after the one that it extends: beside it, or found by the rules of find_config."""
-    from inflate3d.cli.document import read_document
+    from inflate3d.document import read_document
 
     if path in below:
         raise InputError(f"{path}: `extends` leads back to itself: {' -> '.join(p.name for p in (*below, path))}")
@@ -136,7 +139,7 @@ def _pairs(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
 
 
 def _override(config: Config, option: str, text: str) -> None:
-    from inflate3d.cli.document import read_value
+    from inflate3d.document import read_value
 
     path = tuple(option.split("."))
     for named in NAMED:

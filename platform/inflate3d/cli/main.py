@@ -79,6 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _print_error(_shorten(str(error)))
         return 1
+    except BrokenPipeError:  # `platform ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # of a file that the user named, or of a disk: it says which
+        if debug or error.filename is None:
+            raise
+        _print_error(
+            f"{error.filename}: {error.strerror}. Check that path, its rights and the disk; --debug shows more"
+        )
+        return 2
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if debug or extra is None:
@@ -90,9 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _print_error("interrupted; run the same command again to continue from the last checkpoint or finished shard")
         return 130
-    except BrokenPipeError:  # `platform ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

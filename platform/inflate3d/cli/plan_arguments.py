@@ -34,12 +34,12 @@ def read_plan(text: str) -> Any:
     if path.suffix in (".yaml", ".yml", ".json"):
         if not path.is_file():
             raise InputError(f"--plan: no file {text!r}; give a preset ({', '.join(PLAN_NAMES)}) or a file that exists")
-        from inflate3d.cli.document import read_document
+        from inflate3d.document import read_document
 
         return read_document(path)[0]
     if not text.lstrip().startswith("{"):
         return text
-    from inflate3d.cli.document import read_value
+    from inflate3d.document import read_value
 
     value = read_value(text)
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -29,6 +30,7 @@ from inflate3d.training import (
     with_default_callbacks,
     write_config,
 )
+from inflate3d.training.run.lock import one_writer
 from inflate3d.training.steering.cluster import cluster_plugins
 from inflate3d.training.steering.stop_signals import RunStopped
 
@@ -59,7 +61,11 @@ class Run:
         return self._cli.parser.dump(self._cli.config, skip_unset=False)
 
     def fit(self) -> None:
-        """Train, continue training, or only repeat the last steps if the run has finished."""
+        """Train, continue training, or only repeat the last steps if the run has finished; the one writer there."""
+        with one_writer(self.folder) if self.trainer.is_global_zero else contextlib.nullcontext():
+            self._fit()
+
+    def _fit(self) -> None:
         checkpoint = self._start()
         if self.trainer.is_global_zero:
             write_config(self.folder, yaml.safe_load(self.dump()))

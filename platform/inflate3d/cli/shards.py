@@ -118,9 +118,9 @@ def _add_index(commands: Any) -> None:
 
 
 def _index(args: argparse.Namespace) -> None:
-    from inflate3d.cli.document import read_document
     from inflate3d.data.shards.tar_index import index_tars
     from inflate3d.data.shards.tar_mapping import TarMapping
+    from inflate3d.document import read_document
 
     path = Path(args.mapping).expanduser()
     if not path.is_file():

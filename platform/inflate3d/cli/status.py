@@ -84,7 +84,12 @@ def _run_rows(folder: Path) -> list[tuple[str, str]]:
     from inflate3d.training.run.folder import read_state
 
     rows: list[tuple[str, str]] = []
-    if state := read_state(folder):
+    try:
+        state = read_state(folder)
+    except InputError as fault:  # of no use to anybody else
+        rows.append(("phase", f"not known: {fault}"))
+        state = None
+    if state:
         step, steps = state["step"], state["max_steps"]
         rows.append(("phase", _phase(state)))
         rows.append(("step", f"{step} of {steps} ({100 * step / max(steps, 1):.1f} %)"))

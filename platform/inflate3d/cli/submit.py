@@ -109,7 +109,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def _site(args: argparse.Namespace) -> Site:
     """Return the site's settings: 1. the command line  2. --site  3. INFLATE3D_SITE  4. the defaults."""
-    from inflate3d.cli.document import read_document
+    from inflate3d.document import read_document
     from inflate3d.slurm.site import Site
 
     values: dict[str, Any] = {}

@@ -88,12 +88,9 @@ def _add_net(group: Any) -> None:
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    import yaml
+    from inflate3d.document import read_value
 
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values = None
+    values = read_value(text)
     if not isinstance(values, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a mapping; write it as '{{name: value}}'")
     return values

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from inflate3d.cli.config import Config
+from inflate3d.errors import InputError
+from inflate3d.files import write_whole
+from inflate3d.remote.address import without_secrets
 
 ID_FILE = "wandb_id"
 
@@ -29,10 +33,18 @@ def settle_wandb(config: Config) -> None:
 
 
 def log_config(loggers: Iterable[Any], config: dict[str, Any]) -> None:
-    """Give a run's whole config to its W&B loggers; a resumed run may have other values (devices, max_steps)."""
+    """Give a run's whole config to its W&B loggers, no passwords; a resumed run may have other values (max_steps)."""
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
-            logger.experiment.config.update(config, allow_val_change=True)
+            logger.experiment.config.update(_printable(config), allow_val_change=True)
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _printable(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_printable(below) for below in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _id(folder: Path) -> str:
@@ -41,8 +53,14 @@ def _id(folder: Path) -> str:
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         whole = folder / f".{ID_FILE}.{new}"
-        whole.write_text(new, encoding="utf-8")
+        write_whole(whole, new)
         with contextlib.suppress(FileExistsError):
             os.link(whole, file)
         whole.unlink()
-    return file.read_text(encoding="utf-8").strip()
+    known = file.read_bytes().strip()
+    if not re.fullmatch(rb"[\w-]{1,128}", known):
+        raise InputError(
+            f"{file}: damaged: no id of a W&B run. Write the id that its page shows into it, or delete it: then this "
+            "goes on as another W&B run"
+        )
+    return known.decode()

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from inflate3d.data.raw.readers import Volume as Volume
     from inflate3d.data.raw.readers import read_volume as read_volume
     from inflate3d.data.raw.readers import write_nifti as write_nifti
-    from inflate3d.data.samples.frames import VideoInfo as VideoInfo
     from inflate3d.data.samples.frames import decode_frames as decode_frames
-    from inflate3d.data.samples.frames import probe_video as probe_video
+    from inflate3d.data.samples.video_info import VideoInfo as VideoInfo
+    from inflate3d.data.samples.video_info import probe_video as probe_video
     from inflate3d.data.shards.check import check_shards as check_shards
     from inflate3d.data.shards.manifest import Manifest as Manifest
     from inflate3d.data.shards.manifest import ShardEntry as ShardEntry
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from inflate3d.data.shards.writer import build_shards as build_shards
 
 _NAMES = {
-    "samples.frames": ("VideoInfo", "decode_frames", "probe_video"),
+    "samples.frames": ("decode_frames",),
+    "samples.video_info": ("VideoInfo", "probe_video"),
     "raw.pairs": ("check_pair",),
     "raw.readers": ("Volume", "read_volume", "write_nifti"),
     "shards.check": ("check_shards",),

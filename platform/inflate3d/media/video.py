@@ -14,7 +14,7 @@ import numpy as np
 from inflate3d.contracts import AbstractMedium, DatasetCard, InputSpec, Intensity, Plane, RawSample, Stage
 from inflate3d.data.raw.files import VIDEO_SUFFIXES, stem
 from inflate3d.data.samples.options import VideoSample
-from inflate3d.data.samples.record import is_number, is_whole
+from inflate3d.data.samples.video_info import VideoInfo
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
 
@@ -32,32 +32,21 @@ class Video(AbstractMedium):
     )
 
     def encode(self, raw: RawSample, card: DatasetCard) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the file's bytes by its suffix, and its frames, rate and size; the last frame must decode."""
-        from inflate3d.data.samples.frames import decode_frames, probe_video
+        """Return the file's bytes by its suffix, and what a decode of all of it shows."""
+        from inflate3d.data.samples.video_info import probe_video
 
         suffix = raw.video_suffix.lower().lstrip(".")
         if raw.video is None or suffix not in self.byte_members:
             raise InputError(f"no video, or suffix {suffix!r} is not one of {', '.join(self.byte_members)}")
         _check_targets(card)
-        info = probe_video(raw.video)
-        decode_frames(raw.video, [info.num_frames - 1])
-        facts = {
-            "shape": [3, info.num_frames, info.height, info.width],
-            "spacing_mm": [1.0 / info.fps, 1.0, 1.0],
-            "affine": None,
-            "num_frames": info.num_frames,
-            "fps": info.fps,
-        }
-        return {suffix: raw.video}, facts
+        return {suffix: raw.video}, probe_video(raw.video).to_record()
 
     def check(self, members: Mapping[str, Any], record: Mapping[str, Any], card: DatasetCard) -> None:
-        """Refuse a sample without a video, or without its number of frames and their rate."""
+        """Refuse a sample without a video, or without what it shows."""
         _check_targets(card)
         if "video" not in members:
             raise InputError("has no video member")
-        frames, fps = record.get("num_frames"), record.get("fps")
-        if not is_whole(frames, 1, 2**31) or not is_number(fps) or not 0 < fps < 1e6:  # type: ignore[operator]
-            raise InputError(f"num_frames is {frames!r} and fps {fps!r}; expected numbers above 0")
+        VideoInfo.from_record(record)
 
     def stage(
         self, options: VideoSample, card: DatasetCard, *, training: bool, augment: Any = None, where: str = "data"
@@ -86,11 +75,13 @@ class Video(AbstractMedium):
 
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:
         """Return `count` frames, evenly spaced over the video."""
-        from inflate3d.data.samples.frames import decode_frames, probe_video
+        from inflate3d.data.samples.frames import decode_frames
+        from inflate3d.data.samples.video_info import probe_video
 
         assert raw.video is not None, "a raw sample of a video holds one"
-        frames = np.linspace(0, probe_video(raw.video).num_frames - 1, count).round().astype(int).tolist()
-        return decode_frames(raw.video, frames).transpose(3, 0, 1, 2)
+        info = probe_video(raw.video)
+        frames = np.linspace(0, info.num_frames - 1, count).round().astype(int).tolist()
+        return decode_frames(raw.video, frames, info=info).transpose(3, 0, 1, 2)
 
     def encoding(self, values: Any, *, where: str) -> dict[str, Any]:
         """Return gop, short_side and crf (see VideoEncoding)."""

@@ -95,11 +95,10 @@ class InputTransform:
         if isinstance(sample, str | Path):
             if self.is_clip:
                 return self._decoded(Path(sample))
-            if Path(sample).suffix == ".npy":
-                from inflate3d.data.raw.readers import read_volume
+            from inflate3d.data.raw.readers import read_volume
 
-                return read_volume(sample, spacing_mm=self.spec.get("spacing_mm")).array
-            sample = _needs("torchio").ScalarImage(sample)
+            spacing_mm, orientation = self.spec.get("spacing_mm"), self.spec.get("orientation")
+            return read_volume(sample, orientation=orientation, spacing_mm=spacing_mm).array
         if hasattr(sample, "affine") and hasattr(sample, "spatial_shape"):
             return self._placed(sample)
         return np.asarray(sample)
@@ -107,16 +106,17 @@ class InputTransform:
     def _decoded(self, path: Path) -> np.ndarray:
         """Return the contract's frames of a video (C, D, H, W)."""
         _needs("av")
-        from inflate3d.data.samples.frames import decode_frames, probe_video
+        from inflate3d.data.samples.frames import decode_frames
+        from inflate3d.data.samples.video_info import probe_video
 
         if not path.is_file():
             raise InputError(f"no file {str(path)!r}; give a video, or frames (C, D, H, W) in 0..255")
         if (num_frames := self.sample.get("num_frames")) is None:
             raise InputError(f"{path}: the contract does not say how many frames; decode them: (C, D, H, W) in 0..255")
         draw = self._draw() if self._is_training else None
-        interval, total = self.sample.get("frame_interval", 1), probe_video(path).num_frames
-        indices = frame_indices(total, num_frames, interval, draw)
-        frames_THWC = decode_frames(path, indices, short_side=self._short_side())
+        interval, info = self.sample.get("frame_interval", 1), probe_video(path)
+        indices = frame_indices(info.num_frames, num_frames, interval, draw)
+        frames_THWC = decode_frames(path, indices, short_side=self._short_side(), info=info)
         return frames_THWC.transpose(3, 0, 1, 2)
 
     def _placed(self, image: Any) -> np.ndarray:

@@ -20,6 +20,15 @@ def move_towards(teacher: nn.Module, student: nn.Module, momentum: float) -> Non
             value.lerp_(theirs[key].to(value.dtype), 1 - momentum)
 
 
+def follow_statistics(teacher: nn.Module, is_training: bool) -> None:
+    """Let a teacher's BatchNorms see data as the student's do: each batch's own statistics in training, and the
+    running ones of what they saw there in evaluation. Its weights, and all else, stay as they are.
+    """
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(is_training)
+
+
 def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Return what a state_dict holds besides parameters: running statistics, queues."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}

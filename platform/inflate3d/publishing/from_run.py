@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -28,7 +27,7 @@ from inflate3d.publishing.precision import Precision
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run.folder import ENVIRONMENT, read_run_config
+from inflate3d.training.run.folder import read_environment, read_run_config
 from inflate3d.training.run.saved import load_module, without_weights
 
 NOTHING = Additions()
@@ -155,7 +154,7 @@ def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
     File dates change when copied, and later starts do not belong to these weights.
     """
     try:
-        starts = json.loads((run_folder / ENVIRONMENT).read_text(encoding="utf-8"))["starts"]
+        starts = read_environment(run_folder)
         began = datetime.fromisoformat(starts[0]["time"])
         ended = datetime.fromisoformat(checkpoint.time) if checkpoint.time else None
         before = [s for s in starts if ended is None or datetime.fromisoformat(s["time"]) <= ended]

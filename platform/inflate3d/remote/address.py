@@ -122,8 +122,13 @@ def shown(place: object, name: str = "") -> str:
 
 def scrubbed(text: object) -> str:
     """Return what some library said, in one line and without the secrets of addresses in it."""
-    line = re.sub(r"://[^\s'\"]*@", "://***@", " ".join(str(text).split()))
-    return re.sub(r"(://[^\s'\"?]*\?)[^\s'\"]+", r"\1...", line)[:200]
+    return without_secrets(" ".join(str(text).split()))[:200]
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the users, passwords and queries of the addresses in it."""
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(r"(://[^\s'\"?]*\?)[^\s'\"]+", r"\1...", text)
 
 
 def _escaped(text: str, further: str = "") -> str:

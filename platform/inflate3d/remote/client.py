@@ -7,11 +7,8 @@ progress: then it is Unreachable. Absent, Refused and Damaged are final, as is w
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import random
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,17 +18,27 @@ from inflate3d.errors import InputError
 from inflate3d.remote.address import Address
 from inflate3d.remote.http import ENOUGH, TIMEOUT_S, open_http
 from inflate3d.remote.outcomes import Damaged, Interrupted, Unreachable
+from inflate3d.remote.patience import Patience
 from inflate3d.remote.store import list_store, open_store
 
-OUTAGE_S = 60.0
-_LONGEST_PAUSE_S = 10.0
-_chance = random.SystemRandom()  # of its own: the seeded one belongs to the run
-_log = logging.getLogger(__name__)
 
+def read(
+    address: Address, *, limit: int, outage_s: float | None = None, fault: Callable[[bytes], str | None] | None = None
+) -> bytes:
+    """Return a whole file, of `limit` bytes at the most.
 
-def read(address: Address, *, limit: int, outage_s: float | None = None) -> bytes:
-    """Return a whole file, of `limit` bytes at the most."""
-    return b"".join(piece for _, piece in _arriving(address, limit=limit, outage_s=outage_s))
+    fault: says what is wrong with its content, if anything is. Such an answer may be cut, or be some proxy's, so it is
+    asked for again as during an outage; Damaged if it stays.
+    """
+    patience = Patience(address, outage_s)
+    while True:
+        content = b"".join(piece for _, piece in _arriving(address, limit=limit, outage_s=outage_s))
+        if fault is None or (told := fault(content)) is None:
+            return content
+        try:
+            patience.wait(Interrupted(told))
+        except Unreachable as end:
+            raise Damaged(f"{address}: damaged: {told}; so it was at each of {patience.failures} tries") from end
 
 
 def pieces(address: Address, *, outage_s: float | None = None) -> Iterator[bytes]:
@@ -50,12 +57,12 @@ def names(folder: Address, pattern: str, *, outage_s: float | None = None) -> li
     """Return the names of a folder's files that match, sorted. InputError for web servers, which list none."""
     if folder.is_http:
         raise InputError(f"{folder}: a web server lists no files; write the numbers: {folder}/train-{{000..099}}.tar")
-    patience = _Patience(folder, outage_s)
+    patience, timeout_s = Patience(folder, outage_s), _timeout_s(outage_s)
     while True:
         try:
-            return list_store(folder, pattern, timeout_s=patience.timeout_s)
+            return list_store(folder, pattern, timeout_s=timeout_s)
         except Interrupted as fault:
-            patience.wait(fault, progressed=False)
+            patience.wait(fault)
 
 
 def download(
@@ -72,14 +79,22 @@ def download(
 
 
 def fetch_into(
-    file: BinaryIO, address: Address, *, sha256: str, limit: int, outage_s: float | None = None, progress: bool = False
+    file: BinaryIO,
+    address: Address,
+    *,
+    sha256: str,
+    limit: int,
+    size: int | None = None,
+    outage_s: float | None = None,
+    progress: bool = False,
 ) -> None:
     """Bring a file into an open one, going on at its end, to the disk. Damaged, and it is empty, if its hash differs.
 
     What was kept may be of another version, and a byte may flip on the way: it gets a second chance from the start.
+    size: what the file must have, if that is known; an answer of another size is no damage, but asked for again.
     """
     for _ in range(2):
-        found = _append(file, address, sha256, limit, outage_s, progress)
+        found = _append(file, address, sha256, limit, size, outage_s, progress)
         if found == sha256:
             file.flush()
             os.fsync(file.fileno())
@@ -91,7 +106,15 @@ def fetch_into(
     )
 
 
-def _append(file: BinaryIO, address: Address, sha256: str, limit: int, outage_s: float | None, progress: bool) -> str:
+def _append(
+    file: BinaryIO,
+    address: Address,
+    sha256: str,
+    limit: int,
+    size: int | None,
+    outage_s: float | None,
+    progress: bool,
+) -> str:
     """Append what is missing, if anything is; return the sha256 of the whole."""
     if file.seek(0, os.SEEK_END) > limit:
         file.truncate(limit)
@@ -102,7 +125,7 @@ def _append(file: BinaryIO, address: Address, sha256: str, limit: int, outage_s:
         return sha256
     told = dict(unit="B", unit_scale=True, disable=None if progress else True, leave=False)
     with tqdm(desc=address.name, initial=start, **told) as bar:
-        for total, piece in _arriving(address, start, limit=limit, outage_s=outage_s):
+        for total, piece in _arriving(address, start, limit=limit, size=size, outage_s=outage_s):
             if bar.total is None and total is not None:
                 bar.total = total
                 _check_room(file, address, total - start)
@@ -124,56 +147,38 @@ def _arriving(
     *,
     stop: int | None = None,
     limit: int | None = None,
+    size: int | None = None,
     outage_s: float | None = None,
 ) -> Iterator[tuple[int | None, bytes]]:
     """Yield (size of the whole if told, bytes) of start..stop, going on where it breaks; first with no bytes."""
-    done, open_, patience = start, open_http if address.is_http else open_store, _Patience(address, outage_s)
+    done, open_ = start, open_http if address.is_http else open_store
+    patience, timeout_s = Patience(address, outage_s), _timeout_s(outage_s)
     while True:
         begun = done
         try:
-            with open_(address, done, stop, timeout_s=patience.timeout_s) as (total, arriving):
+            with open_(address, done, stop, timeout_s=timeout_s) as (total, arriving):
+                if size is not None and total not in (None, size):
+                    raise Interrupted(f"it has {total} bytes there, expected are {size}")
                 _check_limit(address, total, limit)
                 yield total, b""
                 for piece in arriving:
+                    if size is not None and done + len(piece) > size:
+                        raise Interrupted(f"more than the expected {size} bytes came")
                     done += len(piece)
                     _check_limit(address, done, limit)
                     yield total, piece
-            if total is not None and stop is None and done < total:
-                raise Interrupted(f"{done} of {total} bytes came")
+            whole = total if size is None else size
+            if whole is not None and stop is None and done < whole:
+                raise Interrupted(f"{done} of {whole} bytes came")
             return
         except Interrupted as fault:
             patience.wait(fault, progressed=done - begun >= ENOUGH)
 
 
+def _timeout_s(outage_s: float | None) -> float:
+    return TIMEOUT_S if outage_s is None else min(TIMEOUT_S, max(outage_s, 1.0))
+
+
 def _check_limit(address: Address, count: int | None, limit: int | None) -> None:
     if count is not None and limit is not None and count > limit:
         raise InputError(f"{address}: {count} bytes or more; it may have at most {limit}; refused")
-
-
-class _Patience:
-    """Waits between tries, until `outage_s` have passed since the first of those that failed without progress."""
-
-    def __init__(self, address: Address, outage_s: float | None) -> None:
-        self._address = address
-        self._outage_s = OUTAGE_S if outage_s is None else outage_s
-        self.timeout_s = min(TIMEOUT_S, max(self._outage_s, 1.0))
-        self._failures, self._until = 0, 0.0
-
-    def wait(self, fault: Interrupted, *, progressed: bool) -> None:
-        """Wait before the next try. Unreachable if the time is up, or would be before the server wants to be asked."""
-        now = time.monotonic()
-        if progressed or not self._failures:
-            self._failures, self._until = 0, now + self._outage_s
-        self._failures += 1
-        left = self._until - now
-        if left <= 0 or fault.retry_after_s > left:
-            told = f", and asks to be left alone for {fault.retry_after_s:.0f} s" if fault.retry_after_s > left else ""
-            raise Unreachable(
-                f"{self._address}: cannot be reached ({fault}){told}; tried {self._failures} times, for at most "
-                f"{self._outage_s:g} s without progress. Run the same again to go on from there"
-            ) from fault
-        pause = _chance.uniform(0.5, 1.0) * min(0.1 * 2**self._failures, _LONGEST_PAUSE_S)
-        pause = min(max(pause, fault.retry_after_s), left)
-        level = logging.WARNING if pause >= 1 else logging.INFO
-        _log.log(level, "%s: %s; trying again in %.1f s, for %.0f s at most", self._address, fault, pause, left)
-        time.sleep(pause)

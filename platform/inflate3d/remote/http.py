@@ -23,7 +23,7 @@ from inflate3d.remote.outcomes import Absent, Interrupted, Refused
 TIMEOUT_S = 30  # without a byte; the budget for outages, where that is shorter
 ENOUGH = 2**16  # bytes within two timeouts: a server that trickles never lets a single read time out
 _PIECE = 2**20
-_LATER = (408, 425, 429)
+_LATER, _ABSENT = (408, 409, 421, 423, 425, 429), (404, 410)
 
 
 @contextmanager
@@ -85,9 +85,10 @@ def _raise_status(address: Address, fault: urllib.error.HTTPError) -> NoReturn:
     told = f"HTTP {fault.code} {scrubbed(fault.reason)}".strip()
     if fault.code in _LATER or fault.code >= 500:
         raise Interrupted(told, _retry_after_s(fault.headers)) from fault
-    if fault.code in (401, 403, 407):
-        raise Refused(f"{address}: {told}; check your credentials, and whether a signed address has expired") from fault
-    raise Absent(f"{address}: no such file ({told}); check the address") from fault
+    if fault.code in _ABSENT:
+        raise Absent(f"{address}: no such file ({told}); check the address") from fault
+    # Stores say 400 too where a token has expired.
+    raise Refused(f"{address}: {told}; check your credentials, and whether a signed address has expired") from fault
 
 
 def _raise_broken(address: Address, fault: Exception) -> NoReturn:

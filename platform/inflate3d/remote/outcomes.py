@@ -18,7 +18,7 @@ class Damaged(InputError):
 
 
 class Unreachable(Exception):
-    """An outage: the place does not answer for now, and nothing is known to be wrong with what lies there.
+    """It cannot be read for now, and nothing is known to be wrong with what lies there: an outage, or no room.
 
     No InputError, so that nobody books it as a broken sample. Of the traceback in which a DataLoader wraps it, only
     the message is kept.
@@ -29,7 +29,7 @@ class Unreachable(Exception):
 
 
 class Interrupted(Exception):
-    """One try failed, another may help, after `retry_after_s` seconds if the server says so. It stays in this room."""
+    """One try failed, another may help, after `retry_after_s` seconds if the server says so: for Patience alone."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)

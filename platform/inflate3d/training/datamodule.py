@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.shards.manifest_change import describe_change, snapshot
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
-from inflate3d.data.stream.mixture import Mixture, tempered
+from inflate3d.data.stream.mixture import Group, Mixture, grouped
 from inflate3d.data.stream.order import SampleOrder
 from inflate3d.discover import find
 from inflate3d.errors import InputError, unknown_name
@@ -36,7 +37,7 @@ from inflate3d.remote.address import is_remote, join, shown
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.run.build_record import check_build_record, write_build_record
-from inflate3d.training.run.step_meter import TimedLoader
+from inflate3d.training.run.loader import RunLoader
 from inflate3d.training.steering.stop_signals import shield_worker
 
 _LEAST_BROKEN = 3
@@ -52,7 +53,7 @@ class DatasetConfig:
     build: {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
     `encode: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
     eval_batch_size: default batch_size, but 1 where evaluation sees whole volumes, which differ in shape.
-    max_eval_samples: evenly spaced ones of the split.
+    max_eval_samples: evenly spaced ones of the split. group: its group in data.groups, where it is in one.
     """
 
     batch_size: int
@@ -63,6 +64,7 @@ class DatasetConfig:
     build: dict[str, Any] | None = None
     eval_batch_size: int | None = None
     max_eval_samples: int | None = None
+    group: str | None = None
 
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> DatasetConfig:
@@ -91,6 +93,7 @@ class DataModule(pl.LightningDataModule):
         cache_dir: str = "~/.cache/inflate3d/shards",
         outage_s: float = 600,
         temperature: float | None = None,
+        groups: dict[str, Group] | None = None,
     ) -> None:
         """root: the folder of shard folders, local or remote (https, s3). num_workers: loading processes a rank.
 
@@ -100,7 +103,8 @@ class DataModule(pl.LightningDataModule):
         shards may take of the local disk, and where; all runs of a machine share it. outage_s: how long a server that
         gives nothing is waited for before the run ends as Unreachable. temperature: multiplies each
         weight by (micro-batches of one pass)^(1 / temperature): at 1 every dataset is passed equally often, higher ones
-        favour small datasets, and without it the weights alone count.
+        favour small datasets, and without it the weights alone count. groups: several datasets as one entry of the
+        mixture, each with its weight and the temperature among its members; in a config, `members` of a dataset.
         """
         super().__init__()
         self.prepare_data_per_node = False  # machines share the run's folder, and so its shards
@@ -116,7 +120,8 @@ class DataModule(pl.LightningDataModule):
                     raise InputError(f"data.datasets.{name}.{key} is {value}; it must be at least 1")
         self.weights = {name: config.weight for name, config in self.datasets.items()}
         self.temperature = temperature
-        tempered(self.weights, dict.fromkeys(self.weights, 1.0), temperature)  # checked before any shard is read
+        self.groups = {n: g if isinstance(g, Group) else Group(**g) for n, g in (groups or {}).items()}
+        self._mixed(dict.fromkeys(self.weights, 1.0))  # checked before any shard is read
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.window_shards = window_shards
@@ -167,10 +172,14 @@ class DataModule(pl.LightningDataModule):
     def mixture(self) -> Mixture:
         """The schedule of the datasets; with a temperature it depends on the manifests."""
         batches = {n: 1.0 for n in self.weights}
-        if self.temperature is not None:
+        if any(t is not None for t in (self.temperature, *(group.temperature for group in self.groups.values()))):
             samples = {n: max(1, m.num_samples("train")) for n, m in self.manifests.items()}
             batches = {n: samples[n] / config.batch_size for n, config in self.datasets.items()}
-        return Mixture(tempered(self.weights, batches, self.temperature))
+        return Mixture(self._mixed(batches))
+
+    def _mixed(self, batches: Mapping[str, float]) -> dict[str, float | Fraction]:
+        group_of = {name: config.group for name, config in self.datasets.items()}
+        return grouped(self.weights, batches, self.temperature, group_of=group_of, groups=self.groups)
 
     @cached_property
     def windows(self) -> dict[str, Triple]:
@@ -238,13 +247,22 @@ class DataModule(pl.LightningDataModule):
         for name, config in self.datasets.items():
             schedule[f"data.datasets.{name}.batch_size"] = config.batch_size
             schedule[f"data.datasets.{name}.weight"] = float(config.weight)
+            if config.group is not None:
+                schedule[f"data.datasets.{name}.group"] = config.group
+        for name, group in self.groups.items():
+            schedule[f"data.groups.{name}.weight"] = float(group.weight)
+            schedule[f"data.groups.{name}.temperature"] = group.temperature
         return schedule
 
     # ------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the endless loader of this rank, from micro-batch `consumed` on."""
-        return self._loader(self._train_stream(list(self.datasets)))
+        """Return the endless loader of this rank, from micro-batch `consumed` on.
+
+        In a run it is a window of accumulation ahead, and one more: the step at which ranks can agree to stop is whole.
+        """
+        ahead = 0 if self.trainer is None else self.trainer.accumulate_grad_batches + 1
+        return self._loader(self._train_stream(list(self.datasets)), ahead=ahead)
 
     def first_batches(self, name: str, count: int) -> list[Batch]:
         """Return the first batches of one dataset on this rank, loaded here and now; the stream's state stays."""
@@ -277,7 +295,8 @@ class DataModule(pl.LightningDataModule):
             return None
         rank, world_size = self._place()
         most = {name: self.datasets[name].max_eval_samples for name in sources}
-        return self._loader(EvalStream(sources, max_samples=most, rank=rank, world_size=world_size))
+        stream = EvalStream(sources, max_samples=most, rank=rank, world_size=world_size)
+        return self._loader(stream, ahead=0 if self.trainer is None else 2)
 
     def source(self, name: str, split: Split) -> Source:
         """Return one split of one dataset as a stream reads it."""
@@ -309,8 +328,8 @@ class DataModule(pl.LightningDataModule):
             max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
         )
 
-    def _loader(self, stream: Any) -> DataLoader[Batch]:
-        return TimedLoader(
+    def _loader(self, stream: Any, *, ahead: int) -> DataLoader[Batch]:
+        loader = RunLoader(
             stream,
             batch_size=None,  # the stream yields batches
             num_workers=self.num_workers,
@@ -319,6 +338,8 @@ class DataModule(pl.LightningDataModule):
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own: a loader must not draw from the generator that training uses
         )
+        loader.ahead = ahead
+        return loader
 
     def _place(self) -> tuple[int, int]:
         """Return (rank, world size): 1. the trainer's  2. torch.distributed's  3. alone."""

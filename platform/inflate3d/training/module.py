@@ -208,7 +208,7 @@ class MultiTaskModule(pl.LightningModule):
             with whole_weights(self), torch.no_grad():
                 for task in moving:
                     task.after_step(self.backbone, step=self.trainer.global_step)
-            self.frozen.share_buffers()
+        self.frozen.share_buffers()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiTaskModule:
         super()._apply(fn, recurse)
@@ -244,7 +244,11 @@ class MultiTaskModule(pl.LightningModule):
         return trainer.log_every_n_steps or max(trainer.max_steps, 1)
 
     def _take_means(self) -> dict[str, float]:
-        return self.means.take(reduce=lambda t: self.trainer.strategy.reduce(t, reduce_op="sum"))
+        return self.means.take(reduce=self._sum_over_ranks)
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        total: Any = self.trainer.strategy.reduce(value, reduce_op="sum")
+        return total
 
     def _judge(self, row: Mapping[str, float]) -> None:
         trainer, step, every = self.trainer, self.trainer.global_step, self._steps_of_row()
@@ -350,7 +354,7 @@ class MultiTaskModule(pl.LightningModule):
         self._log_scores("test")
 
     def _log_scores(self, stage: str) -> None:
-        seen = self.scores.seen(device=self.device, reduce=lambda t: self.trainer.strategy.reduce(t, reduce_op="sum"))
+        seen = self.scores.seen(device=self.device, reduce=self._sum_over_ranks)
         values = {f"{stage}/{name}": value for name, value in self.scores.compute(seen).items()}
         # Lightning takes the key "step" as the row's step; its own would be one less than the steps done.
         self.log_dict({**values, "step": float(self.trainer.global_step)}, sync_dist=self.trainer.world_size > 1)
@@ -365,7 +369,9 @@ class MultiTaskModule(pl.LightningModule):
         if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit
             own = {"data": published.get("training", {}).get("data", []), "source": published.get("source_weights")}
             checkpoint["ancestor"] = own
-        checkpoint["train_means"] = self.means.state_dict()
+        checkpoint["train_means"] = self.means.state_dict(
+            reduce=self._sum_over_ranks, rank=self.global_rank, world_size=self.trainer.world_size
+        )
         checkpoint["first_means"] = self.watch.state_dict()
         checkpoint["constant_losses"] = dict(self.constant_losses)
         checkpoint["frozen"] = self.frozen.state_dict()
@@ -373,7 +379,8 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the means since the last row, and what was measured before the first step."""
         self.backbone.check_trained_with(checkpoint["net"])
-        self.means.load_state_dict(checkpoint["train_means"])
+        world_size = self.trainer.world_size
+        self.means.load_state_dict(checkpoint["train_means"], rank=self.global_rank, world_size=world_size)
         self.watch.load_state_dict(checkpoint["first_means"])
         self.constant_losses = dict(checkpoint["constant_losses"])
         self.frozen.load_state_dict(checkpoint["frozen"])

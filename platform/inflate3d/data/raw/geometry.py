@@ -47,7 +47,7 @@ def resample(
     channels = [_resample_channel(c, old, new, first, size, nearest) for c in array]
     change = np.diag([*(new / old), 1.0])
     change[:3, 3] = first / old
-    return np.stack(channels), affine @ change
+    return channels[0][None] if len(channels) == 1 else np.stack(channels), affine @ change
 
 
 def _resample_channel(
@@ -55,7 +55,9 @@ def _resample_channel(
 ) -> np.ndarray:
     import SimpleITK as sitk
 
-    image = sitk.GetImageFromArray(channel_DHW if nearest else channel_DHW.astype(np.float32))
+    image = sitk.GetImageFromArray(channel_DHW)
+    if not nearest and channel_DHW.dtype != np.float32:
+        image = sitk.Cast(image, sitk.sitkFloat32)
     image.SetSpacing(old.tolist())
     resample = sitk.ResampleImageFilter()
     resample.SetNumberOfThreads(1)  # a build runs one process per core
@@ -64,7 +66,9 @@ def _resample_channel(
     resample.SetOutputSpacing(new.tolist())
     resample.SetOutputOrigin(first.tolist())
     resample.SetOutputDirection(image.GetDirection())
-    return sitk.GetArrayFromImage(resample.Execute(image))
+    resampled = resample.Execute(image)
+    del image  # a large volume is not held twice
+    return sitk.GetArrayFromImage(resampled)
 
 
 def axis_codes(affine: Any) -> str:

@@ -17,6 +17,7 @@ NIFTI = (".nii", ".nii.gz")
 # Deflate cannot compress data further than this, so a header that states more is wrong.
 MOST_DEFLATE = 1032
 _GZIP = b"\x1f\x8b"
+_PIECE = 2**20
 _UNITS = {0: ("unstated", 1.0), 1: ("m", 1e3), 2: ("mm", 1.0), 3: ("micron", 1e-3)}  # xyzt_units & 7
 
 
@@ -114,32 +115,42 @@ def _header(raw: bytes, path: Path) -> tuple[Any, int]:
     return header, size
 
 
-def _gunzip(raw: bytes, size: int) -> tuple[bytes, tuple[Noticed, ...]]:
+def _gunzip(raw: bytes, size: int) -> tuple[bytearray, tuple[Noticed, ...]]:
     """Decompress every member and verify its checksum; about `size` bytes at most.
 
     What follows a whole member and is no member itself is not data (RFC 1952; gzip ignores it as well): noticed,
     unless it is zeros.
     """
-    parts, left = [], size + 2**20
-    while raw.startswith(_GZIP) or not parts:
+    data, rest = bytearray(), memoryview(raw)
+    while rest[:2] == _GZIP or not data:
         member = zlib.decompressobj(wbits=31)
-        parts.append(member.decompress(raw, left + 1))
-        left -= len(parts[-1])
-        if left < 0:
-            raise ValueError(f"holds more than the {size} bytes stated in its header")
+        while not member.eof and rest:
+            _extend(data, member, rest[:_PIECE], size + 2**20)
+            rest = rest[_PIECE:]
         if not member.eof:
             raise EOFError("the compressed data ends early")
-        raw = member.unused_data.lstrip(b"\0")
-    told = (Noticed("bytes after the data", f"{len(raw)} bytes after the gzip data are no part of it"),) if raw else ()
-    return parts[0] if len(parts) == 1 else b"".join(parts), told
+        rest = memoryview(raw[len(raw) - len(rest) - len(member.unused_data) :].lstrip(b"\0"))
+    told = (Noticed("bytes after the data", f"{len(rest)} bytes after the gzip data are no part of it"),)
+    return data, told if rest else ()
 
 
-def _rest(data: bytes, size: int, slice_bytes: int, path: Path) -> tuple[Noticed, ...]:
+def _extend(data: bytearray, member: Any, piece: Any, most: int) -> None:
+    """Add what a piece holds, a bounded part at a time: zlib joins a whole answer from blocks, at twice its size."""
+    part = b""
+    while piece or len(part) == _PIECE:
+        part = member.decompress(piece, _PIECE)
+        data += part
+        if len(data) > most:
+            raise ValueError(f"holds more than the {most - 2**20} bytes stated in its header")
+        piece = member.unconsumed_tail
+
+
+def _rest(data: bytes | bytearray, size: int, slice_bytes: int, path: Path) -> tuple[Noticed, ...]:
     """Say what follows the last voxel. InputError if the voxels end early, or a slice or more is left over."""
     if len(data) < size:
         raise InputError(f"{path}: holds {len(data)} of the {size} bytes that its header states; it is truncated")
     left = len(data) - size
-    if left == 0 or not data[size:].strip(b"\0"):
+    if left == 0 or not bytes(data[size:]).strip(b"\0"):
         return ()
     if left >= slice_bytes:
         raise InputError(

@@ -14,20 +14,20 @@ from inflate3d.errors import InputError
 
 
 def read_video_case(path: Path, *, where: str, targets: Mapping[str, Any] | None = None) -> RawSample:
-    """Return the file's unchanged bytes and its suffix; InputError for a missing file or one that is not a video.
-
-    The shard writer decodes the last frame of every clip, so a truncated one is refused there.
-    """
-    from inflate3d.data.samples.frames import probe_video
+    """Return the file's unchanged bytes, its suffix and what is noticed; InputError for what is missing or no video."""
+    from inflate3d.data.samples.video_info import probe_video
 
     if not path.is_file():
         raise InputError(f"{where}: no file {str(path)!r}; the clip is listed, but its file is missing")
-    content = path.read_bytes()
     try:
-        probe_video(content)
+        content = path.read_bytes()
+        noticed = probe_video(content).noticed
     except InputError as error:
         raise InputError(f"{where}: {path.name}: {error}") from error
-    return RawSample(video=content, video_suffix=path.suffix[1:].lower(), targets=dict(targets or {}))
+    except OSError as error:
+        raise InputError(f"{where}: {path}: {error.strerror}") from error
+    suffix = path.suffix[1:].lower()
+    return RawSample(video=content, video_suffix=suffix, targets=dict(targets or {}), noticed=noticed)
 
 
 def encode_video(frames_THWC: np.ndarray, *, fps: int, is_intra: bool = False) -> bytes:

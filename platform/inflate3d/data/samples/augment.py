@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
+from inflate3d.document import read_any
 from inflate3d.errors import InputError, unknown_name
 
 AugmentSpec = str | Sequence[Mapping[str, Any]]
@@ -95,16 +95,13 @@ def read_spec(spec: AugmentSpec, *, where: str) -> list[Mapping[str, Any]]:
     if isinstance(spec, str):
         path = Path(spec).expanduser()
         packaged = files("inflate3d.configs").joinpath(spec)
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-        elif packaged.is_file():
-            text = packaged.read_text(encoding="utf-8")
-        else:
+        if not path.is_file() and not packaged.is_file():
             raise unknown_name("augmentation", spec, _packaged(), where=where, see="platform configs list")
-        try:
-            items = yaml.safe_load(text)
-        except yaml.YAMLError as fault:
-            raise InputError(f"{where}: {spec} is no valid YAML: {' '.join(str(fault).split())}") from None
+        with as_file(packaged) as own:
+            try:
+                items = read_any(path if path.is_file() else own)
+            except InputError as fault:
+                raise InputError(f"{where}: {fault}") from None
     if not isinstance(items, list | tuple):
         raise InputError(f"{where}: expected a list of {{class_path, init_args}}, got {type(items).__name__}")
     return list(items)

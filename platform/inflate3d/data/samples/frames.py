@@ -1,19 +1,19 @@
-"""Decoding video: exactly the frames asked for, from the key frame before them and no earlier.
+"""Decoding video: the frames with the numbers asked for, bit for bit as a decode of the whole file shows them.
 
-The frames of a file are numbered from 0 in the order in which a decode of the whole file shows them. Packets are read
-once, without decoding, and their time stamps give the numbers; the decoder then starts at the last key frame that is
-needed. Pixels are as stored: rotation marks of phones are not applied.
+Frames are numbered from 0 in the order in which a decode of the whole file shows them. What a container says of its
+packets is not trusted: a decode begins at the first packet, or at one of `VideoInfo.starts`, which a decode of the
+whole has proved (`video_info.py`). Pixels are as stored: rotation and pixel aspect are noticed, not applied.
 """
 
 from __future__ import annotations
 
 import io
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,132 +23,127 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     import av
 
+    from inflate3d.data.samples.video_info import VideoInfo
+
 Pixels = Callable[["av.VideoFrame"], np.ndarray]
 Source = bytes | memoryview | str | Path
+Start = tuple[int, int]
+"""(packet, frame): the packet's own frame has that number, and what comes after it is what the whole file shows."""
 # Without this list a text file could pass for a play list, and FFmpeg would open the files and addresses in it.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,h264,hevc,gif,ivf"
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file states: frames that a decode of all of it shows, frames a second, and pixels."""
-
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-
-
-def probe_video(source: Source) -> VideoInfo:
-    """Read a video's size; InputError if it has no readable video stream. Decodes nothing where time stamps count."""
-    with _opened(source) as (container, stream):
-        packets = _packets(container, stream)
-        count = len(packets.shown) if packets.shown else sum(1 for _ in _decoded(stream, packets.data))
-        fps = stream.average_rate or stream.guessed_rate
-        if not (count and fps):
-            raise InputError(f"{_name(source)}: unreadable video: no frames or no frame rate")
-        return VideoInfo(count, float(fps), stream.height, stream.width)
-
-
-def decode_frames(source: Source, indices: Sequence[int], *, short_side: int | None = None) -> np.ndarray:
+def decode_frames(
+    source: Source, indices: Sequence[int], *, short_side: int | None = None, info: VideoInfo | None = None
+) -> np.ndarray:
     """Return the frames with these numbers, in this order, as uint8 RGB (T, H, W, 3); numbers may repeat.
 
-    `short_side` scales frames, by bilinear filtering, so that the shorter side has that many pixels. InputError if the
-    file is unreadable or a number is beyond its frames. One thread: loaders run one process a core.
+    info: what `probe_video` said of this file, or a shard's record: only what lies between a proved start and the
+    frames is decoded. Without it all is decoded from the first packet on. `short_side` scales frames, by bilinear
+    filtering, so that the shorter side has that many pixels; all frames get the size of the first, whatever their own.
+    InputError if the file is unreadable or a number is beyond its frames. One thread: loaders run one process a core.
     """
     wanted = set(indices)
     if not wanted or min(wanted) < 0:
-        raise InputError(f"{_name(source)}: frame numbers {list(indices)[:8]}; expected at least one, none below 0")
-    with _opened(source) as (container, stream):
-        packets = _packets(container, stream)
-        if packets.shown and max(wanted) >= len(packets.shown):
-            last = len(packets.shown) - 1
-            raise InputError(f"{_name(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
-        pixels = _to_rgb(scaled_size(stream.height, stream.width, short_side))
-        frames = _decode_window(stream, packets, wanted, pixels) if packets.shown else None
-        if frames is None:
-            stream.codec_context.flush_buffers()
-            frames = _keep(enumerate(_decoded(stream, packets.data)), wanted, pixels)
-    if missing := sorted(wanted - frames.keys()):
-        raise InputError(f"{_name(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
-    return np.stack([frames[i] for i in indices])
+        raise InputError(f"{name_of(source)}: frame numbers {list(indices)[:8]}; expected at least one, none below 0")
+    if info is not None and max(wanted) >= info.num_frames:
+        last = info.num_frames - 1
+        raise InputError(f"{name_of(source)}: frame {max(wanted)} asked for; it has frames 0 to {last}")
+    size = (info.height, info.width) if info is not None and info.starts else None
+    found: dict[int, np.ndarray] = {}
+    for starts in [info.starts, ()] if info is not None and info.starts else [()]:
+        found = _pixels(source, wanted, starts, size, short_side)
+        if len(found) == len(wanted):
+            return np.stack([found[i] for i in indices])
+    missing = sorted(wanted - found.keys())
+    raise InputError(f"{name_of(source)}: unreadable video: frames {missing[:8]} do not decode; it may be cut short")
+
+
+def _pixels(
+    source: Source,
+    wanted: set[int],
+    starts: Sequence[Start],
+    size: tuple[int, int] | None,
+    short_side: int | None,
+) -> dict[int, np.ndarray]:
+    """Return the wanted frames as RGB; fewer where they do not come from these starts."""
+    found: dict[int, np.ndarray] = {}
+    to_rgb: Pixels | None = None
+    with opened(source) as (container, stream):
+        for number, frame in _numbered(container, stream, starts, wanted):
+            to_rgb = to_rgb or _to_rgb(scaled_size(*(size or (frame.height, frame.width)), short_side))
+            if number in wanted:
+                found[number] = to_rgb(frame)
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _numbered(
+    container: av.container.InputContainer, stream: av.VideoStream, starts: Sequence[Start], wanted: set[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (number, frame), rising, with all that are wanted among them; what no wanted frame needs is jumped over."""
+    left, starts = sorted(wanted, reverse=True), [(0, 0), *(start for start in starts if start[0] > 0)]
+    begin, number = _start_of(left[-1], starts)
+    has_fed, anchor = False, begin
+    for i, packet in enumerate(chain(packets(container, stream), (None,))):
+        if i < begin:
+            continue
+        if packet is not None:
+            if i == begin and i > 0:
+                if not packet.is_keyframe:
+                    return  # another FFmpeg takes the file apart in another way
+                if has_fed:
+                    stream.codec_context.flush_buffers()
+            has_fed = True
+            mark(packet, i)
+        for frame in decoded(stream, packet):
+            if anchor > 0 and packet_of(frame) != anchor:
+                continue  # shown before the start's own frame: it may need what was jumped over
+            anchor = 0
+            yield number, frame
+            number += 1
+        while left and left[-1] < number:
+            left.pop()
+        if left and (start := _start_of(left[-1], starts))[0] > i + 1:
+            begin, number = start
+            anchor = begin
+
+
+def _start_of(number: int, starts: Sequence[Start]) -> Start:
+    return starts[bisect_right(starts, number, key=lambda start: start[1]) - 1]
+
+
+def packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield what a decoder is fed, in order; an empty packet would end it."""
+    return (packet for packet in container.demux(stream) if packet.size)
+
+
+def mark(packet: av.Packet, number: int) -> None:
+    """Number a packet, so that the frame that it gives can be told."""
+    packet.opaque = (number,)  # a new object: PyAV keeps it by its address, and forgets all of one address at once
+
+
+def packet_of(frame: av.VideoFrame) -> int | None:
+    """Return the number of the packet that gave a frame; None if the decoder does not tell."""
+    return None if frame.opaque is None else frame.opaque[0]
+
+
+def decoded(stream: av.VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:
+    """Return what the decoder gives after a packet; after None, what it holds back."""
+    return stream.codec_context.decode(packet)
 
 
 def every_frame(source: Source) -> Iterator[av.VideoFrame]:
     """Yield the frames of a whole file in order, as FFmpeg decodes them; InputError if it is unreadable."""
-    with _opened(source) as (container, stream):
-        yield from _decoded(stream, _packets(container, stream).data)
-
-
-# ------------------------------------------------------------------------------------------------ packets and numbers
-
-
-class _Packets(NamedTuple):
-    """data: in the order of decoding. shown: sorted time stamps of the frames that are shown; [] if they mislead."""
-
-    data: list[av.Packet]
-    shown: list[int]
-
-
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
-    data = [p for p in container.demux(stream) if p.size]
-    # AVI holds no presentation stamps (FFmpeg guesses them), and VP8 has packets that show nothing.
-    if container.format.name == "avi" or stream.codec_context.name.startswith(("vp8", "libvpx")):
-        return _Packets(data, [])
-    stamps = [p.pts for p in data if not p.is_discard]
-    shown = sorted(s for s in stamps if s is not None)
-    return _Packets(data, shown if len(set(shown)) == len(stamps) else [])
-
-
-def _decode_window(
-    stream: av.VideoStream, packets: _Packets, wanted: set[int], pixels: Pixels
-) -> dict[int, np.ndarray] | None:
-    """Decode from the last key frame at or before the first frame; None if frames do not come as their stamps say."""
-    first = packets.shown[min(wanted)]
-    keys = [(i, p.pts) for i, p in enumerate(packets.data) if p.is_keyframe and p.pts is not None and p.pts <= first]
-    if not keys:
-        return None
-    key, stamp = keys[-1]
-    begin, number = bisect_left(packets.shown, stamp), {stamp: i for i, stamp in enumerate(packets.shown)}
-    # Frames shown before the key frame may refer to what was not decoded.
-    after = ((_number(f, number), f) for f in _decoded(stream, packets.data[key:]))
-    frames = _keep(((i, f) for i, f in after if not 0 <= i < begin), wanted, pixels, in_steps_of_one=True)
-    return frames if len(frames) == len(wanted) else None
-
-
-def _number(frame: av.VideoFrame, number: dict[int, int]) -> int:
-    return -1 if frame.pts is None else number.get(frame.pts, -1)
-
-
-def _decoded(stream: av.VideoStream, packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
-    for packet in (*packets, None):  # None: the decoder gives up the frames that it holds back
-        yield from stream.codec_context.decode(packet)
-
-
-def _keep(
-    numbered: Iterable[tuple[int, av.VideoFrame]],
-    wanted: set[int],
-    pixels: Pixels,
-    *,
-    in_steps_of_one: bool = False,
-) -> dict[int, np.ndarray]:
-    """Return the pixels of the wanted frames; stops at the last one, or early where numbers jump and must not."""
-    frames: dict[int, np.ndarray] = {}
-    before = None
-    for i, frame in numbered:
-        if in_steps_of_one and before is not None and i != before + 1:
-            break
-        before = i
-        if i in wanted:
-            frames[i] = pixels(frame)
-        if len(frames) == len(wanted):
-            break
-    return frames
+    with opened(source) as (container, stream):
+        for packet in (*packets(container, stream), None):
+            yield from decoded(stream, packet)
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open the stream that FFmpeg would choose; its errors become an InputError that names the source."""
+def opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file at its video; FFmpeg's errors become an InputError that names the source."""
     import av
 
     if isinstance(source, str | Path) and not Path(source).is_file():
@@ -157,15 +152,35 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
     limits = {"format_whitelist": _FORMATS}
     try:
         with av.open(file, "r", container_options=limits, metadata_errors="replace") as container:
-            stream = cast("av.VideoStream | None", container.streams.best("video"))
-            if stream is None or stream.codec_context is None or not (stream.width and stream.height):
-                raise InputError(f"{_name(source)}: unreadable video: no stream of a known codec and size")
+            stream = _video_stream(container, name_of(source))
             stream.codec_context.thread_count = 1
+            stream.codec_context.copy_opaque = True
             yield container, stream
     except InputError:
         raise
     except (av.error.FFmpegError, ValueError, EOFError) as fault:
-        raise InputError(f"{_name(source)}: unreadable video ({getattr(fault, 'strerror', fault)})") from fault
+        raise InputError(f"{name_of(source)}: unreadable video ({getattr(fault, 'strerror', fault)})") from fault
+
+
+def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """Return the stream that FFmpeg would choose, were there no cover pictures."""
+    best = cast("av.VideoStream | None", container.streams.best("video"))
+    moving = [s for s in container.streams.video if not is_cover(s)]
+    stream = best if best in moving or not moving else moving[0]
+    if stream is None or is_cover(stream):
+        held = ", ".join(s.type for s in container.streams if not is_cover(s)) or "no stream"
+        cover = "" if stream is None else " and a cover picture"
+        raise InputError(f"{name}: unreadable video: it holds {held}{cover}, and no video")
+    if stream.codec_context is None or not (stream.width and stream.height):
+        raise InputError(f"{name}: unreadable video: no stream of a known codec and size")
+    return stream
+
+
+def is_cover(stream: av.stream.Stream) -> bool:
+    """Whether a stream is one picture beside the others, such as an album's cover."""
+    import av
+
+    return bool(stream.disposition & (av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails))
 
 
 def _to_rgb(size: tuple[int, int]) -> Pixels:
@@ -180,5 +195,6 @@ def _to_rgb(size: tuple[int, int]) -> Pixels:
     return lambda frame: reformat(frame, width, height, "rgb24", interpolation="BILINEAR", threads=1).to_ndarray()
 
 
-def _name(source: Source) -> str:
+def name_of(source: Source) -> str:
+    """Return what messages call a source."""
     return str(source) if isinstance(source, str | Path) else f"video of {len(source)} bytes"

@@ -1,7 +1,7 @@
 """Re-encoding of video while shards are built: h264 with a key frame every few frames, perhaps smaller.
 
-Any clip then costs at most one short run of frames to reach. The frames are those of a decode of the whole file, one
-after the other at the file's mean rate, so their numbers stay. Measured in docs/data.md.
+Any clip then costs at most one short run of frames to reach. The frames are those of a decode of the whole file, at
+their times, and what the file says of rotation and pixel aspect stays. Measured in docs/data.md.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from inflate3d.data.samples.frames import every_frame, probe_video
+from inflate3d.data.samples.frames import every_frame
+from inflate3d.data.samples.video_info import VideoInfo, display_matrix, probe_video
 from inflate3d.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     import av
 
 SUFFIX = "mp4"
+_TICK = Fraction(1, 1_000_000)  # seconds, of uneven times
 _COLOUR = ("color_range", "colorspace", "color_primaries", "color_trc")
 
 
@@ -62,7 +64,7 @@ def reencode(source: bytes, encoding: VideoEncoding) -> bytes:
         writer: _Writer | None = None
         count = 0
         for frame in every_frame(source):
-            writer = writer or _Writer(container, Fraction(info.fps).limit_denominator(100_000), size, encoding, frame)
+            writer = writer or _Writer(container, info, size, encoding, frame)
             writer.add(frame, count)
             count += 1
         if writer is None or count != info.num_frames:
@@ -75,18 +77,26 @@ class _Writer:
     """The stream of one output file; of the first frame it takes what RGB is made by."""
 
     def __init__(
-        self, container: Any, rate: Fraction, size: tuple[int, int], encoding: VideoEncoding, first: av.VideoFrame
+        self, container: Any, info: VideoInfo, size: tuple[int, int], encoding: VideoEncoding, first: av.VideoFrame
     ) -> None:
         import av
         from av.video.reformatter import VideoReformatter
 
         if "libx264" not in av.codecs_available:
             raise InputError("this build of FFmpeg has no x264, which re-encoding needs; leave --video_gop out")
+        rate = Fraction(info.fps).limit_denominator(100_000)
+        tick = 1 / rate if info.uneven is None else _TICK
+        self.stamps = None if info.uneven is None else [round(second / _TICK) for second in info.uneven]
         self.stream = container.add_stream("libx264", rate=rate, options=_options(encoding))
         self.stream.height, self.stream.width = size
         self.stream.pix_fmt = "yuv420p"
         context = self.stream.codec_context
-        context.gop_size, context.thread_count, context.time_base = encoding.gop, 1, 1 / rate
+        context.gop_size, context.thread_count, context.time_base = encoding.gop, 1, tick
+        self.stream.time_base = tick
+        if info.pixel_aspect != 1:
+            context.sample_aspect_ratio = info.pixel_aspect * Fraction(info.width * size[0], info.height * size[1])
+        if (matrix := display_matrix(first)) is not None:
+            self.stream.set_display_matrix(matrix)
         for name in _COLOUR:
             with suppress(AttributeError, ValueError):
                 setattr(context, name, getattr(first, name))
@@ -97,7 +107,8 @@ class _Writer:
         height, width = self.size
         # One thread: with several the pixels depend on how many cores there are.
         scaled = self.reformat(frame, width, height, format="yuv420p", interpolation="BICUBIC", threads=1)
-        scaled.pts, scaled.time_base = number, self.stream.codec_context.time_base
+        scaled.pts = number if self.stamps is None else self.stamps[number]
+        scaled.time_base = self.stream.codec_context.time_base
         scaled.pict_type = 0  # the encoder chooses; the old file's key frames are not kept
         self.container.mux(self.stream.encode(scaled))
 

@@ -18,6 +18,7 @@ from inflate3d.data.samples.boxes import centre, frame_indices, random_start
 from inflate3d.data.samples.intensity import Normalise
 from inflate3d.data.samples.options import VideoSample
 from inflate3d.data.samples.record import stored_value
+from inflate3d.data.samples.video_info import VideoInfo
 from inflate3d.sample import IMAGE, Sample
 from inflate3d.seeds import generator, mix
 
@@ -43,11 +44,12 @@ class VideoStage:
         self.brighter = None if options.gamma is None else np.rint(levels**options.gamma * 255).astype(np.uint8)
 
     def __call__(self, key: str, members: Mapping[str, Any], seed: int, out: Tensor | None = None) -> Sample:
-        """Return image (3, T, H, W) and the targets; spacing_mm[0] is the seconds between two frames."""
+        """Return image (3, T, H, W) and the targets; spacing_mm[0] is the mean seconds between two frames."""
         record, options = members["json"], self.options
         draw = generator(seed, "crop") if self.training else None
-        frames = frame_indices(record["num_frames"], options.num_frames, options.frame_interval, draw)
-        clip_THWC = self.decode(members["video"], frames)
+        info = VideoInfo.from_record(record)
+        frames = frame_indices(info.num_frames, options.num_frames, options.frame_interval, draw)
+        clip_THWC = self.decode(members["video"], frames, info)
         shape, size = clip_THWC.shape[1:3], (options.crop_size, options.crop_size)
         y, x = random_start(shape, size, draw) if draw is not None else centre(shape, size)
         clip_THWC = clip_THWC[:, y : y + size[0], x : x + size[1]]
@@ -59,10 +61,10 @@ class VideoStage:
             clip_CTHW = self.augment(clip_TCHW, seed=mix(seed, "augment")).numpy().swapaxes(0, 1)
         image = torch.from_numpy(self.normalise(clip_CTHW, out_CDHW=None if out is None else out.numpy()))
         targets = {name: target.tensor(stored_value(record, name)) for name, target in self.targets.items()}
-        return Sample(key, {IMAGE: image}, targets, (options.frame_interval / record["fps"], 1.0, 1.0))
+        return Sample(key, {IMAGE: image}, targets, (info.step_seconds(frames, options.frame_interval), 1.0, 1.0))
 
-    def decode(self, video: Any, frames: list[int]) -> np.ndarray:
+    def decode(self, video: Any, frames: list[int], info: VideoInfo) -> np.ndarray:
         """Return these frames, scaled to short_side."""
         from inflate3d.data.samples.frames import decode_frames  # FFmpeg, which volumes do without
 
-        return decode_frames(video, frames, short_side=self.options.short_side)
+        return decode_frames(video, frames, short_side=self.options.short_side, info=info)

@@ -179,7 +179,14 @@ class ShardCache:
         try:
             full = told_when_full(self.folder, "Free some, give another data.cache_dir, or lower data.cache_gb")
             with full, os.fdopen(handle, "r+b", closefd=False) as file:
-                fetch_into(file, remote / entry.file, sha256=entry.sha256, limit=entry.bytes, outage_s=self.outage_s)
+                fetch_into(
+                    file,
+                    remote / entry.file,
+                    sha256=entry.sha256,
+                    limit=entry.bytes,
+                    size=entry.bytes,
+                    outage_s=self.outage_s,
+                )
             self._mark(handle, entry)
             os.rename(partial, self.folder / entry.sha256)
             fcntl.flock(handle, fcntl.LOCK_SH)

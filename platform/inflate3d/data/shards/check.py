@@ -24,6 +24,7 @@ from inflate3d.data.shards.tar_mapping import TarMapping
 from inflate3d.errors import InputError
 from inflate3d.files import file_sha256
 from inflate3d.remote.address import is_remote, shown
+from inflate3d.remote.outcomes import Unreachable
 
 
 def check_shards(folder: str | Path) -> list[str]:
@@ -126,7 +127,7 @@ def _check_samples(reader: ShardReader, shard: int, card: DatasetCard) -> Iterat
     for i in range(entry.samples):
         try:
             _check_sample(reader.sample(shard, i), card)
-        except (InputError, ChunkError) as fault:
+        except (InputError, ChunkError, Unreachable) as fault:
             yield f"{entry.file}: {fault}"
 
 

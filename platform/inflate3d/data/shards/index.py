@@ -20,6 +20,8 @@ from inflate3d.errors import InputError
 from inflate3d.files import write_whole
 
 INDEX_FORMAT = "inflate3d-index/1"
+CHECKED = "="
+"""Begins the suffix of a member that a record was read from: its hash must hold, and nothing is decoded."""
 _Content = bytes  # ShardIndex has a field of this name
 
 

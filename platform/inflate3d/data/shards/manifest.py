@@ -1,29 +1,32 @@
 """What a folder of shards says of itself: its card, its shards and what was left out.
 
 `manifest.json` stays small at any number of samples: the keys are in the index file beside each shard, which is opened
-only when its shard is.
+only when its shard is. Its last key is the sha256 of the rest: any change is noticed where it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
 from inflate3d.errors import InputError
-from inflate3d.files import write_whole
+from inflate3d.files import sealed, unsealed, write_whole
 from inflate3d.remote.address import Address, is_remote
 from inflate3d.remote.client import read
 
+log = logging.getLogger(__name__)
 MANIFEST_FORMAT, FIRST_FORMAT = "inflate3d-shards/2", "inflate3d-shards/1"
 MANIFEST_FILE = "manifest.json"
 _REPEATED = ("name", "media", "targets", "input")
 _REPEATED_FIRST = ("name", "kind", "classes", "input")
+_KEYS = {"format", "card", "statistics", "rejects", "shards", "tars", "mapping", *_REPEATED, *_REPEATED_FIRST}
 _MOST_BYTES = 2**30  # of one that comes over the net
 
 
@@ -125,31 +128,46 @@ class Manifest:
             state = "the build was not finished" if Path(folder).is_dir() else "no such folder"
             raise InputError(f"no shards in {folder}: {state}, {MANIFEST_FILE} is missing. Build them:\n  {build}")
         try:
-            data = json.loads(path.read_bytes())
-        except ValueError as fault:
-            raise InputError(f"{path}: not valid JSON ({fault}). Build the shards again:\n  {build}") from fault
-        if not isinstance(data, dict):
-            raise InputError(
-                f"{path}: holds a {type(data).__name__}, not a manifest. Build the shards again:\n  {build}"
-            )
-        return cls.from_dict(data, where=str(path))
+            content = path.read_bytes()
+        except OSError as fault:
+            raise InputError(f"{path}: {fault.strerror}") from fault
+        return cls._decode(content, where=str(path), remedy=f"Build the shards again:\n  {build}")
 
     @classmethod
     def _load_remote(cls, address: Address) -> Manifest:
-        content = read(address, limit=_MOST_BYTES)
+        content = read(address, limit=_MOST_BYTES, fault=_fault)
+        return cls._decode(content, where=str(address), remedy="Tell who publishes it")
+
+    @classmethod
+    def _decode(cls, content: bytes, *, where: str, remedy: str) -> Manifest:
         try:
-            data = json.loads(content)
-        except (ValueError, RecursionError) as fault:
-            raise InputError(f"{address}: not valid JSON ({fault})") from fault
-        if not isinstance(data, dict):
-            raise InputError(f"{address}: holds a {type(data).__name__}, not a manifest")
-        return cls.from_dict(data, where=str(address))
+            data, has_seal = unsealed(content, keys=_KEYS)
+        except ValueError as fault:
+            raise InputError(f"{where}: damaged or edited: {fault}. {remedy}") from fault
+        manifest = cls.from_dict(data, where=where)
+        if not has_seal:
+            _say_unsealed(where)
+        return manifest
 
     def save(self, folder: str | Path) -> Path:
         """Write folder/manifest.json whole, or not at all; return its path."""
         path = Path(folder) / MANIFEST_FILE
-        write_whole(path, json.dumps(self.to_dict(), indent=1, allow_nan=False).encode())
+        write_whole(path, sealed(self.to_dict()))
         return path
+
+
+def _fault(content: bytes) -> str | None:
+    """Return what is wrong with a manifest's bytes."""
+    try:
+        unsealed(content, keys=_KEYS)
+    except ValueError as fault:
+        return str(fault)
+    return None
+
+
+@cache
+def _say_unsealed(where: str) -> None:
+    log.info("%s has no hash over itself, as an older version wrote it: build the shards again to add one", where)
 
 
 def _told_tars(tars: Any, where: str) -> str | None:

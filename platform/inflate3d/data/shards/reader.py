@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from xxhash import xxh3_64_intdigest
@@ -16,24 +16,29 @@ from xxhash import xxh3_64_intdigest
 from inflate3d.data.samples.chunked import SUFFIX as CHUNKED_SUFFIX
 from inflate3d.data.samples.chunked import Region
 from inflate3d.data.shards.cache import ShardCache
-from inflate3d.data.shards.index import PackedIndex, ShardIndex
+from inflate3d.data.shards.index import CHECKED, PackedIndex, ShardIndex
 from inflate3d.data.shards.manifest import Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored
 from inflate3d.data.shards.members import decode_members as decode_members
+from inflate3d.data.shards.open_files import OPEN_FILES, TABLE_FULL, OpenFile
 from inflate3d.errors import InputError
 from inflate3d.remote.address import Address, is_remote, shown
 from inflate3d.remote.client import read
-from inflate3d.remote.outcomes import Refused, Unreachable
+from inflate3d.remote.outcomes import Absent, Damaged, Interrupted, Unreachable
+from inflate3d.remote.patience import Patience
 from inflate3d.sample import IMAGE
 
-T = TypeVar("T")
-_OPEN_SHARDS = 80  # more than the default window of the order, else each sample would open its shard anew
+_INDEXES = 80  # more than the default window of the order, else each sample would read its index anew
 _MAP_FROM_BYTES = 2**16  # below that a copy costs less than a map
 _MOST_INDEX_BYTES = 2**30  # of one that comes over the net
 
 
 class BrokenSample(InputError):
     """A sample whose bytes are missing or differ from what was written."""
+
+
+class OutdatedIndex(InputError):
+    """A tar that others wrote holds other labels, or other values, than when it was indexed."""
 
 
 @dataclass(slots=True)
@@ -64,7 +69,8 @@ class ShardReader:
     """Samples of a manifest's shards, or of one split's, by (shard, index in the shard).
 
     `shard` counts within manifest.entries(split). Files are opened when they are first needed and those used last stay
-    open. It pickles without them, so each DataLoader worker opens its own; reads by offset, so forks may share them.
+    open (OPEN_FILES). It pickles without them, so each DataLoader worker opens its own; reads by offset, so forks may
+    share them.
     """
 
     def __init__(
@@ -72,7 +78,8 @@ class ShardReader:
     ) -> None:
         """Tars that are remote (http, s3) are read through a cache; indexes lie beside the manifest, in `folder`.
 
-        While the server cannot be reached, or lets nobody in any more, reads raise Unreachable: no sample is broken.
+        What is absent, or differs from its hash or size, is a BrokenSample. While a server or a disk cannot be read,
+        lets nobody in any more, or descriptors are used up, reads wait, and then raise Unreachable: nothing is broken.
         """
         self.folder, self.manifest, self.split, self.cache = str(folder), manifest, split, cache
         self.tars = manifest.tars or self.folder
@@ -94,8 +101,7 @@ class ShardReader:
 
     def close(self) -> None:
         """Close every file; the next read opens what it needs."""
-        self._files.clear()
-        self._maps.clear()
+        OPEN_FILES.close_all(self._number)
         self._indexes.clear()
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -120,7 +126,8 @@ class ShardReader:
         suffixes, places = index.places(i)
         views = self._read_members(shard, key, suffixes, places, borrow)
         if index.records:
-            return RawMembers(key, {**views, "json": memoryview(index.records[i])}, foreign=True)
+            own = {suffix: view for suffix, view in views.items() if not suffix.startswith(CHECKED)}
+            return RawMembers(key, {**own, "json": memoryview(index.records[i])}, foreign=True)
         return RawMembers(key, views)
 
     def record(self, shard: int, i: int) -> dict[str, Any]:
@@ -161,6 +168,9 @@ class ShardReader:
         for suffix, offset, size, expected in zip(suffixes, at, at, at):  # noqa: B905 - this is faster
             views[suffix] = view = content[offset - start : offset - start + size]
             if xxh3_64_intdigest(view) != expected:
+                if suffix.startswith(CHECKED):
+                    told = f"{self._where(shard)}: {key}.{suffix[1:]} is not what was indexed"
+                    raise OutdatedIndex(f"{told}; index the tars again: platform shards index")
                 raise BrokenSample(f"{self._where(shard)}: {key}.{suffix} differs from what was written")
         return views
 
@@ -168,67 +178,80 @@ class ShardReader:
         return shown(self.tars, self.entries[shard].file)
 
     def _forget(self) -> None:
-        self._indexes: _Recent[PackedIndex] = _Recent(_OPEN_SHARDS, self._open_index, lambda _: None)
-        self._files: _Recent[int] = _Recent(_OPEN_SHARDS, self._open_file, os.close)
-        if self.remote is not None:  # a file in use cannot be evicted from the cache: one at a time
-            self._files = _OneFile(self._open_file, os.close)
-        self._maps: _Recent[memoryview] = _Recent(_OPEN_SHARDS, self._open_map, lambda _: None)
+        self._indexes = _Indexes(self._open_index)
+        self._number = OPEN_FILES.number()
         self._memory, self._chunk_memory = _Memory(), _Memory()  # two, for a chunk is read while members are in use
         self._failed: dict[int, str] = {}
+        self._last = -1
 
     def _read(self, shard: int, offset: int, size: int, memory: _Memory | None) -> memoryview:
         """Return bytes of a tar: the caller's own, or read-only in `memory` or mapped, and gone with its next read."""
+        patience = None
+        while True:
+            try:
+                return self._try(shard, offset, size, memory)
+            except OSError as fault:
+                OPEN_FILES.close((self._number, shard))
+                patience = patience or Patience(self._where(shard), self._outage_s)
+                _wait(patience, fault, self.tars)
+
+    def _try(self, shard: int, offset: int, size: int, memory: _Memory | None) -> memoryview:
+        file, done = self._file(shard), 0  # first: its size is checked before any memory is asked for
         if memory is not None and size >= _MAP_FROM_BYTES and self.remote is None:
-            return self._map(shard, offset, size)
-        handle, done = self._files[shard], 0  # first: its size is checked before any memory is asked for
+            # A view of the page cache: no copy. The file's size is asked first, for a read past its end kills.
+            if (found := os.fstat(file.handle).st_size) < offset + size:
+                raise BrokenSample(f"{self._where(shard)}: is cut short at byte {found}")
+            return OPEN_FILES.map((self._number, shard))[offset : offset + size]
         content = np.empty(size, np.uint8).data if memory is None else memory.first(size)
-        try:
-            while done < size:
-                count = os.preadv(handle, [content[done:] if done else content], offset + done)
-                if count == 0:
-                    raise BrokenSample(f"{self._where(shard)}: is cut short at byte {offset + done}")
-                done += count
-        except OSError as fault:
-            raise BrokenSample(f"{self._where(shard)}: {fault.strerror}") from fault
+        while done < size:
+            count = os.preadv(file.handle, [content[done:] if done else content], offset + done)
+            if count == 0:
+                raise BrokenSample(f"{self._where(shard)}: is cut short at byte {offset + done}")
+            done += count
         return content if memory is None else content.toreadonly()
 
-    def _map(self, shard: int, offset: int, size: int) -> memoryview:
-        """Return a view of the page cache: no copy. The file's size is asked first, for a read past its end kills."""
-        if (found := os.fstat(self._files[shard]).st_size) < offset + size:
-            raise BrokenSample(f"{self._where(shard)}: is cut short at byte {found}")
-        return self._maps[shard][offset : offset + size]
-
-    def _open_map(self, shard: int) -> memoryview:
-        return memoryview(mmap.mmap(self._files[shard], 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
-
-    def _open_file(self, shard: int) -> int:
-        entry = self.entries[shard]
+    def _file(self, shard: int) -> OpenFile:
+        key = (self._number, shard)
+        if (file := OPEN_FILES.get(key)) is not None:
+            return file
         if self.remote is not None:
-            assert self.cache is not None, "remote tars are read through a cache"
-            if shard in self._failed:  # else each of its samples would wait for the server anew
-                raise BrokenSample(self._failed[shard])
-            try:
-                return self.cache.open(self.remote, entry)
-            except Refused as fault:
-                raise Unreachable(str(fault)) from fault
-            except InputError as fault:
-                self._failed[shard] = str(fault)
-                raise BrokenSample(str(fault)) from fault
-        path = f"{self.tars}/{entry.file}"
+            # A file in use cannot be evicted from the cache: one at a time, closed before the next is asked for, so
+            # that nobody waits while he holds one.
+            OPEN_FILES.close((self._number, self._last))
+            self._last = shard
+            return OPEN_FILES.open(key, lambda: self._open_remote(shard))
+        return OPEN_FILES.open(key, lambda: self._open_local(shard))
+
+    def _open_remote(self, shard: int) -> int:
+        assert self.cache is not None, "remote tars are read through a cache"
+        assert self.remote is not None
+        if shard in self._failed:  # else each of its samples would wait for the server anew
+            raise BrokenSample(self._failed[shard])
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as fault:
-            raise BrokenSample(f"{path}: {fault.strerror}. See: platform shards check {self.folder}") from fault
+            return self.cache.open(self.remote, self.entries[shard])
+        except (Absent, Damaged) as fault:
+            self._failed[shard] = str(fault)
+            raise BrokenSample(str(fault)) from fault
+        except InputError as fault:  # nobody is let in, or there is no room
+            raise Unreachable(str(fault)) from fault
+
+    def _open_local(self, shard: int) -> int:
+        entry = self.entries[shard]
+        path = f"{self.tars}/{entry.file}"
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if (size := os.fstat(handle).st_size) != entry.bytes:
             os.close(handle)
             raise BrokenSample(f"{path}: {size} bytes; the manifest states {entry.bytes}. Build the shards again")
         return handle
 
+    @property
+    def _outage_s(self) -> float | None:
+        return None if self.cache is None else self.cache.outage_s
+
     def _open_index(self, shard: int) -> PackedIndex:
         entry = self.entries[shard]
         where = shown(self.folder, entry.index)
-        outage_s = None if self.cache is None else self.cache.outage_s
-        index = PackedIndex.decode(_read_index(self.folder, entry, outage_s), where=where)
+        index = PackedIndex.decode(_read_index(self.folder, entry, self._outage_s), where=where)
         if index.size != entry.bytes:
             raise BrokenSample(f"{where}: describes a tar of {index.size} bytes; the manifest states {entry.bytes}")
         if len(index.keys) != entry.samples:
@@ -243,18 +266,39 @@ def read_index(folder: str | Path, entry: ShardEntry) -> ShardIndex:
 
 def _read_index(folder: str | Path, entry: ShardEntry, outage_s: float | None = None) -> bytes:
     where = shown(folder, entry.index)
-    try:
-        if is_remote(folder):
-            content = read(Address.parse(str(folder)) / entry.index, limit=_MOST_INDEX_BYTES, outage_s=outage_s)
-        else:
-            content = Path(where).read_bytes()
-    except Refused as fault:
-        raise Unreachable(str(fault)) from fault
-    except OSError as fault:
-        raise BrokenSample(f"{where}: {fault.strerror}. See: platform shards check {folder}") from fault
-    if hashlib.sha256(content).hexdigest() != entry.index_sha256:
-        raise BrokenSample(f"{where}: differs from what was written. See: platform shards check {shown(folder)}")
-    return content
+    differs = f"differs from what was written. See: platform shards check {shown(folder)}"
+
+    def fault(content: bytes) -> str | None:
+        return None if hashlib.sha256(content).hexdigest() == entry.index_sha256 else differs
+
+    if is_remote(folder):
+        address = Address.parse(str(folder)) / entry.index
+        try:
+            return read(address, limit=_MOST_INDEX_BYTES, outage_s=outage_s, fault=fault)
+        except (Absent, Damaged) as broken:
+            raise BrokenSample(str(broken)) from broken
+        except InputError as refused:
+            raise Unreachable(str(refused)) from refused
+    patience = Patience(where, outage_s)
+    while True:
+        try:
+            content = OPEN_FILES.with_room(Path(where).read_bytes)
+        except OSError as told:
+            _wait(patience, told, str(folder))
+            continue
+        if fault(content):
+            raise BrokenSample(f"{where}: {differs}")
+        return content
+
+
+def _wait(patience: Patience, fault: OSError, folder: str) -> None:
+    """Wait for a disk's fault to pass. BrokenSample: the file is absent; Unreachable: it did not, or cannot pass."""
+    if fault.errno in (errno.ENOENT, errno.ENOTDIR) and os.path.isdir(folder):  # else the disk itself is gone
+        raise BrokenSample(f"{fault.filename}: {fault.strerror}. See: platform shards check {folder}") from fault
+    if fault.errno in (errno.EACCES, errno.EPERM):
+        raise Unreachable(f"{fault.filename}: {fault.strerror}; check who may read it") from fault
+    hint = "; raise the limit (ulimit -n)" if fault.errno in TABLE_FULL else ""
+    patience.wait(Interrupted(f"{fault.strerror}{hint}"))
 
 
 class _Memory:
@@ -270,30 +314,15 @@ class _Memory:
         return self._bytes[:size]
 
 
-class _Recent(dict[int, T]):
-    """What was opened last, by shard; past `most`, what has been open for longest is closed."""
+class _Indexes(dict[int, PackedIndex]):
+    """The indexes that were opened last, by shard."""
 
-    def __init__(self, most: int, open_: Callable[[int], T], close: Callable[[T], None]) -> None:
+    def __init__(self, open_: Callable[[int], PackedIndex]) -> None:
         super().__init__()
-        self._most, self._open, self._close = most, open_, close
+        self._open = open_
 
-    def __missing__(self, shard: int) -> T:
+    def __missing__(self, shard: int) -> PackedIndex:
         self[shard] = found = self._open(shard)
-        if len(self) > self._most:
-            self._close(self.pop(next(iter(self))))
+        if len(self) > _INDEXES:
+            del self[next(iter(self))]
         return found
-
-    def clear(self) -> None:
-        while self:
-            self._close(self.popitem()[1])
-
-
-class _OneFile(_Recent[int]):
-    """One open file: the old one is closed before the next is asked for, so that nobody waits while he holds one."""
-
-    def __init__(self, open_: Callable[[int], int], close: Callable[[int], None]) -> None:
-        super().__init__(1, open_, close)
-
-    def __missing__(self, shard: int) -> int:
-        self.clear()
-        return super().__missing__(shard)

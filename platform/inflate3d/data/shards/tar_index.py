@@ -24,17 +24,18 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from inflate3d.contracts import SPLITS, AbstractTarget, RawSample, medium_of
+from inflate3d.data.raw.keys import key_of
 from inflate3d.data.samples.record import check_place
 from inflate3d.data.shards.build_progress import BuildProgress
 from inflate3d.data.shards.findings import find_noticed, save_noticed
-from inflate3d.data.shards.index import Member, ShardIndex, index_file, member_hash
+from inflate3d.data.shards.index import CHECKED, Member, ShardIndex, index_file, member_hash
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.data.shards.members import as_stored, decode_members, encode_sample
 from inflate3d.data.shards.own_files import BESIDE
 from inflate3d.data.shards.statistics import measure_shards
 from inflate3d.data.shards.survey import survey_shards
 from inflate3d.data.shards.tar_mapping import TarMapping, is_array
-from inflate3d.data.shards.tar_walk import Found, TarWalk
+from inflate3d.data.shards.tar_walk import Found, TarWalk, tar_sha256
 from inflate3d.data.shards.writer import locked_folder, reject_message, shard_entry
 from inflate3d.errors import InputError, close_names, unknown_name
 from inflate3d.remote.address import Address, is_remote, shown
@@ -110,20 +111,24 @@ def find_tars(tars: Sequence[str]) -> tuple[str, list[str]]:
 def index_tar(folder: str, mapping: TarMapping, file: str) -> ShardIndex:
     """Read one tar from front to back and return its index. InputError if the mapping fits no sample of it."""
     walk = TarWalk(folder, file)
-    samples: list[tuple[str, list[Member]]] = []
-    records, rejects = [], []
+    found: list[tuple[str, list[Member] | None]] = []
+    records, reasons = [], []
     seen = _Seen(walk.where, mapping)
     for raw_key, members in _samples(walk):
-        key = mapping.key(file, raw_key)
-        seen.add(raw_key, key, members)
-        try:
-            places, record = _mapped(key, members, mapping)
-        except (ValueError, EOFError, RecursionError) as fault:
-            rejects.append({"key": key, "reason": f"{file}: {raw_key}: {fault}"})
+        if not seen.add(raw_key, members):
             continue
-        samples.append((key, places))
-        records.append(record)
-    seen.check()
+        try:
+            places, record = _mapped(raw_key, members, mapping)
+            records.append(record)
+        except (ValueError, EOFError, RecursionError) as fault:
+            places = None
+            reasons.append(f"{file}: {raw_key.encode(errors='backslashreplace').decode()}: {fault}")
+        found.append((raw_key, places))
+    seen.check(walk.litter)
+    keys = mapping.keys(file, [raw_key for raw_key, _ in found])
+    samples = [(key, places) for key, (_, places) in zip(keys, found, strict=True) if places is not None]
+    rejected = [key for key, (_, places) in zip(keys, found, strict=True) if places is None]
+    rejects = [{"key": key, "reason": reason} for key, reason in zip(rejected, reasons, strict=True)]
     whole = (walk.bytes, walk.sha256, mapping.digest, (0, len(samples) + len(rejects)))
     return ShardIndex(samples, *whole, tuple(rejects), tuple(records))
 
@@ -145,13 +150,14 @@ def _indexes(
 
 
 def _kept_or_new(folder: str, mapping: dict[str, Any], output: Path, file: str) -> ShardIndex:
-    """Return the index that is there if it was made by this mapping from a tar of this size; else make it."""
+    """Return the index that is there if it was made by this mapping from a tar of these bytes; else make it."""
     checked = TarMapping.from_dict(mapping)
     path = output / index_file(file)
     try:
         index = ShardIndex.decode(path.read_bytes(), where=str(path))
         bytes_now = size(Address.parse(folder) / file) if is_remote(folder) else Path(folder, file).stat().st_size
-        if (index.build, index.bytes) == (checked.digest, bytes_now):
+        # A tar is padded: with labels corrected it keeps its size. Times and inodes lie where files are copied.
+        if (index.build, index.bytes) == (checked.digest, bytes_now) and tar_sha256(folder, file) == index.sha256:
             return index
     except (OSError, InputError):
         pass
@@ -180,8 +186,11 @@ def _split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, suffix.lower()
 
 
-def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[list[Member], str]:
-    """Return the places of a sample's members, under the names that shards give them, and its JSON record."""
+def _mapped(raw_key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[list[Member], str]:
+    """Return the places of a sample's members, under the names that shards give them, and its JSON record.
+
+    What a value was read from has a place too, marked as CHECKED: if it changes, the record is outdated.
+    """
     card, medium = mapping.card, medium_of(mapping.card)
     places: list[Member] = []
     content: dict[str, Any] = {}
@@ -191,9 +200,12 @@ def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[l
             found = _member(members, text, meaning)
             suffix = f"{meaning}.npy" if is_array(meaning, card) else text.rpartition(".")[2]
             content[suffix] = found.content
-            places.append(Member(suffix, found.offset, len(found.content), member_hash(found.content)))
+            places.append(Member(suffix, found.offset, *_size_and_hash(found.content)))
         else:
             values[meaning] = _value(members, text, meaning)
+            source = _member(members, text.partition(":")[0], meaning)
+            place = Member(CHECKED + text.partition(":")[0], source.offset, *_size_and_hash(source.content))
+            places += [place] if place not in places else []
     decoded: dict[str, Any] = decode_members(content)
     decoded |= {n: as_stored(a, is_image=n == IMAGE) for n, a in decoded.items() if isinstance(a, np.ndarray)}
     targets = {name: decoded.pop(name, None) for name in card.targets}
@@ -202,8 +214,12 @@ def _mapped(key: str, members: dict[str, Found], mapping: TarMapping) -> tuple[l
     check_place(fields)
     suffix = next((s for s in content if s in medium.byte_members), "none")
     raw = RawSample(**decoded, video_suffix=suffix, targets=targets, **fields)
-    record = encode_sample(raw, card, key=key)["json"]
+    record = encode_sample(raw, card, key=key_of(raw_key))["json"]
     return sorted(places, key=lambda p: p.offset), record.decode()
+
+
+def _size_and_hash(content: bytes) -> tuple[int, str]:
+    return len(content), member_hash(content)
 
 
 def _member(members: dict[str, Found], suffix: str, meaning: str) -> Found:
@@ -217,7 +233,7 @@ def _value(members: dict[str, Found], text: str, meaning: str) -> Any:
     suffix, _, path = text.partition(":")
     content = _member(members, suffix, meaning).content
     if not path:
-        return content[:1000].decode().strip()
+        return content[:1000].decode("utf-8-sig").strip()
     value = json.loads(content)
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
@@ -248,27 +264,35 @@ class _Seen:
     where: str
     mapping: TarMapping
     suffixes: Counter[str] = field(default_factory=Counter)
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    strangers: list[str] = field(default_factory=list)
 
-    def add(self, raw_key: str, key: str, members: dict[str, Found]) -> None:
+    def add(self, raw_key: str, members: dict[str, Found]) -> bool:
+        """Note a sample; False for members of which the mapping names none: a file of its own such as README.md."""
         self.suffixes.update(members.keys())
-        other = self.keys.get(key)
-        if other == raw_key:
+        if not members.keys() & {text.partition(":")[0] for text in self.mapping.members.values()}:
+            self.strangers += [found.name for found in members.values()]
+            return False
+        if raw_key in self.keys:
             told = f"the members of {raw_key!r} do not follow each other; sort the tar by name (tar --sort=name)"
             raise InputError(f"{self.where}: {told}")
-        if other is not None:
-            raise InputError(f"{self.where}: {other!r} and {raw_key!r} both give the key {key!r}; rename one")
-        self.keys[key] = raw_key
+        self.keys.add(raw_key)
+        return True
 
-    def check(self) -> None:
+    def check(self, litter: Sequence[str]) -> None:
         """Refuse a mapping of which a member is in no sample: a wrong name, not a broken sample."""
-        if not self.keys:
+        if not self.suffixes:
             raise InputError(f"{self.where}: holds no member")
+        if self.keys and (strangers := [*litter, *self.strangers]):
+            some = ", ".join(map(repr, strangers[:4]))
+            log.warning("%s: %d members are of no sample and passed over: %s", self.where, len(strangers), some)
         for meaning, text in self.mapping.members.items():
             suffix = text.partition(":")[0]
             if suffix not in self.suffixes:
                 close = close_names(suffix, self.suffixes)
                 hint = f"; is {close[0]!r} meant?" if close else ""
+                if any(held.endswith(f".{suffix}") for held in self.suffixes):
+                    hint = ". As in WebDataset a key ends at the first dot of a name: rename files whose keys hold dots"
                 held = ", ".join(f"{s} ({n})" for s, n in self.suffixes.most_common(8))
                 raise InputError(
                     f"members.{meaning} is {text!r}: no sample of {self.where} has it. It holds {held}{hint}"

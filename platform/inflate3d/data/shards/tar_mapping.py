@@ -13,11 +13,13 @@ from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec, Intensity, medium_of
 from inflate3d.contracts.card import from_first_format
-from inflate3d.data.raw.keys import key_of
+from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.shards.members import byte_members
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
+_RECORD_FORMAT = 2
+"""Of what an index says of a sample: indexes of another are made anew, and can be read until then."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _CARD_DEFAULTS: dict[str, Any] = {
     "url": "",
@@ -59,7 +61,7 @@ class TarMapping:
     @property
     def digest(self) -> str:
         """16 hex digits of all that an index depends on beside the tar itself."""
-        content = {**self.to_dict(), "splits": None}
+        content = {**self.to_dict(), "splits": None, "format": _RECORD_FORMAT}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def split(self, file: str) -> str:
@@ -73,10 +75,10 @@ class TarMapping:
             raise InputError(f"splits: {file} {said}; each tar belongs to one ({shown})")
         return found[0]
 
-    def key(self, file: str, key: str) -> str:
-        """Return the key of a sample, by the rule of `key_of`."""
-        full = f"{file.rpartition('.')[0]}_{key}" if self.prefix_keys else key
-        return key_of(full.removeprefix("./"))
+    def keys(self, file: str, names: Sequence[str]) -> list[str]:
+        """Return the key of each sample of a tar, by the rule of `case_keys`."""
+        prefix = f"{file.rpartition('.')[0]}_" if self.prefix_keys else ""
+        return case_keys([f"{prefix}{name.removeprefix('./')}" for name in names], where=file)
 
 
 def _section(data: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:

@@ -1,12 +1,13 @@
 """Walks a tar from its first byte to its last, local or remote, once: its members with their places, and its sha256.
 
-Nothing is written and nothing followed: a link, a device, a name that leaves the folder, a damaged header and a tar cut
-short are InputErrors.
+Nothing is written and nothing followed: a link, a device, a name that leaves the folder, a damaged header, a tar cut
+short and tars put one behind the other are InputErrors. Folders, and what is of no sample, are passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from inflate3d.remote.client import pieces
 
 _STEP = 8 * 2**20
 _BLOCK = 512
+# Left by macOS, by tars that were unpacked without knowing PAX, by WebDataset itself, and hidden files and folders.
+_LITTER = re.compile(
+    r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$)|PaxHeaders?(\.[^/]*)?(/|$)|@(LongLink|PaxHeader)$|__[^/.]*__(/|$))"
+)
 
 
 class Found(NamedTuple):
@@ -29,20 +34,34 @@ class Found(NamedTuple):
 
 
 class TarWalk:
-    """Iterate once over its members; then `bytes` and `sha256` are those of the whole file."""
+    """Iterate once over its members; then `bytes` and `sha256` are those of the whole file.
+
+    litter: the names of members that were passed over.
+    """
 
     def __init__(self, folder: str, file: str) -> None:
         self.where = shown(folder, file)
-        self._source = _Hashing(pieces(Address.parse(folder) / file) if is_remote(folder) else _local(self.where))
+        self._source = _Hashing(_pieces(folder, file))
         self.bytes, self.sha256 = 0, ""
+        self.litter: list[str] = []
 
     def __iter__(self) -> Iterator[Found]:
+        class Header(tarfile.TarInfo):
+            """Keeps the block that was read last, since tarfile does not tell a damaged header from the tar's end."""
+
+            last = b""
+
+            @classmethod
+            def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+                Header.last = bytes(buf)
+                return super().frombuf(buf, encoding, errors)
+
         try:
-            with tarfile.open(fileobj=self._source, mode="r|") as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=self._source, mode="r|", tarinfo=Header) as tar:  # type: ignore[call-overload]
                 while (info := tar.next()) is not None:
                     yield from self._found(tar, info)
                 self._source.drain()
-                self._check_end(tar.offset)  # type: ignore[attr-defined]
+                self._check_end(tar.offset, Header.last)  # type: ignore[attr-defined]
         except (tarfile.TarError, EOFError, OverflowError, ValueError) as fault:
             if isinstance(fault, InputError):
                 raise
@@ -57,10 +76,10 @@ class TarWalk:
         tar.members.clear()  # type: ignore[attr-defined]  # else a long tar's headers are all kept
         if info.isdir():
             return
-        parts = info.name.split("/")
-        if not info.isreg() or info.issparse() or ".." in parts or info.name.startswith("/"):
-            kind = "no plain file" if not info.isreg() or info.issparse() else "a name outside the folder"
-            raise InputError(f"{self.where}: member {info.name!r} is {kind}; write the tar again without it")
+        self._check_member(info)
+        if is_litter(info.name):
+            self.litter.append(info.name)
+            return
         handle = tar.extractfile(info)
         assert handle is not None, info.name
         content = handle.read()
@@ -68,12 +87,48 @@ class TarWalk:
             raise InputError(f"{self.where}: member {info.name!r} is cut short")
         yield Found(info.name, info.offset_data, content)
 
-    def _check_end(self, end: int) -> None:
+    def _check_member(self, info: tarfile.TarInfo) -> None:
+        if info.name.startswith("/") or ".." in info.name.split("/"):
+            kind, remedy = "a name outside the folder", "write the tar again without it"
+        elif is_litter(info.name):
+            return
+        elif info.issym() or info.islnk():
+            kind = f"no plain file but a link to {info.linkname!r}"
+            remedy = "write the tar again with tar --dereference --hard-dereference"
+        elif info.issparse():
+            kind, remedy = "no plain file but a sparse one", "write the tar again without --sparse"
+        elif not info.isreg():
+            kind, remedy = "no plain file", "write the tar again without it"
+        else:
+            return
+        raise InputError(f"{self.where}: member {info.name!r} is {kind}; {remedy}")
+
+    def _check_end(self, end: int, block: bytes) -> None:
         """tarfile takes a damaged header, and a cut between two members, for the end: look for yourself."""
         if self._source.bytes < end + _BLOCK:
             raise InputError(f"{self.where}: ends without the mark of a tar's end; it was cut short at {end}")
+        if self._source.last_byte >= end and not block.strip(b"\0"):
+            raise InputError(
+                f"{self.where}: ends at byte {end}, and more follows: tars put one behind the other, or a part that "
+                "was lost. Index them apart, or join them with tar --concatenate"
+            )
         if self._source.last_byte >= end:
             raise InputError(f"{self.where}: damaged header at byte {end}")
+
+
+def tar_sha256(folder: str, file: str) -> str:
+    """Return the sha256 of a tar's bytes, read once."""
+    source = _Hashing(_pieces(folder, file))
+    source.drain()
+    return source.digest.hexdigest()
+
+
+def is_litter(name: str) -> bool:
+    """Whether a member belongs to no sample: hidden, metadata of macOS, PAX or WebDataset, or without an ending.
+
+    WebDataset's readers pass over what has no ending too, or nothing before it.
+    """
+    return _LITTER.search(name) is not None or "." not in name.rpartition("/")[2].lstrip(".")
 
 
 class _Hashing:
@@ -97,6 +152,10 @@ class _Hashing:
     def drain(self) -> None:
         while self.read(_STEP):
             pass
+
+
+def _pieces(folder: str, file: str) -> Iterator[bytes]:
+    return pieces(Address.parse(folder) / file) if is_remote(folder) else _local(shown(folder, file))
 
 
 def _local(path: str) -> Iterator[bytes]:

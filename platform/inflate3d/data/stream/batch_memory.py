@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from inflate3d.data.stream.stream_error import StreamError
 from inflate3d.sample import Batch, Sample
 
 _ALIGN = 64
@@ -128,5 +129,10 @@ def _layout(fields: Sequence[Field]) -> list[int]:
 def _new_block(size: int) -> Tensor:
     if get_worker_info() is None:
         return torch.empty(size, dtype=torch.uint8)
-    storage: Any = torch.empty(0, dtype=torch.uint8).untyped_storage()._new_shared(size)  # as torch's default_collate
+    try:
+        storage: Any = torch.empty(0, dtype=torch.uint8).untyped_storage()._new_shared(size)  # as torch's own collate
+    except RuntimeError as fault:
+        if "shared memory" not in str(fault):
+            raise
+        raise StreamError.of_shared_memory(size) from fault
     return torch.empty(0, dtype=torch.uint8).set_(storage)

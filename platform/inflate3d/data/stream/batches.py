@@ -21,10 +21,11 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from inflate3d.contracts import Stage
 from inflate3d.data.samples.chunked import ChunkError
-from inflate3d.data.shards.reader import ShardReader
+from inflate3d.data.shards.reader import OutdatedIndex, ShardReader
 from inflate3d.data.stream.batch_memory import BatchMemory
 from inflate3d.data.stream.mixture import Mixture
 from inflate3d.data.stream.order import SampleOrder
+from inflate3d.data.stream.stream_error import StreamError
 from inflate3d.errors import InputError
 from inflate3d.remote.address import shown
 from inflate3d.sample import Batch, Sample
@@ -32,13 +33,6 @@ from inflate3d.seeds import mix
 
 log = logging.getLogger(__name__)
 _BATCHES_AHEAD = 16
-
-
-class StreamError(InputError):
-    """A stream that cannot go on. Of the traceback in which a DataLoader wraps it, only the message is kept."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip())
 
 
 @dataclass
@@ -65,6 +59,8 @@ class Source:
             if (shard, index) not in self.broken:
                 try:
                     return self._make(epoch, shard, index, out)
+                except OutdatedIndex as fault:  # as many more labels as this one may be wrong
+                    raise StreamError(f"dataset {self.name!r}: {fault}") from fault
                 except InputError as fault:
                     self._count(shard, index, fault)
             shard, index = self.order.substitute(epoch, position, attempt)

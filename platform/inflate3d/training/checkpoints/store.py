@@ -1,19 +1,16 @@
 """Checkpoints on disk: written whole, verified before use, kept by rule.
 
 A checkpoint is a folder `checkpoints/step-XXXXXXXX` with the trainer's state (`state.ckpt`, a file, or a folder where
-the strategy writes shards) and `complete.json`: format, time, step, score, and the size and sha256 of every file. It is
-written as `checkpoints/.tmp-<step>` in the same folder, flushed to disk and renamed, so a folder with a true
-`complete.json` is a whole checkpoint and everything else is passed over.
+the strategy writes shards) and `complete.json`: format, time, step, score, the size and sha256 of every file, and the
+sha256 of all that. It is written as `checkpoints/.tmp-<step>` in the same folder, flushed to disk and renamed, so a
+folder with a true `complete.json` is a whole checkpoint and everything else is passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
+from inflate3d.files import file_sha256, flush, sealed, unsealed, write_whole
 
 FORMAT = "inflate3d-checkpoint/1"
+_KEYS = ("format", "time", "step", "score", "metrics", "files")
 COMPLETE = "complete.json"
 STATE = "state.ckpt"
 log = logging.getLogger(__name__)
@@ -106,23 +105,21 @@ def begin(folder: Path, step: int) -> None:
 
 def commit(folder: Path, step: int, *, score: float | None, metrics: dict[str, float]) -> Checkpoint:
     """Flush what was written, state its sizes and hashes, and give it its name; an older one of that name goes."""
-    temporary, final = unfinished(folder, step), folder / f"step-{step:08d}"
+    temporary, final = unfinished(folder, step), folder / _name(step)
     files = {}
     for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-        _flush(file)
-        files[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        flush(file)
+        files[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
     time = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"format": FORMAT, "time": time, "step": step, "score": score, "metrics": metrics, "files": files}
-    (temporary / COMPLETE).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _flush(temporary / COMPLETE)
-    _flush(temporary)
+    write_whole(temporary / COMPLETE, sealed(content))
     if final.exists():
         final.rename(old := folder / f".old-{step:08d}")
         temporary.rename(final)
         shutil.rmtree(old)
     else:
         temporary.rename(final)
-    _flush(folder)
+    flush(folder)
     return _checkpoint(final, content)
 
 
@@ -130,23 +127,27 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Return the checkpoints that state they are complete, by step; their files are not read."""
     found = []
     for path in sorted(folder.glob("step-*")):
-        if re.fullmatch(r"step-\d{8,}", path.name) and (content := _read_complete(path)):
-            found.append(_checkpoint(path, content))
+        if re.fullmatch(r"step-\d{8,}", path.name):
+            with contextlib.suppress(ValueError, OSError):
+                found.append(_checkpoint(path, _read_complete(path)))
     return found
 
 
 def fault_of(path: Path) -> str | None:
     """Return what is wrong with a checkpoint folder, or None: every file is compared with its size and sha256."""
-    content = _read_complete(path)
-    if content is None:
-        return f"{COMPLETE} is missing or unreadable"
+    try:
+        content = _read_complete(path)
+    except OSError as fault:
+        return f"{COMPLETE}: {fault.strerror}"
+    except ValueError as fault:
+        return f"{COMPLETE}: {fault}"
     for name, expected in content["files"].items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
-        if _sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             return f"{name} has changed since it was written (sha256)"
     return None
 
@@ -204,34 +205,31 @@ def _at(path: Path) -> Checkpoint:
         raise InputError(f"ckpt_path: {path} does not exist; give last, best, or a folder checkpoints/step-XXXXXXXX")
     if fault := fault_of(folder):
         raise InputError(f"ckpt_path: {folder} is not a whole checkpoint: {fault}; give last, best or another one")
-    content = _read_complete(folder)
-    assert content is not None
-    return _checkpoint(folder, content)
+    return _checkpoint(folder, _read_complete(folder))
 
 
 def _checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
     return Checkpoint(path, content["step"], content["score"], content["metrics"], content.get("time", ""))
 
 
-def _read_complete(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return None
+def _read_complete(path: Path) -> dict[str, Any]:
+    """Return what complete.json states. ValueError says what is wrong with it."""
+    content, _ = unsealed((path / COMPLETE).read_bytes(), keys=_KEYS)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format is {content.get('format')!r}; this version reads {FORMAT!r}")
+    kinds: dict[str, Any] = {"step": int, "score": (float, int, type(None)), "metrics": dict, "files": dict}
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key, ...), kind):
+            raise ValueError(f"{key} is {content.get(key)!r}")
+    if path.name != _name(content["step"]):
+        raise ValueError(f"step is {content['step']}, in a folder of another step")
+    for name, file in content["files"].items():
+        if not isinstance(file, dict) or set(file) != {"bytes", "sha256"} or ".." in Path(name).parts:
+            raise ValueError(f"what it states of {name!r} is damaged")
+    if not any(Path(name).parts[:1] == (STATE,) for name in content["files"]):
+        raise ValueError(f"it states no {STATE}")
     return content
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _name(step: int) -> str:
+    return f"step-{step:08d}"

@@ -130,6 +130,8 @@ class CheckpointWriter(Checkpoint):
         with store.space_for(folder, step):
             trainer.save_checkpoint(store.unfinished(folder, step) / store.STATE, weights_only=False)
             if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.save()  # rows up to this step reach the disk before the checkpoint does
                 store.commit(folder, step, score=finite.get(self.monitor), metrics=finite)
         if trainer.is_global_zero:
             self._prune(folder, step)

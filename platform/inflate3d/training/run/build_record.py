@@ -10,23 +10,30 @@ from typing import Any
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import find
 from inflate3d.errors import InputError
+from inflate3d.files import read_sealed, sealed, write_whole
 
 
 def write_build_record(folder: Path, build: Mapping[str, Any]) -> None:
     """Note, beside a folder of shards, which `build:` has just made it."""
     record = {"manifest": Manifest.load(folder).digest, "build": _settings(build)}
-    _file(folder).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(_file(folder), sealed(record))
 
 
 def check_build_record(folder: Path, build: Mapping[str, Any]) -> None:
     """Raise InputError that says what differs if the shards in `folder` were made by another `build:` than this one.
 
-    Shards without a record, or rebuilt since by `platform shards build`, are taken as they are.
+    Shards without a record, or rebuilt since by `platform shards build`, are taken as they are. A damaged record is an
+    InputError that names it.
     """
     file = _file(folder)
     if not file.is_file():
         return
-    record = json.loads(file.read_text(encoding="utf-8"))
+    remedy = (
+        "It says how these shards were built; if they are those that you want, delete it: they are taken as they are"
+    )
+    record = read_sealed(file, keys=("manifest", "build"), remedy=remedy)
+    if not isinstance(record.get("build"), dict) or "manifest" not in record:
+        raise InputError(f"{file}: damaged: keys are missing. {remedy}")
     if record["manifest"] != Manifest.load(folder).digest:
         return
     before, now = record["build"], _settings(build)

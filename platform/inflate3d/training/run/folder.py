@@ -5,7 +5,8 @@ No torch is imported here at module level: a command can refuse a differing conf
 
 from __future__ import annotations
 
-import json
+import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -18,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.errors import InputError
-from inflate3d.files import write_whole
+from inflate3d.files import read_sealed, sealed, set_aside, write_whole
+from inflate3d.remote.address import without_secrets
 
+log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 STATE = "state.json"
+_ENVIRONMENT_FORMAT = "inflate3d-environment/1"
 _STATE_FORMAT = "inflate3d-state/1"
+_STATE_KEYS = ("format", "time", "phase", "step", "max_steps", "world_size", "host", "pid", "job", "losses")
+_RATES = ("steps_per_s", "samples_per_s", "data_wait", "memory_gb")
 PACKAGES = (
     "inflate3d",
     "torch",
@@ -67,30 +73,52 @@ MAY_CHANGE = (
 """Keys of a config that may differ when a run goes on: they change neither the data's order nor the weights' path."""
 
 
+_ANEW = (
+    "Put a copy back; or delete the file and start the run again by the very config of its first start: it is written "
+    "anew. If it was edited on purpose, delete its first line"
+)
+
+
 def write_config(run_folder: str | Path, config: Mapping[str, Any]) -> Path:
     """Write a run's config.yaml, whole or not at all."""
     import yaml
 
     path = Path(run_folder) / CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, yaml.safe_dump(dict(config), sort_keys=False))
+    text = yaml.safe_dump(dict(config), sort_keys=False).encode()
+    write_whole(path, _seal(text) + b"\n" + text)
     return path
 
 
 def read_run_config(run_folder: str | Path) -> dict[str, Any]:
-    """Return a run's config.yaml as plain values. InputError if the folder is missing or no run's."""
-    import yaml
-
+    """Return a run's config.yaml as plain values. InputError if the folder is missing or no run's, or it is damaged."""
     folder = Path(run_folder)
     if not folder.is_dir():
         raise InputError(f"no run folder {str(folder)!r}; give the run's trainer.default_root_dir")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is no run folder: it has no {CONFIG}; give the run's trainer.default_root_dir")
+    return _read_config(folder / CONFIG)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    raw = path.read_bytes()
+    first, _, rest = raw.partition(b"\n")
     try:
-        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except yaml.YAMLError as fault:
-        reason = " ".join(str(fault).split())[:200]
-        raise InputError(f"{folder / CONFIG} is no plain YAML ({reason}); take the run's own") from fault
+        if (first.startswith(b"#") or b"sha256" in first) and first != _seal(rest):
+            raise ValueError("it differs from what was written, sha256")
+        content = yaml.safe_load(raw.decode())
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path}: damaged ({' '.join(str(fault).split())[:200]}). {_ANEW}") from fault
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path}: damaged ({'it holds no keys' if raw else 'it is empty'}). {_ANEW}")
+    return content
+
+
+def _seal(text: bytes) -> bytes:
+    """Return the first line of a config.yaml; the files of older versions have none."""
+    return b"# sha256 of what follows: " + hashlib.sha256(text).hexdigest().encode()
 
 
 def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None:
@@ -98,12 +126,10 @@ def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None
 
     `config` holds plain values, as it would be written. Nothing is checked where the folder has no config.yaml yet.
     """
-    import yaml
-
     path = Path(run_folder) / CONFIG
     if not path.is_file():
         return
-    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8")) or {}), _flat(config)
+    before, now = _flat(_read_config(path)), _flat(config)
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -121,14 +147,21 @@ def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None
 
 
 def record_environment(run_folder: str | Path, *, device: str) -> Path:
-    """Add this start to environment.json: when, command, versions, git commit of the code, device."""
+    """Add this start to environment.json: when, command (no passwords), versions, git commit of the code, device.
+
+    A damaged one is given another name, which is said: the run does not need it.
+    """
     path = Path(run_folder) / ENVIRONMENT
     path.parent.mkdir(parents=True, exist_ok=True)
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+    try:
+        starts = read_environment(run_folder) if path.is_file() else []
+    except InputError as fault:
+        log.warning("%s The run goes on; what was left of it is kept as %s", fault, set_aside(path).name)
+        starts = []
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
             "device": device,
@@ -137,25 +170,38 @@ def record_environment(run_folder: str | Path, *, device: str) -> Path:
             "packages": {name: _version(name) for name in PACKAGES},
         }
     )
-    write_whole(path, json.dumps({"format": "inflate3d-environment/1", "starts": starts}, indent=1))
+    write_whole(path, sealed({"format": _ENVIRONMENT_FORMAT, "starts": starts}))
     return path
+
+
+def read_environment(run_folder: str | Path) -> list[dict[str, Any]]:
+    """Return the starts that environment.json lists. InputError if it is damaged."""
+    path = Path(run_folder) / ENVIRONMENT
+    remedy = "It lists how the run was started; no result depends on it."
+    starts = read_sealed(path, keys=("format", "starts"), remedy=remedy).get("starts")
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise InputError(f"{path}: damaged: it has no list of starts. {remedy}")
+    return starts
 
 
 def write_state(run_folder: str | Path, state: Mapping[str, Any]) -> Path:
     """Write state.json, whole: how far the run is now (`platform status`)."""
     path = Path(run_folder) / STATE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"format": _STATE_FORMAT, **state}))
+    write_whole(path, sealed({"format": _STATE_FORMAT, **state}))
     return path
 
 
 def read_state(run_folder: str | Path) -> dict[str, Any] | None:
-    """Return what the run wrote last into state.json, or None where there is nothing that can be read."""
-    try:
-        content = json.loads((Path(run_folder) / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Return what the run wrote last into state.json, None where there is none. InputError if it is damaged."""
+    path = Path(run_folder) / STATE
+    if not path.is_file():
         return None
-    return content if isinstance(content, dict) and content.get("format") == _STATE_FORMAT else None
+    remedy = "A run that goes on writes it anew"
+    content = read_sealed(path, keys=(*_STATE_KEYS, *_RATES), remedy=remedy)
+    if content.get("format") != _STATE_FORMAT or not set(_STATE_KEYS) <= set(content):
+        raise InputError(f"{path}: damaged: keys are missing. {remedy}")
+    return content
 
 
 def git_commit() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -11,8 +12,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from inflate3d.errors import InputError
+from inflate3d.remote.outcomes import Unreachable
 from inflate3d.training.run.folder import write_state
-from inflate3d.training.run.step_meter import StepMeter, seconds_waited
+from inflate3d.training.run.loader import seconds_waited
+from inflate3d.training.run.step_meter import StepMeter
 from inflate3d.training.steering.stop_signals import RunStopped
 
 log = logging.getLogger(__name__)
@@ -61,7 +65,7 @@ class RunState(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Say how it ended."""
-        went_well = isinstance(exception, RunStopped | KeyboardInterrupt)
+        went_well = isinstance(exception, RunStopped | KeyboardInterrupt | Unreachable)
         self._write(trainer, pl_module, "stopped" if went_well else "failed")
 
     def _measure(self, trainer: pl.Trainer, device: torch.device) -> None:
@@ -92,9 +96,9 @@ class RunState(pl.Callback):
             "pid": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),
             "losses": pl_module.last_row,
-            **self._rates,
+            **{name: rate for name, rate in self._rates.items() if math.isfinite(rate)},
         }
         try:
             write_state(trainer.default_root_dir, content)
-        except OSError as error:  # a full disk is for the checkpoint to report, whose files matter
+        except (OSError, InputError) as error:  # a full disk is for the checkpoint to report, whose files matter
             log.warning("the run's state could not be written: %s", error)

@@ -4,36 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-
-
-class TimedLoader(DataLoader[Any]):
-    """A DataLoader that adds up how long its user waited for batches, in `seconds_waited`."""
-
-    seconds_waited = 0.0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yield the loader's batches."""
-        iterator = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            finally:
-                self.seconds_waited += time.perf_counter() - start
-            yield batch
-
-
-def seconds_waited(trainer: Any) -> float:
-    """Return how long this process has waited for training batches until now."""
-    return float(getattr(trainer.train_dataloader, "seconds_waited", 0.0))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from inflate3d.contracts import SupervisedTask
+from inflate3d.data.stream.stream_error import StreamError
 from inflate3d.errors import InputError
+from inflate3d.remote.outcomes import Unreachable
 from inflate3d.sample import Batch
 from inflate3d.seeds import mix
+from inflate3d.training.steering.stop import end_by_fault
 from inflate3d.training.step_encoder import StepEncoder
 from inflate3d.training.weighting import constant_loss
 
@@ -35,7 +38,7 @@ class FirstBatches(pl.Callback):
         pl_module.eval()
         try:
             for name in datamodule.datasets:
-                batches = datamodule.first_batches(name, _BATCHES_FOR_CONSTANT if wants_constant else 1)
+                batches = _load(trainer, name, _BATCHES_FOR_CONSTANT if wants_constant else 1)
                 batches = [batch.to(pl_module.device) for batch in batches]
                 check_batch(pl_module, batches[0])
                 for task in pl_module.tasks_of[name] if wants_constant else ():
@@ -70,6 +73,18 @@ def check_batch(module: Any, batch: Batch) -> None:
             raise RuntimeError(f"{where}: images {shape} fail with {type(error).__name__}: {error}") from error
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(f"{where}: the loss is {float(loss)} before the first step")
+
+
+def _load(trainer: Any, dataset: str, count: int) -> list[Batch]:
+    """Load the first batches of a dataset; where a rank cannot, all end."""
+    fault, batches = None, []
+    try:
+        batches = trainer.datamodule.first_batches(dataset, count)
+    except (Unreachable, StreamError) as error:
+        fault = error
+    if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
+        end_by_fault(trainer, fault, "nothing is trained yet")
+    return batches
 
 
 def _constant(trainer: pl.Trainer, task: SupervisedTask, batches: list[Batch]) -> float:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import Batch
 
+ENTRY = "gradient_probe"
+
 
 class GradientProbe(pl.Callback):
     """Logs gradient/<task>/norm and gradient/cosine/<task>~<other> on one layer of the backbone.
@@ -60,6 +62,19 @@ class GradientProbe(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep a round that is open, as the ranks' mean, so that its row comes after a resume too."""
+        if self._listens:
+            sums = {name: self._over_ranks(trainer, total).cpu() for name, total in self._sums.items()}
+            checkpoint[ENTRY] = {"sums": sums, "counts": dict(self._counts)}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on with the round."""
+        self._listens = ENTRY in checkpoint
+        if self._listens:
+            self._sums = {name: total.to(pl_module.device) for name, total in checkpoint[ENTRY]["sums"].items()}
+            self._counts = dict(checkpoint[ENTRY]["counts"])
+
     def _take(self, gradient: Tensor) -> None:
         if (name := self._task) is not None and self._counts.get(name, 0) < self.batches:
             flat = gradient.detach().float().flatten()
@@ -68,8 +83,11 @@ class GradientProbe(pl.Callback):
 
     def _mean(self, trainer: Any, name: str) -> Tensor:
         mean = self._sums[name] * (trainer.accumulate_grad_batches / self._counts[name])  # the loss was divided by it
-        if trainer.world_size > 1:
-            mean = trainer.strategy.reduce(mean, reduce_op="mean")
+        return self._over_ranks(trainer, mean)
+
+    @staticmethod
+    def _over_ranks(trainer: Any, value: Tensor) -> Tensor:
+        mean: Tensor = value if trainer.world_size == 1 else trainer.strategy.reduce(value.clone(), reduce_op="mean")
         return mean
 
 

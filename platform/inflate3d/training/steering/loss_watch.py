@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from inflate3d.files import write_whole
 from inflate3d.sample import Batch
 
 FORMAT = "inflate3d-failure/1"
@@ -61,7 +61,8 @@ class LossWatch:
             ],
         }
         report = folder / f"step-{step:08d}-rank{rank}.json"
-        _write(report, content)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(report, json.dumps(content, indent=1))
         raise TrainingFailure(_message(faults, guilty, step=step, steps=steps, report=report))
 
     def state_dict(self) -> dict[str, float]:
@@ -110,10 +111,3 @@ def _plain(value: float) -> float | str:
 
 def _without_tensors(batch: Batch) -> Batch:
     return Batch({}, {}, batch.keys, batch.dataset, None, batch.micro_batch)  # type: ignore[arg-type]
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -273,6 +273,29 @@ def test_all_damage_is_reported_and_nothing_crashes(tmp_path: Path, files: int, 
     assert set(os.listdir(tmp_path.parent)) == before
 
 
+@pytest.mark.parametrize("ending", [".tar", ".index.json"])
+@pytest.mark.parametrize("kind", ["volume_segmentation", "video_classification"])
+@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_every_flipped_bit_of_a_shard_is_seen(tmp_path: Path, kind: str, ending: str, count: int) -> None:
+    build_shards(Toy(kind=kind, num_train=2, num_val=1, size=16, num_frames=4), tmp_path, progress=False)
+    reader, draw = ShardReader(tmp_path, Manifest.load(tmp_path)), random.Random(count)
+    raws = [reader.sample(shard, i) for shard, entry in enumerate(reader.entries) for i in range(entry.samples)]
+    whole = {raw.key: {name: bytes(part) for name, part in raw.members.items()} for raw in raws}  # type: ignore[arg-type]
+    (path,) = tmp_path.glob(f"train*{ending}")
+    content = path.read_bytes()
+    for _ in range(count):
+        hurt = bytearray(content)
+        hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
+        path.write_bytes(hurt)
+        assert check_shards(tmp_path), "not seen"
+        try:
+            assert read_all(tmp_path, whole) <= 2  # what is read is whole, or raised InputError
+        except InputError:
+            continue
+    path.write_bytes(content)
+    assert check_shards(tmp_path) == []
+
+
 def test_a_video_with_fewer_frames_than_it_says_is_refused() -> None:
     toy = Toy(kind="video_classification", num_train=2, num_val=1, size=16, num_frames=8)
     members = encode_sample(toy.read(toy.cases()[0]), toy.card, key="a")

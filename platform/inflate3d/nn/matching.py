@@ -55,7 +55,7 @@ class NamedTeacher(nn.Module):
         # Of the room above: tasks make their teachers when a run begins, not when this file is imported.
         from inflate3d import create_model
 
-        self.net = create_model(
+        self.net: Any = create_model(
             **{"pretrained": True, "plan": "2d", **given, "features_only": True, "in_chans": in_chans}
         )
         self.channels: list[int] = self.net.feature_info.channels()

@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from inflate3d.data.raw.files import VOLUME_SUFFIXES, stem
 from inflate3d.errors import InputError
@@ -56,7 +56,7 @@ def file_names(paths: Sequence[str | Path], suffixes: Iterable[str] = VOLUME_SUF
     The file's stem; if stems repeat, for all of them the whole relative path, joined by '-' ("patient1-image"); if
     these repeat as well, with their endings.
     """
-    places = [PurePath(path) for path in paths]
+    places = [Path(path) for path in paths]
     suffixes = tuple(suffixes)
     stems = [stem(place, suffixes) for place in places]
     joined = [

@@ -70,7 +70,8 @@ def heard() -> Iterator[list[str]]:
 
         DisplayText = DisplayErrorText = DisplayGenericOutputText = DisplayWarningText
 
-    listener, found = Listener(), []
+    listener = Listener()
+    found: list[str] = []
     before = listener.SetAsGlobalITKLogger()
     try:
         yield found

@@ -31,8 +31,7 @@ def on_grid_of(volume: Volume, image: Volume, *, where: str) -> Volume:
                 "states no place, so it must hold the voxels as the image's file does"
             )
         noticed = (*volume.noticed, Noticed("place unstated", "a .npy is taken to lie as its image is stored"))
-    same = {"affine": image.affine, "spacing_mm": image.spacing_mm, "is_placed": image.is_placed}
-    return replace(volume, array=array, noticed=noticed, **same)
+    return replace(image, array=array, noticed=noticed)
 
 
 def check_pair(image: Volume | np.ndarray, mask: Volume | np.ndarray, classes: Sequence[str], *, where: str) -> None:

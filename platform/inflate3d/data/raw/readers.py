@@ -78,8 +78,8 @@ def place_volume(
     if orientation is not None and volume.is_placed:
         array_XYZC, affine = turn(array.transpose(3, 2, 1, 0), affine, orientation)
         array = array_XYZC.transpose(3, 2, 1, 0)
-        if (before := axis_codes(volume.affine)) != axis_codes(affine):
-            noticed = (*noticed, Noticed("reoriented", f"from {before} to {axis_codes(affine)}"))
+        if (codes := axis_codes(volume.affine)) != axis_codes(affine):
+            noticed = (*noticed, Noticed("reoriented", f"from {codes} to {axis_codes(affine)}"))
     array = np.require(array, requirements=["C", "W"])
     if spacing_mm is not None:
         if not volume.is_placed:

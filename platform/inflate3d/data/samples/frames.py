@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -126,7 +126,8 @@ def mark(packet: av.Packet, number: int) -> None:
 
 def packet_of(frame: av.VideoFrame) -> int | None:
     """Return the number of the packet that gave a frame; None if the decoder does not tell."""
-    return None if frame.opaque is None else frame.opaque[0]
+    number: Any = frame.opaque
+    return None if number is None else number[0]
 
 
 def decoded(stream: av.VideoStream, packet: av.Packet | None) -> list[av.VideoFrame]:

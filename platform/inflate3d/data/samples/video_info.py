@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -79,10 +79,11 @@ class VideoInfo:
 
         InputError for values that make no sense, since shards may be anyone's.
         """
-        frames, fps, shape = record.get("num_frames"), record.get("fps"), record.get("shape")
-        if not is_whole(frames, 1, 2**31) or not is_number(fps) or not 0 < fps < 1e6:  # type: ignore[operator]
+        named = ("num_frames", "fps", "shape", "seconds", "starts")
+        frames, fps, shape, seconds, starts = (cast(Any, record.get(name)) for name in named)
+        if not is_whole(frames, 1, 2**31) or not is_number(fps) or not 0 < fps < 1e6:
             raise InputError(f"num_frames is {frames!r} and fps {fps!r}; expected numbers above 0")
-        seconds, starts = record.get("seconds"), record.get("starts", [])
+        starts = [] if starts is None else starts
         if (shape is not None or starts) and not (is_list(shape, 4) and all(is_whole(n, 1, 2**16) for n in shape[2:])):
             raise InputError(f"shape is {str(shape)[:80]}; expected [3, frames, height, width]")
         if seconds is not None and not (_rises(seconds, (frames,))):
@@ -92,7 +93,7 @@ class VideoInfo:
         uneven = None if seconds is None else tuple(seconds)
         pairs = tuple((packet, frame) for packet, frame in starts)
         height, width = (0, 0) if shape is None else shape[2:]
-        return cls(frames, float(fps), height, width, uneven, starts=pairs)  # type: ignore[arg-type]
+        return cls(frames, float(fps), height, width, uneven, starts=pairs)
 
 
 def probe_video(source: Source) -> VideoInfo:
@@ -228,7 +229,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     """Return how a frame is to be turned when it is shown, as FFmpeg's nine numbers; None: not at all."""
     from av.sidedata.sidedata import Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = cast(Any, frame.side_data).get(Type.DISPLAYMATRIX)
     matrix = None if data is None else tuple(np.frombuffer(bytes(data), "<i4").tolist())
     return None if matrix is None or matrix[:5] == (65536, 0, 0, 0, 65536) else matrix
 
@@ -239,7 +240,7 @@ def _hash(frame: av.VideoFrame) -> int:
 
     as_stored = frame.format.name in ("yuv420p", "yuvj420p") and frame.width % 2 == frame.height % 2 == 0
     pixels = frame.to_ndarray() if as_stored else frame.to_ndarray(format="rgb24")
-    return xxh3_64_intdigest(np.ascontiguousarray(pixels))
+    return xxh3_64_intdigest(np.ascontiguousarray(pixels).data)
 
 
 def _rises(values: Any, shape: tuple[int, ...], kinds: str = "if") -> bool:

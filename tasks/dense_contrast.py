@@ -123,5 +123,5 @@ class DenseContrast(AbstractTask):
     def _points(self, crops: list[Crop], stride: Triple, draw: object) -> Tensor:
         import torch
 
-        cells = common_cells(*crops, stride)
+        cells = common_cells(crops[0], crops[1], stride)
         return cells[torch.randperm(len(cells), generator=draw)[: self.points]]  # type: ignore[call-overload]

@@ -42,4 +42,5 @@ def slow_but(values: Iterable[Any], count: int) -> list[Any]:
 
 def nightly_but(values: Iterable[Any], count: int) -> list[Any]:
     """Values as parameters, all but the first `count` nightly: the draws of a property."""
-    return [pytest.param(value, marks=[] if i < count else NIGHTLY) for i, value in enumerate(values)]
+    marks = [*NIGHTLY, pytest.mark.slow]
+    return [pytest.param(value, marks=[] if i < count else marks) for i, value in enumerate(values)]

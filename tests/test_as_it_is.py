@@ -15,6 +15,7 @@ import torch
 from inflate3d.errors import InputError
 from inflate3d.publishing import publish
 from inflate3d.publishing.as_it_is import twin_of, unwrapped
+from nightly import slow_but
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,15 +31,18 @@ def changed(name: str, change: Callable[[Any], Any]) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [
-        ("test_resnet", lambda net: net.reset_classifier(7)),
-        ("test_resnet", lambda net: net.reset_classifier(7, "max")),
-        ("test_resnet", lambda net: net.reset_classifier(0, "avgmax")),
-        ("test_resnet", lambda net: net.to(memory_format=torch.channels_last_3d)),
-        ("test_vit", lambda net: net.reset_classifier(7)),
-        ("test_vit", lambda net: net.set_input_size(img_size=96)),
-        ("test_vit", lambda net: net.set_input_size(img_size=(96, 128))),
-    ],
+    slow_but(
+        [
+            ("test_resnet", lambda net: net.reset_classifier(7)),
+            ("test_resnet", lambda net: net.reset_classifier(7, "max")),
+            ("test_resnet", lambda net: net.reset_classifier(0, "avgmax")),
+            ("test_resnet", lambda net: net.to(memory_format=torch.channels_last_3d)),
+            ("test_vit", lambda net: net.reset_classifier(7)),
+            ("test_vit", lambda net: net.set_input_size(img_size=96)),
+            ("test_vit", lambda net: net.set_input_size(img_size=(96, 128))),
+        ],
+        3,
+    ),
     ids=["classes", "maximum", "features", "memory", "tokens", "another size", "oblong"],
 )
 def test_a_changed_net_comes_back_as_it_was(tmp_path: Path, name: str, change: Callable[[Any], Any]) -> None:
@@ -104,21 +108,24 @@ def not_a_number(net: Any) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (pruned, r"layer1\.0\.conv1\.weight_orig is .*a net made by its spec has none of that name"),
-        (lambda net: parametrizations.weight_norm(net.fc), r"fc\.parametrizations\.weight\.original0 is"),
-        (frozen_norms, r"\.num_batches_tracked is absent"),
-        (lambda net: setattr(net, "bn1", torch.nn.Identity()), r"bn1\.weight is absent"),
-        (quantised, r"fc\..* is a .*before it is converted"),
-        (with_a_hook, "differs by"),
-        (with_other_eps, "differs by"),
-        (not_a_number, r"fc\.weight holds numbers that are NaN or infinite"),
-        (lambda net: net.to("meta"), "the net lies on meta"),
-        (lambda net: setattr(net, "layer4", torch.nn.Identity()), r"layer4.* is absent"),
-        (lambda net: setattr(net, "forward", lambda x: net.forward_features(x).mean((2, 3, 4))), "differs by inf"),
-        (lambda net: net.fc.to(torch.complex64), r"fc\.weight is \(1000, 96\) torch\.complex64"),
-        (lambda net: torch.nn.Sequential(net), "Sequential was not made by create_model"),
-    ],
+    slow_but(
+        [
+            (pruned, r"layer1\.0\.conv1\.weight_orig is .*a net made by its spec has none of that name"),
+            (lambda net: parametrizations.weight_norm(net.fc), r"fc\.parametrizations\.weight\.original0 is"),
+            (frozen_norms, r"\.num_batches_tracked is absent"),
+            (lambda net: setattr(net, "bn1", torch.nn.Identity()), r"bn1\.weight is absent"),
+            (quantised, r"fc\..* is a .*before it is converted"),
+            (with_a_hook, "differs by"),
+            (with_other_eps, "differs by"),
+            (not_a_number, r"fc\.weight holds numbers that are NaN or infinite"),
+            (lambda net: net.to("meta"), "the net lies on meta"),
+            (lambda net: setattr(net, "layer4", torch.nn.Identity()), r"layer4.* is absent"),
+            (lambda net: setattr(net, "forward", lambda x: net.forward_features(x).mean((2, 3, 4))), "differs by inf"),
+            (lambda net: net.fc.to(torch.complex64), r"fc\.weight is \(1000, 96\) torch\.complex64"),
+            (lambda net: torch.nn.Sequential(net), "Sequential was not made by create_model"),
+        ],
+        5,
+    ),
 )
 def test_a_net_that_was_converted_or_bent_is_refused(tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
     net = inflate3d.create_model("test_resnet")
@@ -139,12 +146,15 @@ def test_features_only_nets_and_nets_under_a_head_name_what_to_publish() -> None
 
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda net: prune.remove(prune.l1_unstructured(net.layer1[0].conv1, "weight", 0.5), "weight"),
-        lambda net: net.requires_grad_(False),
-        lambda net: net.set_grad_checkpointing(True),
-        lambda net: setattr(net.layer2[0].conv1, "weight", net.layer2[0].conv1.weight),
-    ],
+    slow_but(
+        [
+            lambda net: prune.remove(prune.l1_unstructured(net.layer1[0].conv1, "weight", 0.5), "weight"),
+            lambda net: net.requires_grad_(False),
+            lambda net: net.set_grad_checkpointing(True),
+            lambda net: setattr(net.layer2[0].conv1, "weight", net.layer2[0].conv1.weight),
+        ],
+        2,
+    ),
     ids=["pruned for good", "frozen", "checkpointed", "the same parameter"],
 )
 def test_a_net_that_answers_as_its_spec_says_has_a_twin_with_its_weights(change: Callable[[Any], Any]) -> None:
@@ -162,7 +172,7 @@ def test_tied_weights_are_each_saved_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", [torch.nn.DataParallel, AveragedModel, lambda net: torch.compile(net, backend="eager")]
+    "wrap", slow_but([torch.nn.DataParallel, AveragedModel, lambda net: torch.compile(net, backend="eager")], 1)
 )
 def test_what_torch_puts_around_a_net_is_taken_off(wrap: Callable[[Any], Any]) -> None:
     net = inflate3d.create_model("test_resnet", num_classes=2)

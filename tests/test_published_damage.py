@@ -14,10 +14,12 @@ import torch
 from inflate3d.errors import InputError
 from inflate3d.files import file_sha256
 from inflate3d.models.publication.allocation import build_within
+from inflate3d.models.publication.integrity import check_files
 from inflate3d.models.publication.replay import check_replay
 from inflate3d.nn.heads import head_type
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import deliver_whole
+from nightly import slow_but
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -65,22 +67,28 @@ def changed_weights(edit: Callable[[Tensors], Any]) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize(
     ("edit", "said"),
-    [
-        (lambda t: t.pop("conv1.0.weight"), r"no tensor for \['conv1\.0\.weight'\]"),
-        (lambda t: t.update({"extra.weight": torch.zeros(3)}), r"no place for \['extra\.weight'\]"),
-        (lambda t: t.update({"norm_domains.mr.bn1.running_mean": torch.zeros(32)}), "no place for"),
-        (lambda t: t.update({"stems.ct.weight": torch.zeros(8, 1, 1, 3, 3)}), "no place for"),
-        (
-            lambda t: t.update({"bn1.weight": t["bn1.weight"].to(torch.int8)}),
-            r"bn1\.weight is I8, the net wants torch\.",
-        ),
-        (
-            lambda t: t.update({"bn1.num_batches_tracked": torch.tensor(1.0)}),
-            r"bn1\.num_batches_tracked is F32, the net wants torch\.int64",
-        ),
-        (lambda t: t.update({"bn1.bias": t["bn1.bias"][:-1].clone()}), r"bn1\.bias has shape \(\d+,\), the net wants"),
-        (lambda t: t.update({"bn1.bias": torch.zeros(10**7)}), r"bn1\.bias has shape \(10000000,\), the net wants"),
-    ],
+    slow_but(
+        [
+            (lambda t: t.pop("conv1.0.weight"), r"no tensor for \['conv1\.0\.weight'\]"),
+            (lambda t: t.update({"extra.weight": torch.zeros(3)}), r"no place for \['extra\.weight'\]"),
+            (lambda t: t.update({"norm_domains.mr.bn1.running_mean": torch.zeros(32)}), "no place for"),
+            (lambda t: t.update({"stems.ct.weight": torch.zeros(8, 1, 1, 3, 3)}), "no place for"),
+            (
+                lambda t: t.update({"bn1.weight": t["bn1.weight"].to(torch.int8)}),
+                r"bn1\.weight is I8, the net wants torch\.",
+            ),
+            (
+                lambda t: t.update({"bn1.num_batches_tracked": torch.tensor(1.0)}),
+                r"bn1\.num_batches_tracked is F32, the net wants torch\.int64",
+            ),
+            (
+                lambda t: t.update({"bn1.bias": t["bn1.bias"][:-1].clone()}),
+                r"bn1\.bias has shape \(\d+,\), the net wants",
+            ),
+            (lambda t: t.update({"bn1.bias": torch.zeros(10**7)}), r"bn1\.bias has shape \(10000000,\), the net wants"),
+        ],
+        3,
+    ),
     ids=["missing", "extra", "unnamed domain", "unnamed stem", "integers", "a real count", "shorter", "vast"],
 )
 def test_weights_that_are_not_the_nets_are_refused(copy: Path, edit: Callable[[Tensors], Any], said: str) -> None:
@@ -90,17 +98,23 @@ def test_weights_that_are_not_the_nets_are_refused(copy: Path, edit: Callable[[T
 
 @pytest.mark.parametrize(
     ("tensors", "said"),
-    [
-        ({"input": torch.zeros(1, 3, 20_000, 1, 1), "features": torch.zeros(1, 96)}, "at most 1024 frames"),
-        ({"input": torch.zeros(512, 3, 8, 1, 1), "features": torch.zeros(1, 96)}, "at most 1024 frames"),
-        ({"input": torch.zeros(1, 1, 2, 4096, 4096), "features": torch.zeros(1, 96)}, "16777216 pixels"),
-        ({"input": torch.zeros(1, 3, 8, 8, 8), "features": torch.zeros(1, 2**22 + 1)}, "4194304 features"),
-        ({"input": torch.zeros(1, 4, 8, 32, 32), "features": torch.zeros(1, 96)}, "the net takes 3 channels"),
-        ({"input": torch.zeros(1, 3, 0, 32, 32), "features": torch.zeros(1, 96)}, "the net takes 3 channels"),
-        ({"input": torch.zeros(3, 8, 32, 32), "features": torch.zeros(1, 96)}, r"expected `input` \(B, C, D, H, W\)"),
-        ({"input": torch.zeros(1, 3, 8, 32, 32)}, r"and `features` \(B, N\)"),
-        ({"input": torch.zeros(1, 3, 8, 32, 32).long(), "features": torch.zeros(1, 96)}, "expected F32"),
-    ],
+    slow_but(
+        [
+            ({"input": torch.zeros(1, 3, 20_000, 1, 1), "features": torch.zeros(1, 96)}, "at most 1024 frames"),
+            ({"input": torch.zeros(512, 3, 8, 1, 1), "features": torch.zeros(1, 96)}, "at most 1024 frames"),
+            ({"input": torch.zeros(1, 1, 2, 4096, 4096), "features": torch.zeros(1, 96)}, "16777216 pixels"),
+            ({"input": torch.zeros(1, 3, 8, 8, 8), "features": torch.zeros(1, 2**22 + 1)}, "4194304 features"),
+            ({"input": torch.zeros(1, 4, 8, 32, 32), "features": torch.zeros(1, 96)}, "the net takes 3 channels"),
+            ({"input": torch.zeros(1, 3, 0, 32, 32), "features": torch.zeros(1, 96)}, "the net takes 3 channels"),
+            (
+                {"input": torch.zeros(3, 8, 32, 32), "features": torch.zeros(1, 96)},
+                r"expected `input` \(B, C, D, H, W\)",
+            ),
+            ({"input": torch.zeros(1, 3, 8, 32, 32)}, r"and `features` \(B, N\)"),
+            ({"input": torch.zeros(1, 3, 8, 32, 32).long(), "features": torch.zeros(1, 96)}, "expected F32"),
+        ],
+        4,
+    ),
 )
 def test_a_replay_that_no_net_publishes_is_refused_before_its_forward(copy: Path, tensors: Tensors, said: str) -> None:
     save_file(tensors, copy / "replay.safetensors")
@@ -121,17 +135,20 @@ HEAD = {"type": "linear", "task": "t", "dataset": "d", "head": {"num_classes": 2
 
 @pytest.mark.parametrize(
     ("edit", "said"),
-    [
-        (lambda c: c["net"].update(num_classes=10**9), r"num_classes is '1000000000'; expected"),
-        (lambda c: c["net"].update(num_classes=900_000), "refused before the memory was taken"),
-        (lambda c: c["net"].update(in_chans=10**7), "in_chans is '10000000'; expected"),
-        (lambda c: c["net"].update(base_kwargs={"channels": [10**7] * 4}), "expected a number of at most 65536"),
-        (lambda c: c["net"].update(base_kwargs={"channels": [60_000] * 4}), "refused before the memory was taken"),
-        (lambda c: c.update(heads={"d": {**HEAD, "head": {"channels": [10**7]}}}), "expected a number of at most"),
-        (lambda c: c.update(heads={"d": {**HEAD, "window": [4096, 4096, 4096]}}), "at most 268435456 voxels"),
-        (lambda c: c.update(training={"data": [{"name": "x"}]}), "'licence' is missing"),
-        (lambda c: c.update(training={"data": "all of it"}), "data is 'all of it'; expected a list"),
-    ],
+    slow_but(
+        [
+            (lambda c: c["net"].update(num_classes=10**9), r"num_classes is '1000000000'; expected"),
+            (lambda c: c["net"].update(num_classes=900_000), "refused before the memory was taken"),
+            (lambda c: c["net"].update(in_chans=10**7), "in_chans is '10000000'; expected"),
+            (lambda c: c["net"].update(base_kwargs={"channels": [10**7] * 4}), "expected a number of at most 65536"),
+            (lambda c: c["net"].update(base_kwargs={"channels": [60_000] * 4}), "refused before the memory was taken"),
+            (lambda c: c.update(heads={"d": {**HEAD, "head": {"channels": [10**7]}}}), "expected a number of at most"),
+            (lambda c: c.update(heads={"d": {**HEAD, "window": [4096, 4096, 4096]}}), "at most 268435456 voxels"),
+            (lambda c: c.update(training={"data": [{"name": "x"}]}), "'licence' is missing"),
+            (lambda c: c.update(training={"data": "all of it"}), "data is 'all of it'; expected a list"),
+        ],
+        3,
+    ),
 )
 def test_a_config_that_asks_for_absurd_sizes_is_refused(copy: Path, edit: Callable[[Any], Any], said: str) -> None:
     change(copy, edit)
@@ -162,8 +179,21 @@ class _Levels:
         return [(1, 4, 4), (1, 8, 8), (1, 16, 16)]
 
 
+@pytest.mark.parametrize("byte", range(8))
+def test_no_bit_of_a_list_of_hashes_can_flip_unseen(copy: Path, byte: int) -> None:
+    content = (copy / "SHA256SUMS").read_bytes()
+    lines = content.split(b"\n")
+    places = [0, 63, 64, 66, 67, len(lines[0]) - 1, len(lines[0]), len(content) - 2]  # digits, blanks, names, ends
+    changed = bytearray(content)
+    for bit in range(8):
+        changed[places[byte]] = content[places[byte]] ^ (1 << bit)
+        (copy / "SHA256SUMS").write_bytes(changed)
+        with pytest.raises(InputError):
+            check_files(copy)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "replay.safetensors"])
-@pytest.mark.parametrize("cut", [0, 7, 8, 100, -1])
+@pytest.mark.parametrize("cut", slow_but([0, 7, 8, 100, -1], 2))
 def test_a_file_that_is_cut_short_is_refused(copy: Path, name: str, cut: int) -> None:
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:cut])
@@ -196,7 +226,9 @@ def linked_from_blobs(base: Path, whole: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", [as_hub_cache, as_our_cache, linked_from_blobs, lambda base, whole: base / "plain"])
+@pytest.mark.parametrize(
+    "place", slow_but([as_hub_cache, as_our_cache, linked_from_blobs, lambda base, whole: base / "plain"], 2)
+)
 def test_a_damaged_folder_of_the_users_own_is_left_whatever_it_looks_like(
     whole: Path, tmp_path: Path, place: Callable[[Path, Path], Path]
 ) -> None:

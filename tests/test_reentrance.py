@@ -314,6 +314,12 @@ def test_joint_attention_without_fused_attention_is_refused():
         set_fused_attn(True)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "edgenext_xx_small"])
+def test_joint_attention_is_refused_where_no_layer_could_join_frames(name):
+    with pytest.raises(InputError, match="which no layer of this net calls; take attention='frame'"):
+        build(name, attention="joint")
+
+
 def test_a_shown_map_is_the_clips_own_and_changes_nothing():
     net = build()
     x = clips(net, 2, 4)

@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_error_that_names_the_free_space(root: Path, tmp_path
         reader = remote(url, tmp_path / "cache")
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-            with pytest.raises(BrokenSample, match=r"cache: File too large; [\d.]+ MB are free there. Free some"):
+            with pytest.raises(Unreachable, match=r"File too large; [\d.]+ MB are free there. Free some"):
                 reader.sample(0, 0)
             with pytest.raises(InputError, match=r"[\d.]+ MB are free there.*finished shards are kept"):
                 build_shards(toy, tmp_path / "built", max_samples_per_shard=5, progress=False)
@@ -265,7 +265,7 @@ def test_a_partial_file_is_gone_on_with(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_cache_smaller_than_a_shard_is_refused(root: Path, tmp_path: Path) -> None:
-    with faulty(root) as (url, _), pytest.raises(BrokenSample, match=r"bounded to 1000.*Raise data.cache_gb"):
+    with faulty(root) as (url, _), pytest.raises(Unreachable, match=r"bounded to 1000.*Raise data.cache_gb"):
         remote(url, tmp_path, 1000).sample(0, 0)
 
 

@@ -330,7 +330,7 @@ def test_cases_that_cannot_be_told_apart_or_straddle_splits_are_refused(tmp_path
     with pytest.raises(InputError, match="doubled: a"):
         build(tmp_path, cases=[cases[0], cases[0]])
     for key in ("a.b", "../a", "", "a b"):
-        with pytest.raises(InputError, match="letters, digits"):
+        with pytest.raises(InputError, match="letters and digits"):
             build(tmp_path, cases=[Case(key, "train", 0)])
 
 

@@ -273,6 +273,31 @@ def test_a_field_of_a_json_member_is_checked_too(tmp_path: Path) -> None:
         read(tmp_path / "out")
 
 
+def test_what_is_noticed_of_a_video_stands_in_the_index(tmp_path: Path) -> None:
+    clips = (member("k0.cls", b"1"), member("k0.h264", b""), member("k0.mp4", CLIP[:-1] + b"x"))
+    assert indexed(write(tmp_path / "in" / "t.tar", *clips), tmp_path / "out").num_samples() == 1
+    assert "noticed" not in ShardReader(tmp_path / "out", Manifest.load(tmp_path / "out")).record(0, 0)
+    again = rotated(CLIP)
+    indexed(write(tmp_path / "in" / "t.tar", member("k0.cls", b"1"), member("k0.mp4", again)), tmp_path / "out")
+    record = ShardReader(tmp_path / "out", Manifest.load(tmp_path / "out")).record(0, 0)
+    assert [kind for kind, _ in record["noticed"]] == ["rotated"]
+
+
+def rotated(content: bytes) -> bytes:
+    """The same video, to be shown turned."""
+    import av
+
+    out = io.BytesIO()
+    with av.open(io.BytesIO(content)) as source, av.open(out, "w", format="mp4") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        copy.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                target.mux(packet)
+    return out.getvalue()
+
+
 def test_an_index_is_kept_while_the_tar_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "in" / "t.tar", samples("k0", "k1"))
     first = indexed(path, tmp_path / "out")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from inflate3d.data import decode_frames, probe_video
 from inflate3d.errors import InputError
+from nightly import nightly_but
 
 CODECS = {
     "mp4": ("libx264", "libx265", "mpeg4", "libvpx-vp9", "mjpeg"),
@@ -150,9 +151,6 @@ def check(content: bytes, draw: np.random.Generator) -> str:
     return "no stamps"
 
 
-MARKS = ([], [pytest.mark.slow], [pytest.mark.nightly])
-
-
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=MARKS[(i >= 10) + (i >= 30)]) for i in range(300)])
+@pytest.mark.parametrize("seed", nightly_but(range(300), 30))
 def test_frames_and_times_are_those_of_a_whole_decode(seed: int) -> None:
     assert check(drawn(seed), np.random.default_rng(seed))

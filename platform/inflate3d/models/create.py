@@ -18,6 +18,7 @@ from inflate3d.inflation import (
     inflate_in_place,
     resolve_plan,
 )
+from inflate3d.inflation.joint import JointAttention
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.fetch import published_folder
@@ -97,7 +98,9 @@ def create_model(
     if (folder := published_folder(name, cache_dir)) is None:
         _refuse_published_arguments(name, norm_domain=norm_domain, head=head)
         resolved = replace(given, plan=resolve_plan(given.plan, **inputs))
-        return build_net(NetSpec(name, resolved, **options), pretrained=pretrained, cache_dir=cache_dir)
+        net = build_net(NetSpec(name, resolved, **options), pretrained=pretrained, cache_dir=cache_dir)
+        _check_joined(net, resolved)
+        return net
     return load_published(
         folder,
         given,
@@ -121,6 +124,15 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]
     return net
+
+
+def _check_joined(net: nn.Module, inflation: Inflation) -> None:
+    """InputError where joint attention was asked for and no layer can join frames: nothing would say so later."""
+    if inflation.attention == "joint" and not any(isinstance(module, JointAttention) for module in net.modules()):
+        raise InputError(
+            "attention='joint' joins the frames of a clip in scaled_dot_product_attention, which no layer of this net "
+            "calls; take attention='frame', or a net with attention: platform models list '*vit*'"
+        )
 
 
 def _checked(**options: Any) -> dict[str, Any]:

@@ -55,10 +55,10 @@ class NamedTeacher(nn.Module):
         # Of the room above: tasks make their teachers when a run begins, not when this file is imported.
         from inflate3d import create_model
 
-        self.net = create_model(
+        net: Any = create_model(
             **{"pretrained": True, "plan": "2d", **given, "features_only": True, "in_chans": in_chans}
         )
-        self.channels: list[int] = self.net.feature_info.channels()
+        self.net, self.channels = net, list(net.feature_info.channels())
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> NamedTeacher:
@@ -67,6 +67,6 @@ class NamedTeacher(nn.Module):
 
     def forward(self, view_BCDHW: Tensor, *, domain: str) -> Features:
         """Return its maps; the domain is the student's, and means nothing here."""
-        maps = self.net(view_BCDHW)
+        maps: list[Tensor] = self.net(view_BCDHW)  # type: ignore[operator]
         size: tuple[int, int, int] = tuple(view_BCDHW.shape[2:])  # type: ignore[assignment]
         return Features(maps, maps[-1].mean(dim=(2, 3, 4)), size)

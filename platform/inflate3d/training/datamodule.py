@@ -262,7 +262,9 @@ class DataModule(pl.LightningDataModule):
         In a run it is a window of accumulation ahead, and one more: the step at which ranks can agree to stop is whole.
         """
         ahead = 0 if self.trainer is None else self.trainer.accumulate_grad_batches + 1
-        return self._loader(self._train_stream(list(self.datasets)), ahead=ahead)
+        loader = self._loader(self._train_stream(list(self.datasets)), ahead=ahead)
+        loader.asked_early = self.trainer is not None
+        return loader
 
     def first_batches(self, name: str, count: int) -> list[Batch]:
         """Return the first batches of one dataset on this rank, loaded here and now; the stream's state stays."""
@@ -328,7 +330,7 @@ class DataModule(pl.LightningDataModule):
             max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
         )
 
-    def _loader(self, stream: Any, *, ahead: int) -> DataLoader[Batch]:
+    def _loader(self, stream: Any, *, ahead: int) -> RunLoader:
         loader = RunLoader(
             stream,
             batch_size=None,  # the stream yields batches

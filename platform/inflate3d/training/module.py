@@ -246,6 +246,10 @@ class MultiTaskModule(pl.LightningModule):
     def _take_means(self) -> dict[str, float]:
         return self.means.take(reduce=self._sum_over_ranks)
 
+    @property
+    def _world_size(self) -> int:
+        return self._trainer.world_size if self._trainer is not None else 1
+
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         total: Any = self.trainer.strategy.reduce(value, reduce_op="sum")
         return total
@@ -370,7 +374,7 @@ class MultiTaskModule(pl.LightningModule):
             own = {"data": published.get("training", {}).get("data", []), "source": published.get("source_weights")}
             checkpoint["ancestor"] = own
         checkpoint["train_means"] = self.means.state_dict(
-            reduce=self._sum_over_ranks, rank=self.global_rank, world_size=self.trainer.world_size
+            reduce=self._sum_over_ranks, rank=self.global_rank, world_size=self._world_size
         )
         checkpoint["first_means"] = self.watch.state_dict()
         checkpoint["constant_losses"] = dict(self.constant_losses)
@@ -379,8 +383,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the means since the last row, and what was measured before the first step."""
         self.backbone.check_trained_with(checkpoint["net"])
-        world_size = self.trainer.world_size
-        self.means.load_state_dict(checkpoint["train_means"], rank=self.global_rank, world_size=world_size)
+        self.means.load_state_dict(checkpoint["train_means"], rank=self.global_rank, world_size=self._world_size)
         self.watch.load_state_dict(checkpoint["first_means"])
         self.constant_losses = dict(checkpoint["constant_losses"])
         self.frozen.load_state_dict(checkpoint["frozen"])

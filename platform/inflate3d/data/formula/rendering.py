@@ -7,7 +7,7 @@ import numpy as np
 Shape = tuple[int, int, int]
 
 
-def smooth_noise(shape: Shape, draw: np.random.Generator, *, cells: int) -> np.ndarray:
+def smooth_noise(shape: tuple[int, ...], draw: np.random.Generator, *, cells: int) -> np.ndarray:
     """Return noise of about `cells` waves along the longest axis, float32 with mean 0 and standard deviation 1.
 
     Random values on a coarse grid, interpolated linearly along one axis after the other.

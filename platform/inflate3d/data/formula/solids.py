@@ -91,7 +91,7 @@ def vary(solid: Solid, draw: np.random.Generator, *, hollow: float = 0.25) -> So
             part,
             size=(part.size * np.exp(draw.normal(0, 0.08, 3))).astype(np.float32),
             place=(part.place + draw.normal(0, 0.04, 3)).astype(np.float32),
-            exponents=tuple(e * float(np.exp(draw.normal(0, 0.08))) for e in part.exponents),
+            exponents=(_near(part.exponents[0], draw), _near(part.exponents[1], draw)),
         )
         for part in solid.parts
     )
@@ -142,6 +142,10 @@ def _draw_part(draw: np.random.Generator, least: float, most: float) -> Part:
         exponents=(float(np.exp(draw.uniform(-0.2, 2.1))), float(np.exp(draw.uniform(-0.2, 2.1)))),
         sides=int(draw.integers(3, 8)),
     )
+
+
+def _near(value: float, draw: np.random.Generator) -> float:
+    return value * float(np.exp(draw.normal(0, 0.08)))
 
 
 def _direction(draw: np.random.Generator) -> np.ndarray:

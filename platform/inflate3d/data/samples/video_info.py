@@ -70,7 +70,8 @@ class VideoInfo:
         """Return what a sample's JSON member says of it."""
         record = {"shape": [3, self.num_frames, self.height, self.width], "num_frames": self.num_frames}
         told = {"fps": self.fps, "spacing_mm": [1.0 / self.fps, 1.0, 1.0], "affine": None}
-        optional = {"seconds": self.uneven, "starts": self.starts}
+        noticed = [list(fact) for fact in self.noticed]
+        optional = {"seconds": self.uneven, "starts": self.starts, "noticed": noticed}
         return {**record, **told, **{name: value for name, value in optional.items() if value}}
 
     @classmethod

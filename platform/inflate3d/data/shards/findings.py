@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Finding:
 def find_noticed(folder: Path, survey: Survey) -> list[Finding]:
     """Return all findings of a set, the worst kind first and within one in the order of the samples."""
     found = [Finding("rejected", r["key"], "", r["reason"]) for r in survey.manifest.rejects]
-    for n, kind, text in _of_samples(folder, survey):
+    for n, kind, text in sorted(_of_samples(folder, survey), key=itemgetter(0)):
         found.append(Finding(kind, survey.keys[n], survey.splits[n], text))
     found += _of_targets(survey)
     counts = Counter(finding.kind for finding in found)

@@ -201,7 +201,8 @@ class ShardReader:
             # A view of the page cache: no copy. The file's size is asked first, for a read past its end kills.
             if (found := os.fstat(file.handle).st_size) < offset + size:
                 raise BrokenSample(f"{self._where(shard)}: is cut short at byte {found}")
-            return OPEN_FILES.map((self._number, shard))[offset : offset + size]
+            pages = OPEN_FILES.map((self._number, shard)) if file.pages is None else file.pages
+            return pages[offset : offset + size]
         content = np.empty(size, np.uint8).data if memory is None else memory.first(size)
         while done < size:
             count = os.preadv(file.handle, [content[done:] if done else content], offset + done)

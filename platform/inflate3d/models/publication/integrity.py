@@ -40,7 +40,7 @@ def parse_sums(text: str, *, where: str) -> dict[str, str]:
     Files that this version does not know are left out: they are neither fetched nor opened. InputError for a line that
     is not a hash and a plain name, for a name that comes twice, and for a needed file that is not listed.
     """
-    lines = text.splitlines()
+    lines = re.split(r"\r?\n", text.rstrip("\r\n"))
     if len(lines) > MOST_FILES:
         raise InputError(f"{where}: {len(lines)} lines; a publication has at most {MOST_FILES} files")
     found: dict[str, str] = {}
@@ -57,10 +57,15 @@ def parse_sums(text: str, *, where: str) -> dict[str, str]:
 def check_files(folder: Path) -> dict[str, str]:
     """Compare the files of a publication with its SHA256SUMS, and return what that says.
 
-    InputError names what is missing, no plain file, or too large; Changed names the first file that has changed.
+    InputError names what is missing, not listed, no plain file, or too large; Changed names the first file that has
+    changed.
     """
     sums = plain_file(folder, SUMS)
     stated = parse_sums(sums.read_text(encoding="utf-8", errors="replace"), where=str(sums))
+    if unlisted := [name for name in _READ if name not in stated and (folder / name).exists()]:
+        raise InputError(
+            f"{sums}: {unlisted[0]} lies there, but is not listed; publish or download the directory again"
+        )
     for name, expected in stated.items():
         file = plain_file(folder, name)
         if (found := file_sha256(file)) != expected:

@@ -19,10 +19,12 @@ class RunLoader(DataLoader[Any]):
     """A DataLoader that holds up to `ahead` batches more than it has given.
 
     Where the next one cannot be had (an outage, too many broken samples), `fault` says so at once, and is raised when
-    that batch's turn comes: until then ranks can agree and save.
+    that batch's turn comes: until then ranks can agree and save. asked_early: the first batch is asked for before the
+    run starts, where ranks cannot agree yet: if it cannot be had, None stands for it.
     """
 
     ahead = 0
+    asked_early = False
     seconds_waited = 0.0
     fault: Fault | None = None
 
@@ -35,6 +37,9 @@ class RunLoader(DataLoader[Any]):
         return self._given(held, batches)
 
     def _given(self, held: deque[Any], batches: Iterator[Any]) -> Iterator[Any]:
+        self._fill(held, batches)
+        if self.asked_early and self.fault is not None and not held:
+            yield None
         while True:
             self._fill(held, batches)
             if not held:

@@ -27,7 +27,7 @@ class AMOS22(LabelledVolumes):
     """amos22/: dataset.json, imagesTr, labelsTr, imagesVa, labelsVa, as released after the challenge.
 
     modality: ct (cases up to amos_0500) or mri (those above). Splits are the official ones; imagesTs has no labels and
-    is not used. Download, 22 GiB: wget https://zenodo.org/records/7262581/files/amos22.zip && unzip amos22.zip
+    is not used. Download, 24 GB: wget https://zenodo.org/records/7262581/files/amos22.zip && unzip amos22.zip
     """
 
     base_card = DatasetCard(

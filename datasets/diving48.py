@@ -1,4 +1,4 @@
-"""Diving48: 18,404 clips of competitive dives in 48 classes that a single frame cannot tell apart."""
+"""Diving48: some 17,000 clips of competitive dives in 48 classes that a single frame cannot tell apart."""
 
 from __future__ import annotations
 

@@ -68,6 +68,7 @@ class MedMNIST3D(AbstractDataset):
 
     root: the folder of the .npz files, or one file. subset: "adrenalmnist3d", or "adrenal" for short. size: 28, or 64
     for the files named SUBSET_64.npz. The source states no anatomical orientation, so the card states none.
+    Download: wget https://zenodo.org/records/10519652/files/adrenalmnist3d.npz, or adrenalmnist3d_64.npz, and so on.
     """
 
     base_card = DatasetCard(

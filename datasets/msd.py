@@ -29,6 +29,7 @@ class MSD(AbstractDataset):
     window for CT in Task06, a soft-tissue window in the others, and each volume's z-score for MRI. labels: classes made
     of the task's labels, such as {liver: [1, 2]}; the others become background. Splits: SplitRule
     divides the labelled cases (val_count overrides val_fraction; split_file overrides both).
+    Download: from http://medicaldecathlon.com, or aws s3 cp --no-sign-request s3://msd-for-monai/Task09_Spleen.tar .
     """
 
     base_card = DatasetCard(

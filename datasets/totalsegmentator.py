@@ -32,7 +32,7 @@ class TotalSegmentator(LabelledVolumes):
     modality: ct, or mri for the MRI release (s0001/mri.nii.gz). The labels are the mask files of the first case, and
     every case must have the same; their values are 1, 2, ... in the order of their names. Where two files claim a
     voxel the later counts. Splits are those of meta.csv; without val cases there, a fifth of train is val. Download of
-    the CT, 23 GiB: wget https://zenodo.org/records/10047292/files/Totalsegmentator_dataset_v201.zip, then unzip it.
+    the CT, 24 GB: wget https://zenodo.org/records/10047292/files/Totalsegmentator_dataset_v201.zip, then unzip it.
     """
 
     base_card = DatasetCard(

@@ -102,7 +102,9 @@ class LabelledVolumes(AbstractDataset):
         """Read the channels and the mask, turned to RAS and, if stated, resampled to the spacing."""
         files: Files = case.source
         images = [self.root / path for path in files.images]
-        masks = {"mask": [self._mask_file(path, label) for path, label in files.masks]}
+        parts = [self._mask_file(path, label) for path, label in files.masks]
+        # A file of labels that no class takes changes no voxel.
+        masks = {"mask": [part for part in parts if any(part.index_of.values())]}
         return read_volume_case(images, self.card, where=case.key, masks=masks, targets=files.values)
 
     def _mask_file(self, path: str, label: str | None) -> MaskFile:

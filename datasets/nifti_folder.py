@@ -70,16 +70,13 @@ class NiftiFolder(ListedVolumes):
         folder = require_folder(root, where="nifti_folder", holds="NIfTI files")
         if frames not in _FRAMES:
             raise unknown_name("value of frames", frames, _FRAMES, where="nifti_folder")
-        found = [p for p in visible(folder, pattern) if p.name.lower().endswith((".nii", ".nii.gz")) and not p.is_dir()]
-        if not found:
-            raise InputError(f"nifti_folder: {folder} holds no .nii or .nii.gz that matches {pattern!r}")
-        paths = [path.relative_to(folder).as_posix() for path in found]
+        paths = _matching(folder, pattern)
         rows, file = folder_rows(
             paths, folder, csv=csv, values=as_names(values), group_pattern=group_pattern, where="nifti_folder"
         )
         if frames == "cases":
             rows = [frame for row in _named(rows) for frame in _frames(row, folder)]
-        elif channels is None and (count := _frame_count(found[0])) > 1:
+        elif channels is None and (count := _frame_count(folder / paths[0])) > 1:
             channels = [f"{modality}_{i}" for i in range(count)]
         super().__init__(
             folder,
@@ -98,7 +95,7 @@ class NiftiFolder(ListedVolumes):
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
-        """Write four patients with two scans each in BIDS folders, and labels.csv, which knows six of them."""
+        """Write four patients with two scans each in BIDS folders, and labels.csv."""
         from inflate3d.data.raw.examples import boxes, write_image
 
         lines = ["image,label,age"]
@@ -117,13 +114,21 @@ class NiftiFolder(ListedVolumes):
         }
 
 
+def _matching(folder: Path, pattern: str) -> list[str]:
+    """Return the NIfTI files of a pattern, relative to the folder. InputError if there is none."""
+    found = [p for p in visible(folder, pattern) if p.name.lower().endswith((".nii", ".nii.gz")) and not p.is_dir()]
+    if not found:
+        raise InputError(f"nifti_folder: {folder} holds no .nii or .nii.gz that matches {pattern!r}")
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
 def _frame_count(file: Path) -> int:
     """Return how many volumes a file's header states; 1 where it cannot be read: reading the case says why."""
     from inflate3d.data.raw.nifti import nifti_header
 
     try:
         header = nifti_header(file)
-    except OSError:
+    except Exception:  # nibabel and zlib raise several kinds on broken files
         return 1
     shape = header.get_data_shape() if header is not None else ()
     return max((int(n) for n in shape[3:]), default=1)

@@ -145,8 +145,9 @@ def test_a_file_that_cannot_be_read_stays_a_case_and_says_why(tmp_path: Path) ->
     cine(tmp_path / "a.nii.gz", 2)
     (tmp_path / "b.nii.gz").write_bytes(b"")
     (tmp_path / "c.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (tmp_path / "d.nii.gz").write_bytes(b"\x1f\x8b\x08" + b"?" * 400)
     dataset = nifti_folder(tmp_path, frames="cases")
-    assert [c.key for c in dataset.cases()] == ["a-000", "a-001", "b-000", "c-000"]
+    assert [c.key for c in dataset.cases()] == ["a-000", "a-001", "b-000", "c-000", "d-000"]
     for case in dataset.cases()[2:]:
         with pytest.raises(InputError, match=rf"{case.key[0]}.nii.gz"):
             dataset.read(case)

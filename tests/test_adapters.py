@@ -89,6 +89,7 @@ def test_an_encoder_that_monais_decoder_cannot_take_is_refused() -> None:
         register_flexible_unet("resnet10t", plan="slow")
 
 
+@pytest.mark.slow
 def test_monais_sliding_windows_take_a_segmenter() -> None:
     pytest.importorskip("monai", reason="pip install 'inflate3d[adapters]'")
     found = run("MONAI: sliding windows", NAME="test_resnet", volume=torch.randn(1, 1, 40, 36, 20))

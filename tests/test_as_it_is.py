@@ -195,6 +195,7 @@ def test_names_of_classes_do_not_outlive_their_classifier() -> None:
     assert net.label_names == []
 
 
+@pytest.mark.slow
 def test_what_a_publication_was_trained_on_goes_along_when_its_net_is_published_again(tmp_path: Path) -> None:
     card = {"name": "scans", "licence": "own", "commercial_use": False, "weights_may_be_published": False}
     card |= {"title": "Scans", "url": "", "citation": "", "media": "volume"}
@@ -213,6 +214,7 @@ def test_what_a_publication_was_trained_on_goes_along_when_its_net_is_published_
         publish(again, "hf-hub:me/mine")
 
 
+@pytest.mark.slow
 def test_a_compiled_net_is_published_as_the_net(tmp_path: Path) -> None:
     net = changed("test_resnet", lambda net: None)
     publish(torch.compile(net, backend="eager"), f"local-dir:{tmp_path / 'p'}")

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from inflate3d.cli.config import load_config, packaged_configs
 from inflate3d.cli.main import MOST_LINES, main
+from nightly import slow_but
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -126,7 +127,7 @@ def test_a_wrong_config_is_refused_with_file_key_close_name_and_exit_code_2(
     assert len(error.splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize(("name", "decay"), [("torch.optim.SGD", 0), ("Adam", 0), (None, 0.01)])
+@pytest.mark.parametrize(("name", "decay"), slow_but([("torch.optim.SGD", 0), ("Adam", 0), (None, 0.01)], 1))
 def test_an_optimizer_has_the_defaults_of_its_own_class(tmp_path: Path, name: str | None, decay: float) -> None:
     from inflate3d.cli.check import check_config
     from inflate3d.cli.run import Run

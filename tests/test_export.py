@@ -51,7 +51,7 @@ def test_copies_and_pickles_answer_alike(name):
         assert torch.equal(net.forward_head(net.forward_features(x)), expected)
 
 
-@pytest.mark.parametrize("name", slow_but(NETS, 2))
+@pytest.mark.parametrize("name", slow_but(NETS, 1))
 def test_half_precision_stays_near(name):
     net, x = build(name), clips()
     with torch.no_grad():

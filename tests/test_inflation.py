@@ -41,12 +41,12 @@ def check_static_clip(name, taps, plan, depth):
 
 
 @pytest.mark.parametrize("taps", slow_but(["mean", "overshoot", "center"], 2))
-@pytest.mark.parametrize("name", slow_but(CONV_NETS, 3))
+@pytest.mark.parametrize("name", slow_but(CONV_NETS, 2))
 def test_a_static_clip_answers_as_the_2d_net(name, taps):
     check_static_clip(name, taps, "isotropic", depth=5)
 
 
-@pytest.mark.parametrize("plan", slow_but(["i3d", "slow", "2d", "auto"], 2))
+@pytest.mark.parametrize("plan", slow_but(["i3d", "slow", "2d", "auto"], 1))
 def test_every_plan_is_exact_on_a_static_clip(plan):
     check_static_clip("resnet18", "mean", plan, depth=11)
 
@@ -137,6 +137,7 @@ def test_keys_and_the_2d_net_stay_as_they_were():
     assert inflated.state_dict()["conv1.3.weight"].ndim == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies_answer_alike_and_share_nothing(copier):
     net = inflate(make_2d("resnet10t"), example_size=(8, 64, 64)).eval()

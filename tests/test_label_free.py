@@ -191,6 +191,7 @@ def test_an_anchor_holds_the_start_and_pulls_back_what_left_it() -> None:
         bound(Distillation(datasets=["toy"], levels=[7]), card)
 
 
+@pytest.mark.slow
 def test_the_start_sees_each_batch_as_the_student_does_and_its_weights_stay() -> None:
     from inflate3d.models import Backbone, BackboneConfig
     from inflate3d.training.step_encoder import StepEncoder

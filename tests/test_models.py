@@ -18,6 +18,7 @@ def test_features_only_gives_timms_list_in_3d():
     assert net.feature_info.reduction_dhw() == [(1, 4, 4), (1, 16, 16)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"], 1))
 def test_features_of_channels_last_and_token_nets_come_channels_first(name):
     net = inflate3d.create_model(name, features_only=True, plan="2d").eval()
@@ -73,6 +74,7 @@ def test_torchvision_googlenet_with_plan_i3d_has_the_papers_map_sizes():
     assert [tuple(m.shape[2:]) for m in maps] == [(8, 112, 112), (8, 56, 56), (8, 28, 28), (4, 14, 14), (2, 7, 7)]
 
 
+@pytest.mark.slow
 def test_torchvision_nets_take_classes_and_channels():
     net = inflate3d.create_model("torchvision/resnet18", num_classes=5, in_chans=1).eval()
     assert net(torch.zeros(2, 1, 4, 64, 64)).shape == (2, 5)
@@ -94,6 +96,7 @@ def test_an_unknown_name_gets_close_ones(name, message):
         inflate3d.create_segmenter(name, num_classes=2)
 
 
+@pytest.mark.slow
 def test_a_tag_of_timms_without_weights_is_a_name_too():
     assert "test_maxvit.untrained" in timm.list_models("test_maxvit.*", include_tags=True)
     inflate3d.create_model("test_maxvit.untrained", num_classes=2)

@@ -49,6 +49,7 @@ def test_a_list_needs_no_torch():
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_plan_is_shown_level_by_level(capsys):
     words = "models show resnet50 --plan auto --input_size 19,256,256 --spacing_mm 5,0.8,0.8"
     assert main(words.split()) == 0

@@ -312,6 +312,7 @@ def test_norms_and_biases_do_not_decay():
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.0]
 
 
+@pytest.mark.slow
 def test_what_timm_spares_from_decay_is_spared(shards, tmp_path):
     module = toy_module()
     trainer = toy_trainer(tmp_path, max_steps=1, limit_val_batches=0)
@@ -383,6 +384,7 @@ def test_a_run_that_goes_on_to_more_steps_takes_its_first_one_at_the_new_rate(sh
     assert rates == pytest.approx([1e-3 * f for f in (short(0), short(1), long(2), long(3))])
 
 
+@pytest.mark.slow
 def test_no_interval_means_one_row_at_the_end(shards, tmp_path):
     trainer = toy_trainer(tmp_path, log_every_n_steps=0, limit_val_batches=0, max_steps=3)
     trainer.fit(toy_module(), datamodule=toy_data(shards))

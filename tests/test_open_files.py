@@ -153,6 +153,7 @@ def full_table() -> Iterator[list[int]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_table_is_waited_for_and_never_taken_for_damage(
     shards: Path, full_table: list[int], clock: Clock
 ) -> None:

@@ -110,6 +110,7 @@ SHAPES = st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 3))
 MIXTURES = st.dictionaries(st.sampled_from("abc"), SIZES, min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @given(MIXTURES, SEEDS, SHAPES, SHAPES, st.integers(0, 20), st.integers(0, 12))
 @settings(max_examples=50, deadline=None)
 def test_another_world_size_and_worker_count_in_mid_epoch_continue_the_sequence(

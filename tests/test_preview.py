@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from inflate3d.cli.main import main
+from nightly import slow_but
 
 KINDS = ("volume_segmentation", "volume_classification", "video_classification", "volume_targets")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, 1))
 def test_every_kind_is_drawn(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from matplotlib.image import imread
 

@@ -117,6 +117,7 @@ def test_a_published_segmenter_loads_whole_with_the_names_of_its_classes(run: Ru
     assert net.input_spec["sample"] == {"patch_size": [16, 16, 16]}
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_keeps_the_decoder_and_says_so(
     published: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -69,6 +69,7 @@ def test_checkpointing_takes_any_forwards_before_the_backward(name):
     check_checkpointing(name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reentrant")
 @pytest.mark.parametrize("name", slow_but(CHECKPOINTING[:6], 1))
 def test_reentrant_checkpointing_takes_any_forwards_before_the_backward(name):
@@ -243,6 +244,7 @@ def test_export_leaves_a_net_that_copies_saves_and_answers(strict):
         assert torch.equal(copy.deepcopy(net)(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", slow_but(["test_resnet", "test_efficientnet", "test_vit"], 1))
 def test_a_trace_holds_for_other_batches_and_depths(name):
@@ -290,6 +292,7 @@ def test_fusing_kernels_over_frames_is_refused_with_the_remedy(name):
         reparameterize_model(build(name))
 
 
+@pytest.mark.slow
 def test_a_fused_2d_net_inflates():
     torch.manual_seed(0)
     net_2d = reparameterize_model(timm.create_model("repghostnet_050", num_classes=3).eval())

@@ -268,6 +268,7 @@ def test_without_validation_data_checkpoints_are_written_all_the_same(shards, tm
     assert [c.step for c in list_checkpoints(tmp_path / "checkpoints")] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_changed_shards_are_refused_on_resume(shards, tmp_path):
     fit_here(shards, tmp_path / "run", max_steps=2)
     other = tmp_path / "other"

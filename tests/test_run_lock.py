@@ -87,6 +87,7 @@ def test_who_is_killed_holds_nothing_even_if_children_of_his_live_on(tmp_path: P
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", some([(2,), (20,)], [(2,)]))
 def test_of_two_starts_one_writes_and_none_does_where_another_was_killed(tmp_path: Path, rounds: int) -> None:
     # 20 rounds are what docs/reliability.md reports.

@@ -27,7 +27,7 @@ def answer(net, *size):
         return net.eval()(torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", slow_but(SMALL, 2))
+@pytest.mark.parametrize("name", slow_but(SMALL, 1))
 def test_logits_have_the_inputs_size(name):
     options, how, frame = SMALL[name]
     net = inflate3d.create_segmenter(name, num_classes=3, in_chans=1, input_size=SIZES[0])

@@ -35,6 +35,7 @@ def samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
     return [(r.key, {k: bytes(v) for k, v in r.members.items()}) for r in raw]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_merged_parts_hold_the_samples_of_one_build(tmp_path: Path, count: int) -> None:
     build(tmp_path / "whole")

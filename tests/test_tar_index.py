@@ -114,6 +114,7 @@ def test_indexed_tars_train_as_shards_do(tars: Path, tmp_path: Path) -> None:
     assert sum(len(b) for b in data.val_dataloader()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_same_index_comes_out_again_and_what_is_there_is_kept(tars: Path, tmp_path: Path, workers: int) -> None:
     first = indexed(tars, tmp_path / "a")

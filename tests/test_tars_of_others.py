@@ -346,6 +346,7 @@ def reindexed(tar: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["t.tar", "t.index.json"])
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_every_flipped_bit_is_seen_and_none_is_a_traceback(tmp_path: Path, name: str, count: int) -> None:
     found = flips(tmp_path, name, count)

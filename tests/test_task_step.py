@@ -148,6 +148,7 @@ def test_constant_weighting_divides_each_task_by_the_loss_of_its_own_constant(sh
 # ------------------------------------------------------------------------------------- modules and teachers of a task
 
 
+@pytest.mark.slow
 def test_a_teacher_is_in_the_checkpoint_and_in_nobodys_parameters(shards: Path, tmp_path: Path) -> None:
     module = toy_module()
     trainer = toy_teacher.fit(tmp_path, shards, module, max_steps=2)
@@ -169,6 +170,7 @@ def test_a_teacher_is_in_the_checkpoint_and_in_nobodys_parameters(shards: Path, 
     assert next(module.double().tasks["teacher"].frozen_modules()["teacher"].parameters()).dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_a_teacher_moves_once_an_optimiser_step_by_the_formula(shards: Path, tmp_path: Path) -> None:
     module, name = toy_module(norm="group"), "net.layer1.0.conv1.weight"
     expected: list[torch.Tensor] = []

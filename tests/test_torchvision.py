@@ -41,7 +41,7 @@ def check_features(name, expected):
         assert y.shape[3] == y.shape[4]
 
 
-@pytest.mark.parametrize("name", slow_but(LEVELS, 2))
+@pytest.mark.parametrize("name", slow_but(LEVELS, 1))
 def test_every_level_gives_features(name):
     check_features(name, LEVELS[name])
 
@@ -65,6 +65,7 @@ def test_channels_and_classes_are_the_callers(name, in_chans):
         assert net(clip).shape == (2, net.num_features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(["resnet18", "mobilenet_v3_small"], 1))
 def test_2d_answers_are_torchvisions_own(name):
     own = models.get_model(name, num_classes=5).eval()

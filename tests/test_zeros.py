@@ -95,6 +95,7 @@ def test_ends_alone_differ_from_repeated_frames():
     assert (zeros[:, :, 0] - repeated[:, :, 0]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_copies_published_weights_and_float16_keep_them(tmp_path):
     net = inflate3d.create_model("test_resnet", num_classes=0, inflation="mean", time_padding="zeros").eval()
     loaded = inflate3d.create_model(

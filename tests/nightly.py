@@ -40,7 +40,8 @@ def slow_but(values: Iterable[Any], count: int) -> list[Any]:
     return [pytest.param(*row, marks=[] if i < count else [pytest.mark.slow]) for i, row in enumerate(rows)]
 
 
-def nightly_but(values: Iterable[Any], count: int) -> list[Any]:
-    """Values as parameters, all but the first `count` nightly: the draws of a property."""
+def draws(count: int, fast: int, each: int = 10) -> list[Any]:
+    """Seeds from 0 to count - 1 as ranges of `each`; those from `fast` on are nightly: the draws of a property."""
     marks = [*NIGHTLY, pytest.mark.slow]
-    return [pytest.param(value, marks=[] if i < count else marks) for i, value in enumerate(values)]
+    starts = range(0, count, each)
+    return [pytest.param(range(i, min(i + each, count)), marks=[] if i < fast else marks, id=str(i)) for i in starts]

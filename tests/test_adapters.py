@@ -81,6 +81,7 @@ def test_monais_flexible_unet_takes_an_encoder() -> None:
     assert torch.equal(maps[0], ours[0].transpose(2, 4))
 
 
+@pytest.mark.slow
 def test_an_encoder_that_monais_decoder_cannot_take_is_refused() -> None:
     pytest.importorskip("monai", reason="pip install 'inflate3d[adapters]'")
     from inflate3d.adapters import register_flexible_unet

@@ -5,11 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 HOMES = {
@@ -111,20 +109,22 @@ def row(name: str) -> int:
     return next(i for i, names in enumerate(ROWS) if name in names)
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if part(m) not in ("", "tasks", "datasets", "configs")])
-def test_imports_point_down_the_list(module: str) -> None:
-    own = part(module)
-    for imported in imports(module):
-        if imported.split(".")[0] != "inflate3d" or part(imported) in ("", own):
+def pairs(chosen: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """Each module whose part is chosen, with each module that it imports."""
+    return ((module, imported) for module in modules() if chosen(part(module)) for imported in imports(module))
+
+
+def test_imports_point_down_the_list() -> None:
+    for module, imported in pairs(lambda own: own not in ("", "tasks", "datasets", "configs")):
+        if imported.split(".")[0] != "inflate3d" or part(imported) in ("", part(module)):
             continue
         assert part(imported) not in ("tasks", "datasets"), f"{module} names the plug-in {imported}"
         if part(imported) != "configs":
-            assert row(part(imported)) < row(own), f"{module} imports {imported}, which stands above it"
+            assert row(part(imported)) < row(part(module)), f"{module} imports {imported}, which stands above it"
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if part(m) in ("tasks", "datasets")])
-def test_plug_ins_know_contracts_and_shared_parts_only(module: str) -> None:
-    for imported in imports(module):
+def test_plug_ins_know_contracts_and_shared_parts_only() -> None:
+    for module, imported in pairs(lambda own: own in ("tasks", "datasets")):
         if imported.startswith("inflate3d"):
             assert part(imported) in PLUG_INS_MAY_IMPORT, f"{module} imports {imported}"
 
@@ -145,19 +145,18 @@ def test_no_module_takes_part_in_an_import_cycle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", list(modules()))
-def test_nothing_imports_the_roots_folders_as_top_level_names(module: str) -> None:
-    for imported in imports(module):
+def test_nothing_imports_the_roots_folders_as_top_level_names() -> None:
+    for module, imported in pairs(lambda own: True):
         assert imported.split(".")[0] not in ("tasks", "datasets", "configs", "slurm"), f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", list(modules()))
-def test_every_module_says_what_it_is_and_stays_short(module: str) -> None:
-    text = modules()[module].read_text(encoding="utf-8")
-    first = (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
-    assert first.endswith((".", ":", ",")) or len(first) > 20, f"{module}: line 1 says nothing: {first!r}"
-    assert "TODO" not in text, module
-    assert text.count("\n") <= LONGEST_FILE, f"{module} has {text.count(chr(10))} lines: two nouns?"
+def test_every_module_says_what_it_is_and_stays_short() -> None:
+    for module, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        first = (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
+        assert first.endswith((".", ":", ",")) or len(first) > 20, f"{module}: line 1 says nothing: {first!r}"
+        assert "TODO" not in text, module
+        assert text.count("\n") <= LONGEST_FILE, f"{module} has {text.count(chr(10))} lines: two nouns?"
 
 
 def test_these_modules_and_every_dataset_medium_and_target_import_without_torch() -> None:

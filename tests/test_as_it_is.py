@@ -163,6 +163,7 @@ def test_a_net_that_answers_as_its_spec_says_has_a_twin_with_its_weights(change:
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_tied_weights_are_each_saved_in_full(tmp_path: Path) -> None:
     net = inflate3d.create_model("test_vit", num_classes=0)
     net.blocks[1].norm1.weight = net.blocks[0].norm1.weight

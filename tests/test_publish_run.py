@@ -129,6 +129,7 @@ def test_another_number_of_classes_keeps_the_decoder_and_says_so(
     assert "5 classes instead of 3: the last layer is fresh" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["scans", "clips"])
 def test_a_classifier_loads_by_its_head_with_its_own_stem_and_statistics(
     run: Run, published: Path, dataset: str

@@ -61,7 +61,7 @@ def _mask_elsewhere(task: Path) -> None:
 
 FAULTS = {
     _image_of_other_shape: ["(12, 14, 15)", "mask toy_001.nii.gz", "(12, 14, 16)"],
-    _label_outside_the_classes: ["[7]", "0 to 1"],
+    _label_outside_the_classes: ["[7]", "[0, 1]"],
     _label_between_two_integers: [f"{BROKEN}.nii.gz"],
     _cut_short: [f"{BROKEN}.nii.gz", "corrupt or truncated"],
     _not_a_nifti: [f"{BROKEN}.nii.gz"],

@@ -61,6 +61,7 @@ def held(cache: Path) -> int:
     return sum(found.values())
 
 
+@pytest.mark.slow
 def test_samples_come_as_from_a_local_folder_and_once_over_the_net(root: Path, tmp_path: Path) -> None:
     with faulty(root) as (url, handler):
         assert every_sample(remote(url, tmp_path)) == local(root)

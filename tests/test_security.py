@@ -101,7 +101,7 @@ def test_attack_2_further_files_are_neither_fetched_nor_opened(
     ["../../outside", "/etc/passwd", "..", "a/../b", "..\\outside", ".hidden", "model.safetensors\x00", "ü.json", ""],
 )
 def test_attack_3_names_that_lead_elsewhere_are_refused(victim: Path, name: str) -> None:
-    with (victim / "SHA256SUMS").open("a") as file:
+    with (victim / "SHA256SUMS").open("a", encoding="utf-8") as file:
         file.write(f"{'0' * 64}  {name}\n")
     refused(victim, "does not name a file of the directory")
 

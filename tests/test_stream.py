@@ -110,6 +110,7 @@ def test_a_stream_goes_on_at_any_integer(root, start, workers):
         assert before.micro_batch == after.micro_batch
 
 
+@pytest.mark.slow
 def test_every_sample_comes_once_an_epoch_and_batches_cross_its_end(root):
     keys = [key for b in take(stream(root), 3 * 11) if b.dataset == "shapes" for key in b.keys]
     assert len(keys) == 88

@@ -14,6 +14,7 @@ from inflate3d.data.samples import frames as video
 from inflate3d.data.samples.frames import decode_frames
 from inflate3d.data.samples.video_info import probe_video
 from inflate3d.errors import InputError
+from nightly import slow_but
 
 NAMES = ["mp4/libx264", "mkv/libx264", "mp4/mpeg4", "avi/mpeg4", "webm/libvpx", "webm/libvpx-vp9", "mpegts/libx264"]
 
@@ -42,7 +43,7 @@ def all_frames(source: bytes | Path) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, 2))
 def test_any_frames_in_any_order_equal_a_decode_of_all(name: str, tmp_path: Path) -> None:
     content = encoded(name)
     expected = all_frames(content)

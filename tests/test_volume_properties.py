@@ -11,7 +11,7 @@ import pytest
 from dicom_files import write_slice
 from inflate3d.data.raw.readers import Volume, read_volume
 from inflate3d.errors import InputError
-from nightly import nightly_but
+from nightly import draws
 
 NIFTI_TYPES = ("u1", "i1", "i2", "u2", "i4", "f4", "f8")
 DICOM_TYPES = ("u1", "i2", "u2")
@@ -59,8 +59,14 @@ def assert_holds(volume: Volume, values_XYZ: np.ndarray, affine_ras: np.ndarray)
     np.testing.assert_array_equal(got, values_XYZ[tuple(index.T)].astype(np.float32))
 
 
-@pytest.mark.parametrize("seed", nightly_but(range(500), 30))
-def test_a_nifti_comes_back_voxel_by_voxel(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seeds", draws(500, 30))
+def test_a_nifti_comes_back_voxel_by_voxel(tmp_path: Path, seeds: range) -> None:
+    for seed in seeds:
+        (folder := tmp_path / str(seed)).mkdir()
+        check_nifti(folder, seed)
+
+
+def check_nifti(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(1, 7, 3))
     stored = random_values(rng, shape, NIFTI_TYPES[rng.integers(len(NIFTI_TYPES))])
@@ -115,8 +121,14 @@ def write_random_series(rng: np.random.Generator, folder: Path) -> tuple[np.ndar
     return values.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1]) @ affine, names
 
 
-@pytest.mark.parametrize("seed", nightly_but(range(500), 30))
-def test_a_dicom_series_comes_back_voxel_by_voxel_or_is_refused(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seeds", draws(500, 30))
+def test_a_dicom_series_comes_back_voxel_by_voxel_or_is_refused(tmp_path: Path, seeds: range) -> None:
+    for seed in seeds:
+        (folder := tmp_path / str(seed)).mkdir()
+        check_dicom_series(folder, seed)
+
+
+def check_dicom_series(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(10_000 + seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -54,6 +54,7 @@ def test_evaluation_uses_the_statistics_of_the_domain():
     assert not torch.allclose(own, other, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_state_survives_a_round_trip_whatever_domain_was_active():
     a, b = make().train(), make()
     a(torch.randn(2, 1, 8, 32, 32) + 3, domain="brain")

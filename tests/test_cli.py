@@ -311,6 +311,7 @@ def test_what_an_extra_brings_is_named_with_the_extra(
     assert f"pip install 'inflate3d[{extra}]'" in error
 
 
+@pytest.mark.slow
 def test_shards_behind_an_address_are_checked_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

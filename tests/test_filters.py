@@ -115,6 +115,7 @@ def test_published_weights_show_the_same(run: Path, weights_2d: Path, tmp_path: 
         np.testing.assert_allclose(row.filters, other.filters, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_that_began_at_random_have_no_row_before_training_and_say_so(tmp_path: Path) -> None:
     net = inflate3d.create_model("test_resnet", num_classes=0)
     rows, missing = filter_rows(str(inflate3d.publish(net, str(tmp_path / "w"))))
@@ -123,6 +124,7 @@ def test_weights_that_began_at_random_have_no_row_before_training_and_say_so(tmp
     assert "random" in missing
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_2d_name(weights_2d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "filters.png"
     arguments = ["plot", "filters", "test_resnet", "--weights_2d", str(weights_2d), "--output"]

@@ -165,6 +165,7 @@ def test_evaluation_mode_gives_each_part_its_own_mode_back():
     assert [m.training for m in net.modules()] == [True, True, True, False]
 
 
+@pytest.mark.slow
 def test_initial_weights_depend_on_the_seed_alone(shards, monkeypatch):
     torch.manual_seed(1)
     first = built_module(shards).state_dict()
@@ -391,6 +392,7 @@ def test_no_interval_means_one_row_at_the_end(shards, tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [3]
 
 
+@pytest.mark.slow
 def test_a_row_averages_all_micro_batches_since_the_last_one(shards, tmp_path):
     trainer = toy_trainer(tmp_path, accumulate_grad_batches=3, limit_val_batches=0)
     module, seen = toy_module(), []

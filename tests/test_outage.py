@@ -167,6 +167,7 @@ def test_an_outage_in_a_loading_process_is_told_apart_from_damage(
     assert_same_end(fit(shards, tmp_path, notes, workers=workers), tmp_path, notes, undisturbed(2))
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_the_last_step_is_saved_though_it_cannot_be_validated(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

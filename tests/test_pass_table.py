@@ -56,6 +56,7 @@ def test_in_float32_a_net_may_differ_by_a_few_times_what_it_rounds_by_in_2d():
     assert replace(GOOD, fp32=5e-2, fp32_2d=float("nan")).faults == ["fp32 5.0e-02"]  # a row of before the column
 
 
+@pytest.mark.slow
 def test_a_net_that_rounds_in_2d_shows_it(monkeypatch):
     real = pass_table.Subject.build
 

@@ -75,6 +75,7 @@ def restated(folder: Path, **changed: object) -> None:
     (folder / "SHA256SUMS").write_text("\n".join(own if x.endswith("config.json") else x for x in lines) + "\n")
 
 
+@pytest.mark.slow
 def test_a_strangers_config_names_no_file_outside_its_folder(published: Path, tmp_path: Path) -> None:
     folder, place = tmp_path / "source", tmp_path / "w"
     shutil.copytree(published, folder)

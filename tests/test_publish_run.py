@@ -320,6 +320,7 @@ def test_private_weights_leave_no_local_folder(run: Run, tmp_path: Path, monkeyp
     assert (tmp_path / "w" / "PRIVATE").exists()
 
 
+@pytest.mark.slow
 def test_weights_inherit_the_licences_of_what_they_began_with(run: Run, published: Path, tmp_path: Path) -> None:
     task = VolumeClassification(datasets=["mine"])
     mine = replace(toy_card("mine", label=ClassTarget(("a", "b"))), licence="CC0-1.0")

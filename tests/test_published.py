@@ -159,6 +159,7 @@ def test_what_the_weights_carry_may_be_said_and_random_weights_take_another(publ
     assert net.input_spec["inflation"]["taps"] == "overshoot"
 
 
+@pytest.mark.slow
 def test_fewer_slices_than_the_plan_strides_take_fewer_strides(tmp_path, caplog):
     folder = inflate3d.publish(inflate3d.create_model("test_resnet", num_classes=0), str(tmp_path / "w"))
     short = load(folder, input_size=(4, 64, 64)).eval()
@@ -190,6 +191,7 @@ def test_a_replay_outside_the_tolerance_warns_with_both_values(published, copy):
         load(copy)
 
 
+@pytest.mark.slow
 def test_publishing_again_mends_a_file_that_has_changed(tmp_path):
     net = inflate3d.create_model("test_resnet", num_classes=0)
     folder = inflate3d.publish(net, str(tmp_path / "w"))

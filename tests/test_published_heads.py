@@ -79,6 +79,7 @@ def published(run: tuple[Path, MultiTaskModule], tmp_path_factory: pytest.TempPa
     return str(publish_run(run[0], str(tmp_path_factory.mktemp("out") / "w"), with_heads=True).folder)
 
 
+@pytest.mark.slow
 def test_heads_of_one_dataset_are_named_by_their_task_and_say_what_they_answer(published: str) -> None:
     config = json.loads((Path(published) / "config.json").read_text())
     assert config["format"] == "inflate3d-weights/2"

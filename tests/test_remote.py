@@ -86,6 +86,7 @@ def assert_indexed(root: Path, url: str, tmp_path: Path) -> None:
     assert check_shards(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_tars_behind_a_server_are_indexed_and_read(root: Path, tmp_path: Path) -> None:
     with faulty(root, ["500", "cut"]) as (url, _):
         assert_indexed(root, url, tmp_path)

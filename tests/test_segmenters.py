@@ -110,6 +110,7 @@ def test_a_pyramid_goes_down_to_a_quarter(reduction, channels, sizes):
     assert [tuple(m.shape[1:]) for m in maps] == [(c, *s) for c, s in zip([*channels, 96], sizes, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_net_without_features_only_segments_by_its_intermediates(monkeypatch):
     def create_model(*args, features_only=False, **kwargs):
         if features_only:

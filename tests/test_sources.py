@@ -132,6 +132,7 @@ def test_a_copy_that_rots_in_the_cache_is_deleted_and_fetched_anew(
         assert len(downloads(handler.taken)) == 1  # what was whole was kept
 
 
+@pytest.mark.slow
 def test_a_newer_publication_at_the_same_place_is_taken(published: Path, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "site" / "weights"
     shutil.copytree(published, folder)

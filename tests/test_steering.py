@@ -90,6 +90,7 @@ def test_uncertainty_finds_the_optimum_that_kendalls_loss_has():
     assert weigh.weights() == pytest.approx({"a": 1 / 6, "b": 2.0}, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_uncertainty_is_learned_logged_and_saved(shards, tmp_path):
     module = toy_module(loss_weighting="uncertainty")
     fit(shards, tmp_path, module)
@@ -297,6 +298,7 @@ def test_the_average_follows_the_formula_and_is_what_is_scored_and_published(sha
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], averaged)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_within_a_validation_holds_the_weights_that_train(shards, tmp_path):
     module, trained = toy_module(), []
 

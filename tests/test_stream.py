@@ -87,6 +87,7 @@ def assert_same(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
 # --------------------------------------------------------------------------------------------------------- the order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", slow_but([2, 1], 1))
 def test_batches_are_bitwise_the_same_with_workers(root, workers):
     for alone, shared in zip(take(stream(root), 9), take(stream(root), 9, workers), strict=True):

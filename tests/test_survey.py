@@ -13,6 +13,7 @@ def test_a_name_builds_in_every_way_and_is_as_the_table_says(name):
     assert found.line == table()[name]
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_counted(monkeypatch):
     real = survey.create_model
 

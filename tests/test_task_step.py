@@ -90,6 +90,7 @@ def test_each_task_answers_and_is_scored_apart() -> None:
     assert values["score"] == pytest.approx(sum(main) / 3)
 
 
+@pytest.mark.slow
 def test_samples_larger_than_the_patch_are_blended_or_averaged_by_the_type_of_answer() -> None:
     module = three_tasks().eval()
     module.windows = {"scans": SIZE}

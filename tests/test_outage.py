@@ -28,6 +28,7 @@ from inflate3d.training import (
 from inflate3d.training.run.folder import read_state
 from loopback_servers import faulty
 from nightly import some
+from states import assert_equal_state
 
 Whole = tuple[dict[str, Any], Path, "ToyNotes"]
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
@@ -71,19 +72,6 @@ def fit(
     found = find_checkpoint(run)
     trainer.fit(module, datamodule=module_data, ckpt_path=found and str(found.state))
     return torch.load(find_checkpoint(run).state, weights_only=True)
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +125,7 @@ def test_an_outage_ends_the_run_saved_and_it_goes_on_to_the_same_weights(
 
 def assert_same_end(ended: dict[str, Any], folder: Path, notes: ToyNotes, calm: Whole) -> None:
     assert notes.keys == calm[2].keys
-    assert_equal({k: calm[0][k] for k in PARTS}, {k: ended[k] for k in PARTS})
+    assert_equal_state({k: calm[0][k] for k in PARTS}, {k: ended[k] for k in PARTS})
     assert (folder / "metrics.csv").read_bytes() == (calm[1] / "metrics.csv").read_bytes()
 
 

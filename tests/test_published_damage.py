@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import deliver_whole
 from nightly import slow_but
 from safetensors.torch import load_file, save_file
+from signing import change, sign
 
 Tensors = dict[str, torch.Tensor]
 
@@ -35,18 +35,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "mine"))
-
-
-def sign(folder: Path) -> None:
-    names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
-
-
-def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    edit(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    sign(folder)
 
 
 def refused(folder: Path, message: str) -> None:

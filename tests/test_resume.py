@@ -29,6 +29,7 @@ from inflate3d.training.checkpoints.store import list_checkpoints
 from inflate3d.training.run.lock import one_writer
 from inflate3d.training.run.metrics_csv import read_metrics
 from nightly import slow_but
+from states import assert_equal_state
 from warm_process import PLATFORM, WarmProcess
 
 CONFIG = """
@@ -182,21 +183,6 @@ def keys_seen(folder: Path, rank: int = 0) -> dict[int, str]:
         index, _, keys = line.partition(" ")
         assert seen.setdefault(int(index), keys) == keys
     return seen
-
-
-def assert_equal_state(one: object, other: object) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal_state(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal_state(a, b)
-    else:
-        assert one == other
 
 
 # -------------------------------------------------------------------------- in one process: other windows, more steps

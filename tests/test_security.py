@@ -9,7 +9,6 @@ import pickle
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import pytest
 import torch
 from inflate3d.cli.main import main
 from inflate3d.errors import InputError
-from inflate3d.files import file_sha256
 from inflate3d.models.publication.allocation import AllocationLimit
 from loopback_servers import faulty
+from signing import change, sign
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,20 +44,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def victim(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "weights"))
-
-
-def sign(folder: Path) -> None:
-    """State the hashes of what is there now, as an attacker who publishes would."""
-    names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
-
-
-def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit config.json, and sign."""
-    config = json.loads((folder / "config.json").read_text())
-    edit(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    sign(folder)
 
 
 def tensors_of(header: dict[str, Any], data: bytes = b"") -> bytes:

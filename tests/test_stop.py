@@ -32,6 +32,7 @@ from inflate3d.training.steering import stop_signals
 from inflate3d.training.steering.stop import Agreement
 from inflate3d.training.steering.wandb_service import outlive_service
 from nightly import slow_but
+from states import assert_equal_state
 from warm_process import PLATFORM, WarmProcess
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "DataModule", "train_means")
@@ -113,19 +114,6 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     return fit(shards, run), run
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_equal(a, b)
-    else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
 @pytest.mark.parametrize(
     ("moment", "at", "signum", "step"),
     slow_but(
@@ -160,7 +148,7 @@ def test_a_signal_costs_nothing_wherever_it_comes(
     assert (state["phase"], state["step"], state["max_steps"]) == ("stopped", step, 6)
 
     resumed = fit(shards, tmp_path, resume=True)
-    assert_equal({k: whole[0][k] for k in PARTS}, {k: resumed[k] for k in PARTS})
+    assert_equal_state({k: whole[0][k] for k in PARTS}, {k: resumed[k] for k in PARTS})
     assert (tmp_path / "metrics.csv").read_bytes() == (whole[1] / "metrics.csv").read_bytes()
     scores = [[(c["step"], c["score"]) for c in completes(run)] for run in (tmp_path, whole[1])]
     assert scores[0][-2:] == scores[1][-2:]
@@ -175,7 +163,7 @@ def test_at_the_last_step_a_signal_changes_nothing(
     shards: Path, whole: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
     ended = fit(shards, tmp_path, ToySignal("validation", 6))
-    assert_equal(whole[0]["state_dict"], ended["state_dict"])
+    assert_equal_state(whole[0]["state_dict"], ended["state_dict"])
     assert (tmp_path / "metrics.csv").read_bytes() == (whole[1] / "metrics.csv").read_bytes()
     state = read_state(tmp_path)
     assert state

@@ -31,7 +31,7 @@ class Patience:
         self.failures += 1
         left = self._until - now
         if left <= 0 or fault.retry_after_s > left:
-            told = f", and asks to be left alone for {fault.retry_after_s:.0f} s" if fault.retry_after_s > left else ""
+            told = f", and asks to be left alone for {fault.retry_after_s:.0f} s" if fault.retry_after_s > max(left, 1) else ""
             raise Unreachable(
                 f"{self._place}: cannot be reached ({fault}){told}; tried {self.failures} times, for at most "
                 f"{self.outage_s:g} s without progress. Run the same again to go on from there"

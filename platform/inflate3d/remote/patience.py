@@ -30,14 +30,15 @@ class Patience:
             self.failures, self._until = 0, now + self.outage_s
         self.failures += 1
         left = self._until - now
-        if left <= 0 or fault.retry_after_s > left:
-            told = f", and asks to be left alone for {fault.retry_after_s:.0f} s" if fault.retry_after_s > max(left, 1) else ""
+        asked_s = fault.retry_after_s
+        if left <= 0 or asked_s > left:
+            told = f", and asks to be left alone for {asked_s:.0f} s" if asked_s > max(left, 1) else ""
             raise Unreachable(
                 f"{self._place}: cannot be reached ({fault}){told}; tried {self.failures} times, for at most "
                 f"{self.outage_s:g} s without progress. Run the same again to go on from there"
             ) from fault
         pause = _chance.uniform(0.5, 1.0) * min(0.1 * 2**self.failures, _LONGEST_PAUSE_S)
-        pause = min(max(pause, fault.retry_after_s), left)
+        pause = min(max(pause, asked_s), left)
         level = logging.WARNING if pause >= 1 else logging.INFO
         _log.log(level, "%s: %s; trying again in %.1f s, for %.0f s at most", self._place, fault, pause, left)
         time.sleep(pause)

@@ -17,6 +17,7 @@ import torch
 from inflate3d.cli.main import main
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.errors import InputError
+from inflate3d.files import SEAL, sealed
 from inflate3d.models import BackboneConfig
 from inflate3d.publishing.additions import read_additions
 from inflate3d.publishing.from_run import publish_run
@@ -207,7 +208,9 @@ def test_the_same_checkpoint_gives_the_same_bytes_wherever_the_run_lies_and_went
     copy, starts = tmp_path / "run", [{"time": "2026-01-01T00:00:00+00:00", "device": "cpu"}]
     shutil.copytree(run.folder, copy)
     (complete,) = copy.glob("checkpoints/*/complete.json")
-    complete.write_text(json.dumps({**json.loads(complete.read_text()), "time": "2026-01-01T01:30:00+00:00"}))
+    stated = json.loads(complete.read_text())
+    del stated[SEAL]
+    complete.write_bytes(sealed({**stated, "time": "2026-01-01T01:30:00+00:00"}))
     for name in ("one", "other"):
         (copy / "environment.json").write_text(json.dumps({"starts": starts}))
         publish_run(copy, str(tmp_path / name), with_heads=True)

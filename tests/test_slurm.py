@@ -280,7 +280,7 @@ def test_preempted_by_a_job_of_the_high_partition_it_requeues_itself_and_ends_th
     )
     job.wait_for_requeue()
     assert "stopped by SIGTERM after step" in job.log
-    job.wait_for(lambda: "because of BeginTime" in job.platform("status", "run").stdout, "the reason for waiting")
+    job.wait_for(lambda: "reason: BeginTime" in job.platform("status", "run").stdout, "the reason for waiting")
     job.wait_for(lambda: "JobState=COMPLETED" in shell("scontrol", "show", "job", high), "the high job's end")
     job.hurry()
     job.start_again()

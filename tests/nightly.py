@@ -13,7 +13,7 @@ NIGHTLY = [pytest.mark.nightly]
 # aggregated and parallel paths, gates; tokens of a fixed and of any number, windows, relative positions, attention over
 # channels and beside convolutions; mixers and state spaces; frames that must be multiples of 32.
 REPRESENTATIVE = {
-    *("resnet", "resnetv2", "regnet", "mobilenetv3", "efficientnet", "nfnet", "byobnet", "vgg", "convnext"),
+    *("resnet", "resnetv2", "regnet", "mobilenetv3", "efficientnet", "nfnet", "byobnet", "convnext"),
     *("densenet", "dla", "hrnet", "levit", "efficientvit_mit", "mobilevit", "metaformer", "mambaout", "mlp_mixer"),
     *("vision_transformer", "vision_transformer_relpos", "swin_transformer", "maxxvit", "xcit"),
 }
@@ -38,6 +38,13 @@ def slow_but(values: Iterable[Any], count: int) -> list[Any]:
     """Values (or tuples of them) as parameters, all but the first `count` marked slow."""
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
     return [pytest.param(*row, marks=[] if i < count else [pytest.mark.slow]) for i, row in enumerate(rows)]
+
+
+def nightly_but(values: Iterable[Any], count: int) -> list[Any]:
+    """Values (or tuples of them) as parameters, all but the first `count` nightly, and slow too."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    marks = [*NIGHTLY, pytest.mark.slow]
+    return [pytest.param(*row, marks=[] if i < count else marks) for i, row in enumerate(rows)]
 
 
 def draws(count: int, fast: int, each: int = 10) -> list[Any]:

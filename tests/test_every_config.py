@@ -14,12 +14,14 @@ from inflate3d.contracts.task import fit_target
 from inflate3d.datasets.toy import Toy
 from inflate3d.discover import find
 from inflate3d.errors import InputError
+from nightly import NIGHTLY
 
 CONFIGS = packaged_configs()
 # What a config is laid over, for those that are no whole by themselves.
 OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
+LIKE_ZERO3 = ("trainer/deepspeed_zero1.yaml", "trainer/deepspeed_zero2.yaml")
 MADE = ["label_free.yaml"]
 TOYS = ("video_classification", "volume_segmentation", "volume_classification")
 
@@ -97,7 +99,7 @@ def test_every_build_names_arguments_that_its_dataset_takes(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=NIGHTLY * (n in LIKE_ZERO3)) for n in RUNS])
 def test_it_takes_a_step_on_toy_shards(name: str, tmp_path: Path, platform_command: Callable[..., Any]) -> None:
     import yaml
 

@@ -24,6 +24,7 @@ from inflate3d.data.shards.members import encode_sample
 from inflate3d.data.shards.reader import RawMembers
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from nightly import nightly_but
 
 KINDS = ("volume_segmentation", "volume_classification", "video_classification", "volume_targets")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -266,7 +267,7 @@ def attack_stages(folder: Path, count: int, seed: int) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize(("files", "members"), [(200, 300), pytest.param(7000, 3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("files", "members"), nightly_but([(200, 300), (7000, 3000)], 1))
 def test_all_damage_is_reported_and_nothing_crashes(tmp_path: Path, files: int, members: int) -> None:
     before = set(os.listdir(tmp_path.parent))
     damaged, attacked = damage_files(tmp_path, files, seed=files), attack_stages(tmp_path, members, seed=members)

@@ -31,7 +31,7 @@ from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering import stop_signals
 from inflate3d.training.steering.stop import Agreement
 from inflate3d.training.steering.wandb_service import outlive_service
-from nightly import slow_but
+from nightly import nightly_but, slow_but
 from states import assert_equal_state
 from warm_process import PLATFORM, WarmProcess
 
@@ -299,7 +299,7 @@ class ToySignal(pl.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "step"), [("batch", 4), ("validation", 3)])
+@pytest.mark.parametrize(("where", "step"), nightly_but([("batch", 4), ("validation", 3)], 1))
 def test_all_ranks_stop_at_the_same_step_when_one_is_signalled(tmp_path: Path, where: str, step: int) -> None:
     (tmp_path / "tiny.yaml").write_text(TWO_RANKS)
     (tmp_path / "toy_signal.py").write_text(SIGNAL)

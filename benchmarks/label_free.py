@@ -36,9 +36,9 @@ from inflate3d.training.run.metrics_csv import read_metrics
 from torch import Tensor
 from torch.nn import functional as F
 
-UNTRAINED_STEPS = 30  # enough for the running statistics
-VOLUME = {"batch_size": 8, "sample": {"patch_size": [24, 24, 24]}}
-SHAPE = {"batch_size": 16, "sample": {"size": [24, 24, 24]}}
+UNTRAINED_STEPS = 20  # enough for the running statistics
+VOLUME = {"batch_size": 8, "sample": {"patch_size": [16, 16, 16]}}
+SHAPE = {"batch_size": 12, "sample": {"size": [16, 16, 16]}}
 PLAYS = ["forwards", "fast", "shuffled"]
 
 
@@ -46,14 +46,18 @@ def datasets(data: Path) -> dict[str, dict[str, Any]]:
     """Return each dataset as a config has it."""
     images = {"root": str(data / "Task04_Hippocampus"), "modality": "mri", "pattern": "images*/*.nii.gz"}
     arid = {"root": str(data / "arid6"), "group_pattern": r"_(\d+)_\d+$", "val_fraction": 0.25, "name": "arid6"}
-    dark = {"num_frames": 16, "frame_interval": 2, "short_side": 56, "crop_size": 48, "gamma": 0.4}
-    clip = {"num_frames": 16, "short_side": 48, "crop_size": 48}
+    dark = {"num_frames": 16, "frame_interval": 2, "short_side": 40, "crop_size": 32, "gamma": 0.4}
+    clip = {"num_frames": 16, "short_side": 32, "crop_size": 32}
     return {
         "hippocampus": {**VOLUME, "build": _build("NiftiFolder", **images, val_count=50)},
-        "scenes": {**VOLUME, "build": _build("FormulaScenes", num_train=800, num_val=80, size=24)},
-        "shapes": {**SHAPE, "build": _build("FormulaShapes", num_classes=10, num_train=1500, num_val=200, size=24)},
-        "motions": {"batch_size": 12, "sample": clip, "build": _build("FormulaMotions", num_train=600, num_val=96)},
-        "arid": {"batch_size": 12, "sample": dark, "build": _build("VideoFolder", **arid)},
+        "scenes": {**VOLUME, "build": _build("FormulaScenes", num_train=800, num_val=80, size=16)},
+        "shapes": {**SHAPE, "build": _build("FormulaShapes", num_classes=10, num_train=1500, num_val=200, size=16)},
+        "motions": {
+            "batch_size": 8,
+            "sample": clip,
+            "build": _build("FormulaMotions", num_train=600, num_val=96, size=32),
+        },
+        "arid": {"batch_size": 8, "sample": dark, "build": _build("VideoFolder", **arid)},
     }
 
 
@@ -119,40 +123,40 @@ def _mean_direction(map_BCDHW: Tensor) -> Tensor:
 
 QUESTIONS = {
     "masked volumes, hippocampus": Question(
-        lambda names, _: MaskedVolume(datasets=names, block=6, hidden=0.5),
-        *("hippocampus", "explained", 0.05, 400, ("visible neighbours", neighbours_fill)),
+        lambda names, _: MaskedVolume(datasets=names, block=4, hidden=0.5, decoder_channels=[8, 8, 16, 16, 16]),
+        *("hippocampus", "explained", 0.05, 200, ("visible neighbours", neighbours_fill)),
     ),
     "masked volumes, scenes": Question(
-        lambda names, _: MaskedVolume(datasets=names, block=6, hidden=0.5),
-        *("scenes", "explained", 0.05, 400, ("visible neighbours", neighbours_fill)),
+        lambda names, _: MaskedVolume(datasets=names, block=4, hidden=0.5, decoder_channels=[8, 8, 16, 16, 16]),
+        *("scenes", "explained", 0.05, 200, ("visible neighbours", neighbours_fill)),
     ),
     "dense contrast, hippocampus": Question(
         lambda names, _: DenseContrast(datasets=names, points=32),
-        *("hippocampus", "found", 0.1, 200, ("chance", 1 / 256)),
+        *("hippocampus", "found", 0.1, 100, ("chance", 1 / 256)),
     ),
     "dense contrast, scenes": Question(
         lambda names, _: DenseContrast(datasets=names, points=32, other_contrast="contrast"),
-        *("scenes", "found", 0.1, 200, ("chance", 1 / 256)),
+        *("scenes", "found", 0.1, 100, ("chance", 1 / 256)),
     ),
     "self-distillation, shapes": Question(
         lambda names, _: SelfDistillation(datasets=names, prototypes=64, momentum=0.95),
-        *("shapes", "neighbours", 0.1, 200, ("chance", 0.1)),
+        *("shapes", "neighbours", 0.1, 120, ("chance", 0.1)),
     ),
     "distillation, hippocampus": Question(
         lambda names, data: Distillation(datasets=names, teacher=teacher(data)),
-        *("hippocampus", "cosine", 0.05, 150, ("mean features", mean_features)),
+        *("hippocampus", "cosine", 0.05, 80, ("mean features", mean_features)),
     ),
     "arrow of time, motions": Question(
         lambda names, _: ArrowOfTime(datasets=names, plays=PLAYS),
-        *("motions", "accuracy", 0.15, 250, ("chance", 1 / 3)),
+        *("motions", "accuracy", 0.15, 150, ("chance", 1 / 3)),
     ),
     "arrow of time, ARID": Question(
         lambda names, _: ArrowOfTime(datasets=names, plays=PLAYS),
-        *("arid", "accuracy", 0.1, 200, ("chance", 1 / 3)),
+        *("arid", "accuracy", 0.1, 100, ("chance", 1 / 3)),
     ),
     "formula, shapes": Question(
         lambda names, _: VolumeClassification(datasets=names),
-        *("shapes", "accuracy", 0.3, 250, ("chance", 0.1)),
+        *("shapes", "accuracy", 0.3, 150, ("chance", 0.1)),
     ),
 }
 

@@ -69,7 +69,7 @@ def draw_scene(forms: Sequence[np.ndarray], shape: Shape, draw: np.random.Genera
         kind = int(draw.integers(len(forms)))
         middle = draw.uniform(0, 1, 3) * (np.array(shape) - 1)
         radius = min(shape) * float(draw.uniform(0.15, 0.45))
-        part, box = _place(forms[kind], shape, middle=middle, radius=radius, draw=draw)
+        part, box = place(forms[kind], shape, middle=middle, radius=radius, draw=draw)
         filled.append((part, box))
         np.copyto(labels[box], np.uint8(kind + 1), where=part > 0.5)
     return Scene(filled, labels)
@@ -93,7 +93,7 @@ def render(scene: Scene, draw: np.random.Generator) -> np.ndarray:
     return scan(image, draw)
 
 
-def _place(
+def place(
     form: np.ndarray, shape: Shape, *, middle: np.ndarray, radius: float, draw: np.random.Generator
 ) -> tuple[np.ndarray, Box]:
     """Return how much of each voxel an object fills, float32 in 0..1, in the box of the grid that can hold it.

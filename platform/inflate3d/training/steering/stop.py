@@ -30,9 +30,9 @@ _SIGNAL, _FAULT = 1, 2  # why to stop; of two reasons the higher one
 class StopOnSignal(Checkpoint):
     """Saves after the next optimiser step and ends the run, on all ranks, at a signal to, or a fault of, any of them.
 
-    After SIGUSR1, SIGTERM or Ctrl-C all raise RunStopped. Where a rank's loader cannot go on (an outage past its budget), which
-    it knows before that batch is due, the first rank raises the fault with what is saved, and the others RunStopped. A
-    fault within the first steps of a start ends it as it began.
+    After SIGUSR1, SIGTERM or Ctrl-C all raise RunStopped. Where a rank's loader cannot go on (an outage past its
+    budget), which it knows before that batch is due, the first rank raises the fault with what is saved, and the others
+    RunStopped. A fault within the first steps of a start ends it as it began.
 
     A validation that was due is not waited for, and one under way is broken off: the run that goes on begins with it,
     so that metrics.csv and the best checkpoint are those of a run never stopped. By a signal the last step's validation

@@ -84,7 +84,7 @@ def set_failed() -> None:
 
 
 def shield_worker() -> None:
-    """In a loading process: ignore SIGUSR1 and Ctrl-C, and SIGTERM unless it comes from the parent, who ends workers by it.
+    """In a loading process: ignore SIGUSR1 and Ctrl-C, and SIGTERM unless the parent sends it, who ends workers so.
 
     torch's own handler lets a worker die of any other SIGTERM, and the trainer with it, before anything is saved.
     """

@@ -40,10 +40,10 @@ class ScoreWatch(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        if not self._told_few and trainer.is_global_zero:
-            if line := few_cases(pl_module, trainer.datamodule, self.few):
-                log.warning("%s", line)
+        line = "" if self._told_few else few_cases(pl_module, trainer.datamodule, self.few)
         self._told_few = True
+        if line and trainer.is_global_zero:
+            log.warning("%s", line)
         for line in self.judge(scores):
             log.warning("step %d: %s", trainer.global_step, line)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from inflate3d.contracts.card import DatasetCard
-from inflate3d.contracts.prediction import Features, Prediction
+from inflate3d.contracts.exhibit import Exhibit, Panel
+from inflate3d.contracts.prediction import Features, Images, Prediction
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Triple
@@ -129,6 +130,19 @@ class AbstractTask(ABC):
     def predict(self, encoder: Encoder, batch: Batch) -> Prediction | Features:
         """Return the answer for a batch; without gradients, in evaluation mode. Default: the features."""
         return encoder(batch.image, domain=batch.dataset)
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return what a person sees of a task without a target, one exhibit a sample; called as `predict` is.
+
+        seed: as in `step`, for the same draws. Default: the image, and beside it an answer that is an image too.
+        """
+        answer = self.predict(encoder, batch)
+        told = answer.tensor if isinstance(answer, Images) else None
+        beside = [[] if told is None else [Panel("answer", told[i])] for i in range(len(batch))]
+        return [
+            Exhibit("", [Panel("image", image), *more], one_scale=True)
+            for image, more in zip(batch.image, beside, strict=True)
+        ]
 
     def metrics(self, dataset: str) -> MetricCollection | None:
         """Return fresh metrics for one dataset, updated with (prediction.tensor, target); None: there are none."""

@@ -45,10 +45,8 @@ def draw_thumbnails(members: Mapping[str, Any], suffixes: list[str], card: Datas
     masks = [name for name, t in card.targets.items() if t.per_voxel and t.names and name in members]
     mask = np.asarray(members[masks[0]]) if masks else None
     spacing_mm = tuple(record.get("spacing_mm") or (1.0, 1.0, 1.0))
-    # More are asked for: maxima, which would read the whole image, are left out.
-    planes = medium.planes(image, 2 * MOST_PLANES, spacing_mm=spacing_mm, mask_DHW=mask)  # type: ignore[arg-type]
-    shown = list(dict.fromkeys(plane for plane in planes if plane.index is not None))
-    return [_draw(image, mask, plane) for plane in shown[:MOST_PLANES]]
+    planes = medium.planes(image, MOST_PLANES, spacing_mm=spacing_mm, mask_DHW=mask, maxima=False)  # type: ignore[arg-type]
+    return [_draw(image, mask, plane) for plane in planes]
 
 
 def _draw(image: Any, mask: np.ndarray | None, plane: Plane) -> Thumbnail:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
+from inflate3d.contracts import AbstractTask, DatasetCard, Exhibit, Features, Prediction
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import NetInput
 from inflate3d.models import Backbone, BackboneConfig
@@ -321,17 +321,22 @@ class MultiTaskModule(pl.LightningModule):
                 value = batch.targets.get(self.tasks[name].target_names.get(batch.dataset, ""))
                 self.scores.update(name, batch.dataset, self.predict(batch, name).tensor, value)
             if self.scores.has_step(name, batch.dataset):
-                self.scores.add_step(name, batch.dataset, self._held_out_step(name, batch), len(batch))
+                values = self._held_out(name, batch, self.tasks[name].step)
+                self.scores.add_step(name, batch.dataset, values, len(batch))
             self.scores.count(name, batch.dataset, len(batch))
 
-    def _held_out_step(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        """Return what a task's step gives, its draws a function of the samples alone."""
+    def show(self, batch: Batch, task: str) -> list[Exhibit]:
+        """Return what a person sees of a task on each sample, drawn as on held-out data; called as `predict` is."""
+        return self._held_out(task, batch, self.tasks[task].show)
+
+    def _held_out(self, name: str, batch: Batch, ask: Callable[..., Any]) -> Any:
+        """Return what a task's step, or what shows it, gives, its draws a function of the samples alone."""
         if (windows := self._windows(batch.dataset)) is not None:
             batch = windows.centre(batch, self.cards[batch.dataset])
         seed = mix(self.seed, "held out", name, *batch.keys)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.tasks[name].step(StepEncoder(self.backbone), batch, seed=seed)
+            return ask(StepEncoder(self.backbone), batch, seed=seed)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update what is measured of the batch's tasks."""

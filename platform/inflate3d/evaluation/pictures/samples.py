@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, Exhibit, medium_of
-from inflate3d.evaluation.pictures.pixels import stretch, tint
+from inflate3d.evaluation.pictures.pixels import tint
+from inflate3d.evaluation.pictures.planes import COLUMNS, caption, show_plane
 from inflate3d.sample import Batch
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
-
-COLUMNS = 6
 
 
 @dataclass
@@ -183,21 +182,7 @@ def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
     return "Dice " + ", ".join(found[:6])
 
 
-def show_plane(axes: Axes, plane: np.ndarray, aspect: float = 1.0, *, like: np.ndarray | None = None) -> None:
-    """Show a frame (C, H, W) or a plane of a volume, its intensities stretched: its own, or as those of `like`."""
-    scaled = stretch(plane, like=like)
-    if plane.ndim == 3:  # (C, H, W) frames stand upright; rows of a volume grow upwards
-        axes.imshow(scaled.transpose(1, 2, 0))
-    else:
-        axes.imshow(scaled, cmap="gray", origin="lower", aspect=aspect)
-
-
 def _title(axes: Axes, picture: Picture | Shown, text: str) -> None:
     # As a text that the layout leaves out: it runs on over the next columns.
     title = f"{picture.name} {picture.key}" + (f": {text}" if text else "")
     axes.text(0.0, 1.03, title, transform=axes.transAxes, fontsize=8, va="bottom").set_in_layout(False)
-
-
-def caption(axes: Axes, text: str) -> None:
-    """Write a line below a plane."""
-    axes.text(0.5, -0.02, text, transform=axes.transAxes, fontsize=6, ha="center", va="top", color="dimgray")

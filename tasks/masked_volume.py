@@ -114,8 +114,15 @@ class MaskedVolume(AbstractTask):
         return filled.where(is_hidden, batch.image.float())
 
     def blocks(self, image_BCDHW: Tensor) -> Triple:
-        """Return (D, H, W) of a block."""
-        return (image_BCDHW.shape[2] if self.tube else self.block, self.block, self.block)
+        """Return (D, H, W) of a block. InputError where an image is smaller than one."""
+        depth, height, width = image_BCDHW.shape[2:]
+        block = (depth if self.tube else self.block, self.block, self.block)
+        if any(n < edge for n, edge in zip((depth, height, width), block, strict=True)):
+            raise InputError(
+                f"MaskedVolume: an image of {depth} x {height} x {width} voxels is smaller than a block of "
+                f"{' x '.join(map(str, block))}; give a smaller block, larger images, or tube: true if D alone is short"
+            )
+        return block
 
     def draw(self, image_BCDHW: Tensor, seed: int) -> Tensor:
         """Return what is hidden, (B, 1, D, H, W) bool: a function of the seed alone."""

@@ -113,7 +113,7 @@ class DenseContrast(AbstractTask):
     def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
         """Return both views of a step of this seed; of the two finest levels, places of one slice in a colour each.
 
-        A place is drawn where it lies in either view, and in the second where it was found, if that is on the slice.
+        A place is drawn where it lies in either view, and where it was found in the second, of the places of its slice.
         """
         import torch
 
@@ -127,10 +127,9 @@ class DenseContrast(AbstractTask):
                 continue
             own = (crop.sample(m[level].float().cpu(), points) for crop, m in zip(crops, maps, strict=True))
             for i, (a, b) in enumerate(zip(*own, strict=True)):
-                found = nearest(a, b)
-                right = int((found == torch.arange(len(points))).sum())
+                right = int((nearest(a, b) == torch.arange(len(points))).sum())
                 shown[i][0].append(f"level {level}: {right} of {len(points)} places found")
-                shown[i][1].extend(_panels(level, stride, points, found, crops, [view[i] for view in views]))
+                shown[i][1].extend(_panels(level, stride, points, a, b, crops, [view[i] for view in views]))
         return [Exhibit(", ".join(said), panels) for said, panels in shown]
 
     def _views(self, batch: Batch, draw: object) -> tuple[list[Crop], list[Tensor]]:
@@ -157,20 +156,19 @@ _LEVELS, _PLACES = 2, 9
 
 
 def _panels(
-    level: int, stride: Triple, points: Tensor, found: Tensor, crops: Sequence[Crop], views: Sequence[Tensor]
+    level: int, stride: Triple, points: Tensor, a: Tensor, b: Tensor, crops: Sequence[Crop], views: Sequence[Tensor]
 ) -> list[Panel]:
-    """Return three panels of one sample: the places in the first view, in the second, and where they were found there.
+    """Return three panels of one sample: places in the first view, in the second, and where they were found there.
 
-    points: (N, 3) in voxels of the image, of which the slice along D that holds most is shown. found: (N,), for each
-    the index of the one that it was taken for.
+    points: (N, 3) in voxels of the image, of which those on the slice along D that holds most are shown and searched.
+    a, b: (N, C), what either view says of each.
     """
-    depth = points[:, 0].mode().values
-    chosen = (points[:, 0] == depth).nonzero()[:_PLACES, 0]
-    true = points[chosen]
-    told = [(k, points[j]) for k, j in enumerate(found[chosen].tolist(), start=1) if points[j, 0] == depth]
-    own = list(enumerate(true, start=1))
+    on_slice = (points[:, 0] == points[:, 0].mode().values).nonzero()[:, 0]
+    chosen, places = on_slice[:_PLACES], points[on_slice]
+    found = places[nearest(a[chosen], b[on_slice])]
+    true, told = (list(enumerate(ones, start=1)) for ones in (points[chosen], found))
     return [
-        Panel(f"level {level}: first view", views[0], crops[0].marks(own, stride)),
-        Panel("second view", views[1], crops[1].marks(own, stride)),
+        Panel(f"level {level}: first view", views[0], crops[0].marks(true, stride)),
+        Panel("second view", views[1], crops[1].marks(true, stride)),
         Panel("where it was found", views[1], crops[1].marks(told, stride)),
     ]

@@ -49,7 +49,7 @@ def draw_curves(figure: Any, rows: list[Row]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=6, framealpha=0.6)
+            axes.legend(fontsize=6, framealpha=0.6, ncols=-(-len(axes.lines) // 14))
 
 
 def _draw(axes: Axes, rows: list[Row], key: str, **style: Any) -> None:
@@ -59,5 +59,6 @@ def _draw(axes: Axes, rows: list[Row], key: str, **style: Any) -> None:
 
 
 def _main(metrics: list[str]) -> list[str]:
-    """Leave out what would crowd the plot: a mean's parts (dice_<class>) where there are many."""
-    return metrics if len(metrics) <= 10 else [m for m in metrics if "_" not in m.rpartition("/")[2]]
+    """Leave out what would crowd the plot where there are many: a mean's parts (dice_<class>), and losses."""
+    named = [(metric, metric.rpartition("/")[2]) for metric in metrics]
+    return metrics if len(metrics) <= 10 else [m for m, name in named if "_" not in name and name != "loss"]

@@ -115,7 +115,7 @@ def _draw_exhibit(axes: list[Axes], shown: Shown) -> None:
         show_plane(one, plane.of(images[p]), plane.aspect, like=plane.of(like))
         if (mask := marks[p]) is not None:
             one.imshow(tint(plane.of_mask(mask)), origin="lower", aspect=plane.aspect)
-        caption(one, f"{panels[p].caption}, {plane.caption}")
+        caption(one, f"{panels[p].caption}\n{plane.caption}")
     _title(axes[0], shown, shown.exhibit.said)
 
 

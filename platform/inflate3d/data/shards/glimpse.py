@@ -87,8 +87,8 @@ class ShardGlimpse(Glimpse):
 
 def local_manifest(folder: str | Path) -> Manifest:
     """Return the manifest of shards whose voxels can be looked at here. InputError where they are elsewhere."""
-    manifest = Manifest.load(folder)
-    if is_remote(folder) or is_remote(manifest.tars or ""):
+    manifest = None if is_remote(folder) else Manifest.load(folder)
+    if manifest is None or is_remote(manifest.tars or ""):
         raise InputError(f"{folder}: its shards are not on this machine; copy them to a local folder")
     return manifest
 

@@ -42,10 +42,12 @@ def _draw_case(axes: Sequence[Axes], case: StoredCase, card: DatasetCard) -> Non
     each = 2 if mask is not None and mask.any() else 1
     spacing_mm = raw.spacing_mm or (1.0, 1.0, 1.0)
     planes = medium.planes(image_CDHW, len(axes) // each, spacing_mm=spacing_mm, mask_DHW=mask)
+    is_whole = image_CDHW.shape[1] == (case.record.get("shape") or image_CDHW.shape)[1]
     for i, plane in enumerate(planes):
         for one in axes[each * i : each * (i + 1)]:
             show_plane(one, plane.of(image_CDHW), plane.aspect)
-            caption(one, plane.caption)
+            # Of a video a few frames were decoded, whose numbers are their own.
+            caption(one, plane.caption if is_whole else f"{i + 1} of {len(planes)}, evenly spaced")
         if each == 2 and mask is not None:
             axes[2 * i + 1].imshow(tint(plane.of_mask(mask)), origin="lower", aspect=plane.aspect)
     # As a text that the layout leaves out: it runs on over the next columns.

@@ -47,6 +47,8 @@ class Target:
         self.fit, self.choice = carve(
             list_samples(self._reader("train"), classes), val_fraction=protocol.val_fraction, seed=protocol.split_seed
         )
+        if (most := protocol.max_train) is not None:
+            self.fit, self.choice = (_at_most(part, most, protocol.split_seed) for part in (self.fit, self.choice))
         self.test = list_samples(self._reader(self.test_split), classes)
         if (most := protocol.max_test) is not None and most < len(self.test):
             self.test = [self.test[i * len(self.test) // most] for i in range(most)]
@@ -151,3 +153,7 @@ class Target:
         stage = make_stage(self.card, config.sample, training=training, augment=config.augment)
         order = PickedOrder([s.place for s in samples], mix(seed, "order", self.protocol.dataset))
         return replace(self.data.source(self.protocol.dataset, split), order=order, stage=stage)
+
+
+def _at_most(samples: list[Listed], most: int, seed: int) -> list[Listed]:
+    return labelled_share(samples, most / len(samples), seed=seed) if len(samples) > most else samples

@@ -52,9 +52,10 @@ class FrozenProbe(pl.Callback):
         """dataset: a development dataset, never one that is to test the weights; its shards are in ROOT/<dataset>.
 
         task: a task of exclusive classes. fractions: of the labels of at most about max_samples training samples; so
-        many more choose the setting, and so many are measured (of test, or of val where there is none). sample: as in
-        data.datasets. root: default data.root. domain: the dataset of the run whose stem and statistics serve (default:
-        the same dataset, else the first, as in publishing). metric, target, init_args: as in `platform transfer`.
+        many more choose the setting, so many renew the statistics, as one of the two that are tried, and so many are
+        measured (of test, or of val where there is none). sample: as in data.datasets. root: default data.root. domain:
+        the dataset of the run whose stem and statistics serve (default: the same dataset, else the first, as in
+        publishing). metric, target, init_args: as in `platform transfer`.
         """
         if every_steps < 1:
             raise InputError(f"FrozenProbe: every_steps is {every_steps}; it must be at least 1")
@@ -72,6 +73,7 @@ class FrozenProbe(pl.Callback):
                 sample=sample or {},
                 max_train=max_samples,
                 max_test=max_samples,
+                recalibration_batches=math.ceil(max_samples / Protocol.batch_size),
             )
         except InputError as fault:
             raise InputError(f"FrozenProbe: {fault}") from fault

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -25,6 +26,9 @@ def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None)
         kwargs.update(num_classes=spec.num_classes, global_pool=spec.global_pool)
     if spec.drop_path_rate:
         kwargs["drop_path_rate"] = spec.drop_path_rate
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    if pretrained and file and not Path(file).is_file():
+        raise InputError(f"no file {str(file)!r} of the 2D weights of {spec.name!r} (pretrained_cfg_overlay); name one")
     try:
         return timm.create_model(spec.name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
     except (OSError, RuntimeError) as error:

@@ -116,6 +116,7 @@ def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_r
         pretrain(document, "two taks", tmp_path, sitting=Sitting())
 
 
+@pytest.mark.slow
 def test_a_sitting_ends_after_the_current_cell_and_the_next_goes_on(root, tmp_path, monkeypatch, capsys):
     protocol = {"dataset": "shapes", "task": "volume_classification", "val_fraction": 0.2, "modes": ["knn"]}
     study = {"protocol": {**protocol, "fractions": [1.0], "seeds": [0, 1, 2]}, "arms": ["plain"]}

@@ -212,7 +212,9 @@ def test_without_its_start_there_is_nothing_half_way_to(make_run: MakeRun, run: 
         run_contents(scratch, with_heads=False, alpha=0.5)
     aside = weights_2d.rename(weights_2d.with_suffix(".aside"))
     try:
-        with pytest.raises(InputError, match=r"the weights that .* began from: no file .*test_resnet\.safetensors"):
+        with pytest.raises(
+            InputError, match=r"the weights that .* began from: the 2D weights of .test_resnet. cannot be fetched"
+        ):
             run_contents(run, with_heads=False, alpha=0.5)
     finally:
         aside.rename(weights_2d)

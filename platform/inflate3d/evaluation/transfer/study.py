@@ -13,6 +13,7 @@ import torch
 
 from inflate3d.data.shards.parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
 from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
@@ -56,6 +57,9 @@ def run_transfer(
         if report is not None:
             report(cell, record, done, len(left))
 
+    for arm in arms:  # what cannot begin is told before hours of others
+        if any(cell.arm == arm.name for cell in left):
+            build_module(arm, target, seed=target.protocol.seeds[0])
     for cell in left:
         if is_over():
             break

@@ -118,7 +118,8 @@ def test_a_probe_says_what_a_transfer_of_the_published_weights_says(shards: Path
         results = [measure_frozen(target, found, mode="probe", fraction=fraction, seed=s) for s in (0, 1)]
         values = torch.tensor([result["test"]["total"]["auroc"] for result in results]).double()
         assert row[f"probe/held/{fraction:g}/auroc"] == pytest.approx(float(values.mean()), abs=1e-4)
-        assert row[f"probe/held/{fraction:g}/auroc/std"] == pytest.approx(float(values.std()), abs=1e-4)
+        if fraction < 1:
+            assert row[f"probe/held/{fraction:g}/auroc/std"] == pytest.approx(float(values.std()), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -30,8 +30,9 @@ class FrozenProbe(pl.Callback):
     """Logs probe/<dataset>/<fraction>/<metric>: what `platform transfer --modes probe` would say of the weights now.
 
     It measures before the first step, every `every_steps` optimiser steps and after the last: the mean over `seeds`,
-    and, of several, their standard deviation as .../std. The weights are a copy, of an EMA the average, so that nothing
-    of the training changes. The first rank measures, in float32; the others wait for it in their next step.
+    which draw the labels, and below a fraction of 1 their standard deviation as .../std. The weights are a copy, of an
+    EMA the average, so that nothing of the training changes. The first rank measures, in float32; the others wait for
+    it in their next step.
     """
 
     def __init__(
@@ -123,9 +124,10 @@ class FrozenProbe(pl.Callback):
             found = frozen_features(backbone, self._target, FeatureCache(folder))
         row = {}
         for fraction in self.protocol.fractions:
+            seeds = self.protocol.seeds if fraction < 1 else self.protocol.seeds[:1]  # of all there is nothing to draw
             totals = [
                 measure_frozen(self._target, found, mode="probe", fraction=fraction, seed=seed)["test"]["total"]
-                for seed in self.protocol.seeds
+                for seed in seeds
             ]
             values = [math.nan if (v := total[self._target.metric]) is None else v for total in totals]
             key = f"probe/{self.protocol.dataset}/{fraction:g}/{self._target.metric}"

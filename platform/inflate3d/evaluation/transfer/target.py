@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from inflate3d.contracts import AbstractTarget, AbstractTask, Split
 from inflate3d.data.samples.views import make_stage
@@ -80,9 +80,12 @@ class Target:
         return batch.targets[self.new_task().target_names[self.protocol.dataset]]
 
     def metrics(self) -> MetricCollection:
-        """Return fresh metrics of the task."""
+        """Return fresh metrics of the task, which wait for no other rank: a process alone measures."""
         metrics = self.new_task().metrics(self.protocol.dataset)
         assert metrics is not None, "tasks with a target have metrics"
+        for metric in metrics.modules():
+            if isinstance(metric, Metric):
+                metric.sync_on_compute = False
         return metrics
 
     @cached_property

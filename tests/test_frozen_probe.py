@@ -20,6 +20,7 @@ from inflate3d.evaluation.transfer.arms import arms_for
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.features import FeatureCache
 from inflate3d.evaluation.transfer.frozen import frozen_features, measure_frozen
+from inflate3d.evaluation.transfer.held_out import AnswerBook, score
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
@@ -184,6 +185,14 @@ def test_what_cannot_be_probed_is_refused_before_the_first_step(shards: Path) ->
         probe(every_steps=0)
     with pytest.raises(InputError, match=r"FrozenProbe: --fractions: 2 is not a share"):
         probe(fractions=(2.0,))
+
+
+def test_a_rank_that_measures_alone_waits_for_no_other(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(shards, Protocol("held", "volume_classification", modes=("probe",)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)  # a gather would fail: there is no group
+    book, sure = AnswerBook(target), torch.eye(len(target.target.names))
+    book.add([str(i) for i in range(len(sure))], sure, torch.arange(len(sure)))
+    assert book.close().total["accuracy"] == score(target, sure, torch.arange(len(sure))) == 1
 
 
 def test_curves_show_the_probe(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Target:
         assert metrics is not None, "tasks with a target have metrics"
         for metric in metrics.modules():
             if isinstance(metric, Metric):
-                metric.sync_on_compute = False
+                metric.distributed_available_fn = _no_ranks  # sync_on_compute is read on construction only
         return metrics
 
     @cached_property
@@ -156,6 +156,10 @@ class Target:
         stage = make_stage(self.card, config.sample, training=training, augment=config.augment)
         order = PickedOrder([s.place for s in samples], mix(seed, "order", self.protocol.dataset))
         return replace(self.data.source(self.protocol.dataset, split), order=order, stage=stage)
+
+
+def _no_ranks() -> bool:
+    return False
 
 
 def _at_most(samples: list[Listed], most: int, seed: int) -> list[Listed]:

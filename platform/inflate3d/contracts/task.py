@@ -95,6 +95,10 @@ class AbstractTask(ABC):
         """Return what the task's target on this dataset is; `bind` comes first."""
         return self.cards[dataset].targets[self.target_names[dataset]]
 
+    def value(self, batch: Batch) -> torch.Tensor | None:
+        """Return a batch's values of the task's target, as `target_of` names them; None where there is no target."""
+        return batch.targets.get(self.target_names.get(batch.dataset, ""))
+
     @abstractmethod
     def build(self, encoder: Encoder) -> None:
         """Make the task's modules, from the encoder and `self.cards`; comes once, after `bind`."""
@@ -102,6 +106,10 @@ class AbstractTask(ABC):
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained with the run, by name; the same objects each time."""
+
+    def head(self, dataset: str) -> nn.Module | None:
+        """Return the module that answers for a dataset: the one of its name. None where there is none."""
+        return self.modules().get(dataset)
 
     def frozen_modules(self) -> dict[str, nn.Module]:
         """Return what is kept and saved but never trained, by name: an EMA teacher, a frozen 2D net."""

@@ -35,9 +35,9 @@ def tasks_of(tasks: Mapping[str, AbstractTask]) -> dict[str, list[str]]:
 def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
     """Return every head by its name: that of its dataset where it is the only one, else <dataset>-<task>.
 
-    Modules that are not named after a dataset are no heads. Building comes first.
+    Modules that answer for no dataset are no heads; one may answer for several. Building comes first.
     """
-    held = {d: [n for n in names if d in tasks[n].modules()] for d, names in tasks_of(tasks).items()}
+    held = {d: [n for n in names if tasks[n].head(d) is not None] for d, names in tasks_of(tasks).items()}
     return {
         (dataset if len(names) == 1 else f"{dataset}-{name}"): _placed(name, tasks[name], dataset)
         for dataset, names in held.items()
@@ -47,4 +47,6 @@ def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
 
 def _placed(name: str, task: AbstractTask, dataset: str) -> PlacedHead:
     target = task.target_of(dataset) if dataset in task.target_names else None
-    return PlacedHead(name, dataset, task.cards[dataset], target, task.modules()[dataset])
+    module = task.head(dataset)
+    assert module is not None, f"{name} has no head for {dataset}"
+    return PlacedHead(name, dataset, task.cards[dataset], target, module)

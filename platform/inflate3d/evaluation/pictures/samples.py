@@ -61,15 +61,15 @@ def predict_some(module: MultiTaskModule, data: DataModule, *, per_dataset: int 
         for name in names:
             answer = module.predict(batch.to(module.device), name).tensor.cpu()
             task = module.tasks[name]
-            target_name = task.target_names.get(batch.dataset)
+            value = task.value(batch)
             for i, key in enumerate(batch.keys):
                 yield Picture(
                     name=batch.dataset if len(names) == 1 else f"{batch.dataset} {name}",
                     key=key,
                     card=module.cards[batch.dataset],
-                    target=task.target_of(batch.dataset) if target_name else None,
+                    target=None if value is None else task.target_of(batch.dataset),
                     image_CDHW=batch.image[i].numpy(),
-                    value=batch.targets[target_name][i] if target_name else None,
+                    value=None if value is None else value[i],
                     answer=answer[i],
                     spacing_mm=tuple(batch.spacing_mm[i].tolist()),
                 )
@@ -140,6 +140,8 @@ def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
     assert picture.target is not None
     found = []
     for k, name in enumerate(picture.target.names[1:], start=1):
+        if k in picture.target.unannotated:
+            continue
         size = (truth == k).sum() + (guess == k).sum()
         if size:
             found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")

@@ -87,12 +87,15 @@ class MedicalSegmentation(SupervisedTask):
         """Return the decoder that serves a dataset."""
         return self.heads[dataset]
 
+    def label_names(self, dataset: str) -> tuple[str, ...]:
+        """Return the dataset's own classes in the order of its labels, the background under the name of all."""
+        own = self.cards[dataset].targets[self.target_names[dataset]].names
+        return (self._targets[dataset].names[0], *own[1:])
+
     def value(self, batch: Batch) -> Tensor:
         """Return the label map (B, D, H, W), each label the index of its class in `target_of`."""
-        value = super().value(batch)
-        own = self.cards[batch.dataset].targets[self.target_names[batch.dataset]].names
-        names = self._targets[batch.dataset].names
-        place = [0, *(names.index(name) for name in own[1:])]
+        value, names = super().value(batch), self._targets[batch.dataset].names
+        place = [names.index(name) for name in self.label_names(batch.dataset)]
         return value if place == list(range(len(place))) else value.new_tensor(place)[value]
 
     def build_head(self, feature_info: FeatureInfo, target: MaskTarget) -> nn.Module:

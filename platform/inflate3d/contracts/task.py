@@ -95,6 +95,10 @@ class AbstractTask(ABC):
         """Return what the task's target on this dataset is; `bind` comes first."""
         return self.cards[dataset].targets[self.target_names[dataset]]
 
+    def label_names(self, dataset: str) -> tuple[str, ...]:
+        """Return what the indices in a dataset's own label files mean, by names of `target_of`."""
+        return self.target_of(dataset).names
+
     def value(self, batch: Batch) -> torch.Tensor | None:
         """Return a batch's values of the task's target, as `target_of` names them; None where there is no target."""
         return batch.targets.get(self.target_names.get(batch.dataset, ""))

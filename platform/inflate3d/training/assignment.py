@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlacedHead:
-    """One head: a task's module that serves one dataset. target: what it answers for; None: no target."""
+    """One head: a task's module that serves one dataset.
+
+    target: what it answers for; None: no target. label_names: what the dataset's own labels are of its names.
+    """
 
     task: str
     dataset: str
     card: DatasetCard
     target: AbstractTarget | None
     module: nn.Module
+    label_names: tuple[str, ...] = ()
 
 
 def tasks_of(tasks: Mapping[str, AbstractTask]) -> dict[str, list[str]]:
@@ -46,7 +50,9 @@ def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
 
 
 def _placed(name: str, task: AbstractTask, dataset: str) -> PlacedHead:
-    target = task.target_of(dataset) if dataset in task.target_names else None
+    has_target = dataset in task.target_names
+    target = task.target_of(dataset) if has_target else None
+    label_names = task.label_names(dataset) if has_target else ()
     module = task.head(dataset)
     assert module is not None, f"{name} has no head for {dataset}"
-    return PlacedHead(name, dataset, task.cards[dataset], target, module)
+    return PlacedHead(name, dataset, task.cards[dataset], target, module, label_names)

@@ -33,12 +33,16 @@ Answer = Prediction | Features
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers under one name: a head, or a net without one. target: what it tells; None: features."""
+    """What answers under one name: a head, or a net without one.
+
+    target: what it tells; None: features. label_names: what the dataset's own label files hold of its names.
+    """
 
     dataset: str
     card: DatasetCard
     target: AbstractTarget | None
     task: str | None = None
+    label_names: tuple[str, ...] = ()
 
 
 class Answerer(Protocol):
@@ -81,7 +85,7 @@ class RunAnswerer:
         self.title = f"{self.checkpoint.path.name} of {run_folder}"
         self.module = load_module(run_folder, str(self.checkpoint.path))
         placed = placed_heads(self.module.tasks)
-        self.heads = {name: Answering(h.dataset, h.card, h.target, h.task) for name, h in placed.items()}
+        self.heads = {n: Answering(h.dataset, h.card, h.target, h.task, h.label_names) for n, h in placed.items()}
         for dataset in self.module.tasks_of.keys() - {head.dataset for head in self.heads.values()}:
             self.heads[dataset] = Answering(dataset, self.module.cards[dataset], None)
         self.precision = str(self.config.get("trainer", {}).get("precision"))
@@ -176,7 +180,9 @@ class PublishedAnswerer:
 
 def _answering(name: str, spec: Mapping[str, Any], entry: Mapping[str, Any]) -> Answering:
     dataset = entry.get("dataset", name)
-    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"))
+    target = target_of(entry)
+    label_names = tuple(entry.get("label_names", () if target is None else target.names))
+    return Answering(dataset, _card(dataset, spec), target, entry.get("task"), label_names)
 
 
 def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:

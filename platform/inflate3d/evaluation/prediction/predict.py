@@ -78,7 +78,7 @@ class Predictor:
                 faults[case.key] = " ".join(str(fault).split())
             else:
                 answer = self._answer(sample)
-                answers = answers or answers_to(Path(output), answer, self.head.target, self.cases, labels=truth)
+                answers = answers or self._answers(Path(output), answer, truth)
                 try:
                     answers.add(Answered(case, members, sample, answer.tensor[0].float()))
                 except InputError as fault:
@@ -89,6 +89,10 @@ class Predictor:
         if faults:
             raise _unreadable(faults, len(self.cases), place)
         return place, told
+
+    def _answers(self, output: Path, answer: Prediction | Features, labels: Path | None) -> Answers:
+        names = self.head.label_names
+        return answers_to(output, answer, self.head.target, self.cases, labels=labels, label_names=names)
 
     def _truth(self, labels: Path) -> Path:
         if self.features or self.head.target is None or not self.head.target.per_voxel:

@@ -103,6 +103,7 @@ def config(run: Path, arm: str, seed: int, options: argparse.Namespace) -> dict[
             },
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 3.0e-3, "weight_decay": 0.05}},
             "warmup_steps": 10,
+            "window_overlap": 0.25,
             "tasks": {"parts": {"class_path": "MedicalSegmentation", "init_args": task}},
         },
         "data": {
@@ -117,7 +118,8 @@ def _dataset(name: str, root: Path) -> dict[str, Any]:
     build = {"root": str(root), "labels": LABELS[name], "val_count": VAL_CASES if name == BOTH else 0}
     return {
         "batch_size": 2,
-        "sample": {"patch_size": [32, 48, 32], "foreground": 0.5},
+        "max_eval_samples": 20,
+        "sample": {"patch_size": [24, 32, 24], "foreground": 0.5},
         "augment": "augment/mri.yaml",
         "build": {"class_path": "MSD", "init_args": build},
     }

@@ -21,9 +21,10 @@ from inflate3d.evaluation.prediction.answerers import answerer_of
 from inflate3d.evaluation.prediction.case_scores import CaseScores
 from inflate3d.models import BackboneConfig
 from inflate3d.publishing.from_run import publish_run
-from inflate3d.targets import MaskTarget
+from inflate3d.targets import ClassTarget, MaskTarget
 from inflate3d.targets.mask import united
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
+from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, write_config
 from inflate3d.training.assignment import placed_heads
 from inflate3d.training.checkpoints.store import write_checkpoint
@@ -236,6 +237,28 @@ def test_a_shared_decoder_begins_as_one_published_head():
     heads, wanted = placed_heads({"organs": built()}), dict.fromkeys(OWN, "hippocampus")
     with pytest.raises(InputError, match=r"model\.start_heads\.kidneys: abdomen and kidneys share one head"):
         take_published_heads(heads, wanted, BackboneConfig("test_resnet"))
+
+
+def test_the_shared_decoder_takes_part_in_every_micro_batch_and_learns_from_its_own():
+    shapes = toy_card("shapes", label=ClassTarget(("a", "b", "c")))
+    tasks = {
+        "organs": MedicalSegmentation(datasets=list(OWN), shared=True),
+        "shape": VolumeClassification(datasets=["shapes"]),
+    }
+    module = MultiTaskModule(BackboneConfig("test_resnet"), tasks).build({**CARDS, "shapes": shapes}).eval()
+    for card in (*CARDS.values(), shapes):
+        module.zero_grad()
+        batch = toy_batch(card, batch=1, size=(8, 16, 16))
+        loss = module.training_step(batch, 0)
+        task = tasks["shape" if card is shapes else "organs"]
+        assert torch.equal(loss, task.step(module.backbone, batch, seed=0)["loss"])
+        loss.backward()
+        gradients = [p.grad for p in module.heads["organs"].parameters()]
+        assert all(g is not None for g in gradients)
+        assert any(bool(g.any()) for g in gradients) == (card is not shapes)
+    alike = {**CARDS, "shapes": shapes, "kidneys": toy_card("kidneys", mask=MaskTarget(("background", "Liver")))}
+    with pytest.raises(InputError, match=r"^model\.tasks\.organs\.init_args\.datasets: 'liver' of abdomen and 'Liver'"):
+        MultiTaskModule(BackboneConfig("test_resnet"), tasks).build(alike)
 
 
 @pytest.mark.slow

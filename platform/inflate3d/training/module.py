@@ -20,7 +20,7 @@ from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.assignment import placed_heads, tasks_of
-from inflate3d.training.check import check_run
+from inflate3d.training.check import bind_tasks, check_run
 from inflate3d.training.frozen import FrozenModules
 from inflate3d.training.idle import idle_loss, unused_loss
 from inflate3d.training.optim import (
@@ -131,8 +131,7 @@ class MultiTaskModule(pl.LightningModule):
         for problem in check_run(self.tasks, cards, loss_weighting=self.loss_weighting):
             raise InputError(str(problem))
         self.cards = {name: cards[name] for name in self.tasks_of}
-        for task in self.tasks.values():
-            task.bind(self.cards)
+        bind_tasks(self.tasks, self.cards)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, "weights"))
             self.backbone = Backbone(self.backbone_config.resolved(self.net_inputs))

@@ -160,6 +160,7 @@ def test_a_config_restates_what_was_annotated_and_names_classes_that_occur_nowhe
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
+        ("mask", "data.x is 'mask'; expected targets by name: mask"),
         ({"msk": {}}, "data.x: unknown target 'msk'; close names: 'mask'"),
         ({"mask": {"anotated": ["liver"]}}, "data.x.mask: unknown field 'anotated'; close names: 'annotated'"),
         ({"mask": {"type": "value"}}, "data.x.mask: unknown field 'type'"),
@@ -173,7 +174,7 @@ def test_a_config_restates_what_was_annotated_and_names_classes_that_occur_nowhe
         ),
     ],
 )
-def test_what_cannot_be_restated_is_refused(targets: dict[str, Any], words: str):
+def test_what_cannot_be_restated_is_refused(targets: Any, words: str):
     with pytest.raises(InputError) as caught:
         CARDS["abdomen"].restated(targets, where="data.x")
     assert words in str(caught.value)

@@ -246,10 +246,7 @@ def _card(config: Config, name: str) -> DatasetCard:
 def _restated(config: Config, name: str, card: DatasetCard) -> DatasetCard:
     """Return the card with what the config says otherwise of its targets."""
     path = ("data", "datasets", name, "targets")
-    targets = config.get(*path) or {}
-    if not isinstance(targets, dict):
-        raise InputError(f"{config.where(*path)} is {targets!r}; expected a target: {{mask: {{annotated: [...]}}}}")
-    return card.restated(targets, where=config.where(*path))
+    return card.restated(config.get(*path) or {}, where=config.where(*path))
 
 
 def _input_size(config: Config, name: str, card: DatasetCard) -> Triple | None:

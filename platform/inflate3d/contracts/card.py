@@ -86,6 +86,8 @@ class DatasetCard:
         with `where` and names an unknown target or field, a list that is empty or none, and names that are missing.
         """
         found = dict(self.targets)
+        if not isinstance(targets, Mapping):
+            raise InputError(f"{where} is {targets!r}; expected targets by name: {', '.join(found)}")
         for name, changes in targets.items():
             if name not in found:
                 raise unknown_name("target", name, found, where=where)

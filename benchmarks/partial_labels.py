@@ -77,7 +77,7 @@ def cut_in_two(raw: Path, folder: Path) -> None:
 def config(run: Path, arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return the run's config: one micro-batch of each dataset a step, or two of the only one."""
     weights = {} if options.weights is None else {"pretrained_cfg_overlay": {"file": str(options.weights.resolve())}}
-    task = {"datasets": list(ARMS[arm]), "shared": True, "decoder_channels": [8, 16, 32, 64, 128]}  # a quarter the cost
+    task = {"datasets": list(ARMS[arm]), "shared": True, "decoder_channels": [8, 16, 32, 64]}  # a quarter of the cost
     raw = options.output.resolve() / "raw"
     return {
         "seed_everything": seed,

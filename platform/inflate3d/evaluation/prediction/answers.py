@@ -76,7 +76,8 @@ def answers_to(
     """Return what writes answers such as this one; `labels`, where there are any, score them.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
-    label_names: the class of each index in label maps that hold the truth. InputError if it cannot be, or would overwrite an input.
+    label_names: the class of each index in label maps that hold the truth. InputError if it cannot be, or would
+    overwrite an input.
     """
     if isinstance(answer, Masks) and target is not None:
         return LabelMaps(output, target, cases, labels=labels, label_names=label_names)

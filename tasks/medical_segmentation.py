@@ -74,10 +74,11 @@ class MedicalSegmentation(SupervisedTask):
 
     def build(self, encoder: Encoder) -> None:
         """Make a decoder for each dataset, or one for all."""
-        if not self.shared:
-            return super().build(encoder)
-        decoder = self.build_head(encoder.feature_info, self._targets[self.datasets[0]])
-        self.heads = dict.fromkeys(self.datasets, decoder)
+        if self.shared:
+            decoder = self.build_head(encoder.feature_info, self._targets[self.datasets[0]])
+            self.heads = dict.fromkeys(self.datasets, decoder)
+        else:
+            super().build(encoder)
 
     def modules(self) -> dict[str, nn.Module]:
         """The decoders by dataset, or the shared one."""

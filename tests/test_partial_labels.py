@@ -20,6 +20,7 @@ from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.answerers import answerer_of
 from inflate3d.evaluation.prediction.case_scores import CaseScores
 from inflate3d.models import BackboneConfig
+from inflate3d.models.publication.heads import label_names_of
 from inflate3d.publishing.from_run import publish_run
 from inflate3d.targets import ClassTarget, MaskTarget
 from inflate3d.targets.mask import united
@@ -291,6 +292,8 @@ def test_a_published_head_answers_for_all_classes_and_says_which_dataset_annotat
         with torch.no_grad():
             expected = module.tasks["organs"].head(name)(module.backbone(x, domain=name))
             torch.testing.assert_close(whole(x.expand(-1, 3, -1, -1, -1)), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="the head's label_names: unknown class 'livr'; close names: 'liver'"):
+        label_names_of({**config["heads"]["kidneys"], "label_names": ["background", "livr"]})
     for model in (run, folder):
         answering = answerer_of(str(model)).heads["kidneys"]
         assert answering.label_names == ("background", "kidney", "liver", "tumor")

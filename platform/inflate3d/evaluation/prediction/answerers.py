@@ -17,7 +17,7 @@ from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.fetch import published_folder
-from inflate3d.models.publication.heads import target_of
+from inflate3d.models.publication.heads import label_names_of, target_of
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.schema import read_published_config
 from inflate3d.sample import Batch
@@ -180,9 +180,7 @@ class PublishedAnswerer:
 
 def _answering(name: str, spec: Mapping[str, Any], entry: Mapping[str, Any]) -> Answering:
     dataset = entry.get("dataset", name)
-    target = target_of(entry)
-    label_names = tuple(entry.get("label_names", () if target is None else target.names))
-    return Answering(dataset, _card(dataset, spec), target, entry.get("task"), label_names)
+    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"), label_names_of(entry))
 
 
 def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:

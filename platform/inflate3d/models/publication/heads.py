@@ -34,6 +34,19 @@ def target_of(entry: Mapping[str, Any]) -> AbstractTarget | None:
     return None if described is None else AbstractTarget.from_dict(described, where="the head's target")
 
 
+def label_names_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the indices in label files of a head's dataset mean, by names of its target: unless stated, in order.
+
+    InputError for a name that is none of the target's.
+    """
+    target = target_of(entry)
+    names = () if target is None else target.names
+    for name in entry.get("label_names", ()):
+        if name not in names:
+            raise unknown_name("class", name, names, where="the head's label_names")
+    return tuple(entry.get("label_names", names))
+
+
 def is_per_voxel(entry: Mapping[str, Any]) -> bool:
     """Whether a head answers for every voxel: what create_segmenter loads."""
     target = target_of(entry)

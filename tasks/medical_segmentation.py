@@ -84,7 +84,7 @@ class MedicalSegmentation(SupervisedTask):
         """The decoders by dataset, or the shared one."""
         return {SHARED: self.heads[self.datasets[0]]} if self.shared else self.heads
 
-    def head(self, dataset: str) -> nn.Module:
+    def head_of(self, dataset: str) -> nn.Module:
         """Return the decoder that serves a dataset."""
         return self.heads[dataset]
 

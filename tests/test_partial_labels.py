@@ -290,7 +290,7 @@ def test_a_published_head_answers_for_all_classes_and_says_which_dataset_annotat
         whole = inflate3d.create_segmenter(f"local-dir:{folder}", pretrained=True, head=name).eval()
         assert whole.label_names == list(NAMES)
         with torch.no_grad():
-            expected = module.tasks["organs"].head(name)(module.backbone(x, domain=name))
+            expected = module.tasks["organs"].head_of(name)(module.backbone(x, domain=name))
             torch.testing.assert_close(whole(x.expand(-1, 3, -1, -1, -1)), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="the head's label_names: unknown class 'livr'; close names: 'liver'"):
         label_names_of({**config["heads"]["kidneys"], "label_names": ["background", "livr"]})

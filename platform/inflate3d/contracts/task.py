@@ -111,7 +111,7 @@ class AbstractTask(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained with the run, by name; the same objects each time."""
 
-    def head(self, dataset: str) -> nn.Module | None:
+    def head_of(self, dataset: str) -> nn.Module | None:
         """Return the module that answers for a dataset: the one of its name. None where there is none."""
         return self.modules().get(dataset)
 

@@ -41,7 +41,7 @@ def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
 
     Modules that answer for no dataset are no heads; one may answer for several. Building comes first.
     """
-    held = {d: [n for n in names if tasks[n].head(d) is not None] for d, names in tasks_of(tasks).items()}
+    held = {d: [n for n in names if tasks[n].head_of(d) is not None] for d, names in tasks_of(tasks).items()}
     return {
         (dataset if len(names) == 1 else f"{dataset}-{name}"): _placed(name, tasks[name], dataset)
         for dataset, names in held.items()
@@ -53,6 +53,6 @@ def _placed(name: str, task: AbstractTask, dataset: str) -> PlacedHead:
     has_target = dataset in task.target_names
     target = task.target_of(dataset) if has_target else None
     label_names = task.label_names(dataset) if has_target else ()
-    module = task.head(dataset)
+    module = task.head_of(dataset)
     assert module is not None, f"{name} has no head for {dataset}"
     return PlacedHead(name, dataset, task.cards[dataset], target, module, label_names)

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/partial_labels.py --raw ../shared/data/Task04_Hippocampus --output runs/partial
 
-The hippocampus cases are cut into two datasets: one with both labels, one where the posterior part is hidden. Three
-arms see as many steps of as many patches: `half` trains on the first dataset alone, `partial` on both through a shared
-decoder that knows what was not annotated, `background` on both with the hidden part counted as background. The last
-validation counts, on held-out cases of the first dataset: nothing is chosen by it. A run that is finished is not run
-again, one that was cut off goes on.
+The hippocampus cases are cut into two datasets: one with both labels, one where the posterior part is hidden. All arms
+take as many steps. `half` trains on a batch of the first dataset, `partial` adds a batch of the second through a shared
+decoder that knows what was not annotated, `background` adds it with the hidden part counted as background, and
+`half_twice` adds a second batch of the first. The last validation counts, on held-out cases of the first dataset:
+nothing is chosen by it. A run that is finished is not run again, one that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ BOTH, HIDDEN = "labelled", "hidden"
 NAMES = ["background", "Anterior", "Posterior"]
 ARMS: dict[str, dict[str, Any]] = {
     "half": {BOTH: {}},
+    "half_twice": {BOTH: {}},
     "partial": {BOTH: {}, HIDDEN: {}},
     "background": {BOTH: {}, HIDDEN: {"targets": {"mask": {"annotated": NAMES}}}},
 }
@@ -42,11 +43,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for runs and shards")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options = parser.parse_args()
     cut_in_two(options.raw.resolve(), options.output / "raw")
-    found: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in options.arms}
     for seed in range(options.seeds):
-        for arm in ARMS:
+        for arm in options.arms:
             run = options.output / f"{arm}-{seed}"
             if last_scores(run, options.steps) is None:
                 fit(run, arm, seed, options)
@@ -75,7 +77,8 @@ def cut_in_two(raw: Path, folder: Path) -> None:
 
 
 def config(run: Path, arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the run's config: one micro-batch of each dataset a step, or two of the only one."""
+    """Return the run's config: a step is one micro-batch of each dataset, or two of the only one."""
+    batches = 1 if arm == "half" else 2
     weights = {} if options.weights is None else {"pretrained_cfg_overlay": {"file": str(options.weights.resolve())}}
     task = {"datasets": list(ARMS[arm]), "shared": True, "decoder_channels": [8, 16, 32, 64]}  # a quarter of the cost
     raw = options.output.resolve() / "raw"
@@ -86,8 +89,8 @@ def config(run: Path, arm: str, seed: int, options: argparse.Namespace) -> dict[
             "default_root_dir": str(run),
             "accelerator": "cpu",
             "max_steps": options.steps,
-            "accumulate_grad_batches": 2,
-            "val_check_interval": 2 * options.steps,
+            "accumulate_grad_batches": batches,
+            "val_check_interval": batches * options.steps,
             "gradient_clip_val": 1.0,
             "enable_progress_bar": False,
         },

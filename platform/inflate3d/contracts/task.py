@@ -96,6 +96,14 @@ class AbstractTask(ABC):
         """Return what the task's target on this dataset is; `bind` comes first."""
         return self.cards[dataset].targets[self.target_names[dataset]]
 
+    def label_names(self, dataset: str) -> tuple[str, ...]:
+        """Return what the indices in a dataset's own label files mean, by names of `target_of`."""
+        return self.target_of(dataset).names
+
+    def value(self, batch: Batch) -> torch.Tensor | None:
+        """Return a batch's values of the task's target, as `target_of` names them; None where there is no target."""
+        return batch.targets.get(self.target_names.get(batch.dataset, ""))
+
     @abstractmethod
     def build(self, encoder: Encoder) -> None:
         """Make the task's modules, from the encoder and `self.cards`; comes once, after `bind`."""
@@ -103,6 +111,10 @@ class AbstractTask(ABC):
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained with the run, by name; the same objects each time."""
+
+    def head_of(self, dataset: str) -> nn.Module | None:
+        """Return the module that answers for a dataset: the one of its name. None where there is none."""
+        return self.modules().get(dataset)
 
     def frozen_modules(self) -> dict[str, nn.Module]:
         """Return what is kept and saved but never trained, by name: an EMA teacher, a frozen 2D net."""

@@ -20,7 +20,7 @@ from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.assignment import placed_heads, tasks_of
-from inflate3d.training.check import check_run
+from inflate3d.training.check import bind_tasks, check_run
 from inflate3d.training.frozen import FrozenModules
 from inflate3d.training.idle import idle_loss, unused_loss
 from inflate3d.training.optim import (
@@ -131,13 +131,13 @@ class MultiTaskModule(pl.LightningModule):
         for problem in check_run(self.tasks, cards, loss_weighting=self.loss_weighting):
             raise InputError(str(problem))
         self.cards = {name: cards[name] for name in self.tasks_of}
+        bind_tasks(self.tasks, self.cards)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, "weights"))
             self.backbone = Backbone(self.backbone_config.resolved(self.net_inputs))
             self.backbone.setup_domains(self.cards)
             self.heads = nn.ModuleDict()
             for name, task in self.tasks.items():
-                task.bind(self.cards)
                 task.build(self.backbone)
                 self.heads[name] = nn.ModuleDict(task.modules())
             self.frozen = FrozenModules(self.tasks)
@@ -318,7 +318,7 @@ class MultiTaskModule(pl.LightningModule):
         """Update what is measured of the batch's tasks."""
         for name in self.tasks_of[batch.dataset]:
             if self.scores.has_metrics(name, batch.dataset):
-                value = batch.targets.get(self.tasks[name].target_names.get(batch.dataset, ""))
+                value = self.tasks[name].value(batch)
                 self.scores.update(name, batch.dataset, self.predict(batch, name).tensor, value)
             if self.scores.has_step(name, batch.dataset):
                 values = self._held_out(name, batch, self.tasks[name].step)

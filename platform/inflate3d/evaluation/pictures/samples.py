@@ -75,11 +75,12 @@ def _of_task(module: MultiTaskModule, batch: Batch, name: str, title: str) -> It
     """Yield one task's pictures of a batch."""
     task, card = module.tasks[name], module.cards[batch.dataset]
     spacings: list[Any] = [tuple(spacing_mm) for spacing_mm in batch.spacing_mm.tolist()]
-    if (target_name := task.target_names.get(batch.dataset)) is None:
+    values = task.value(batch)
+    if values is None:
         for key, exhibit, spacing_mm in zip(batch.keys, module.show(batch, name), spacings, strict=True):
             yield Shown(title, key, card, exhibit, spacing_mm)
         return
-    answer, values = module.predict(batch, name).tensor.cpu(), batch.targets[target_name].cpu()
+    answer, values = module.predict(batch, name).tensor.cpu(), values.cpu()
     for i, key in enumerate(batch.keys):
         target = task.target_of(batch.dataset)
         yield Picture(title, key, card, target, batch.image[i].cpu().numpy(), values[i], answer[i], spacings[i])
@@ -176,6 +177,8 @@ def _said(picture: Picture, count: int = 3) -> str:
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
     found = []
     for k, name in enumerate(picture.target.names[1:], start=1):
+        if k in picture.target.unannotated:
+            continue
         size = (truth == k).sum() + (guess == k).sum()
         if size:
             found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")

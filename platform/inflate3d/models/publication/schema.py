@@ -288,6 +288,8 @@ _HEAD = record(
         "window": nullable(_window),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,
+        "tensors": text(128, _WORD),
+        "label_names": _CLASSES,
     },
 )
 _CARD = record(

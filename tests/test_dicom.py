@@ -253,7 +253,8 @@ def test_signed_and_unsigned_slices_of_one_series_keep_their_values(tmp_path: Pa
         ({"RescaleSlope": 0}, "give no values"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour (PALETTE COLOR"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "is a mosaic"),
-        ({"ModalityLUTSequence": [item(LUTDescriptor=[2, 0, 16])]}, "values are those of a table"),
+        ({"ModalityLUTSequence": [item(LUTDescriptor=[2, 0, 16])]}, "its table of values (0028,3000) cannot be"),
+        ({"ModalityLUTSequence": [item()], "RescaleSlope": 1}, "a table of values (0028,3000) and a rescale slope"),
         ({"BitsStored": 17}, "its pixels (Explicit VR Little Endian) cannot be read"),
     ],
 )
@@ -262,6 +263,17 @@ def test_values_that_are_no_grey_values_are_refused(tmp_path: Path, more: dict, 
         warnings.simplefilter("ignore")
         write_series(tmp_path, **more)
     assert message in refused(tmp_path)
+
+
+@pytest.mark.parametrize("first", [-30_000, 0, 250])
+def test_a_table_of_values_gives_its_entries_and_its_ends_beyond(tmp_path: Path, first: int) -> None:
+    entries = [7 + i * i % 60_000 for i in range(300)]
+    table = item(LUTDescriptor=[300, first, 16], LUTData=entries, ModalityLUTType="OD")
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "SS", "US"
+    volume = read_volume(write_series(tmp_path, ModalityLUTSequence=[table]))
+    stored = 100 * np.arange(6)[:, None, None] + np.arange(30).reshape(6, 5)
+    expected = [[[entries[min(max(v - first, 0), 299)] for v in row] for row in plane] for plane in stored.tolist()]
+    np.testing.assert_array_equal(volume.array[0, :, ::-1, ::-1], expected)  # LPS, turned to RAS
 
 
 def test_units_that_differ_by_slice_are_refused(tmp_path: Path) -> None:

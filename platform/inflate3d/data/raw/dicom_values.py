@@ -109,7 +109,7 @@ def _without_overlay(pixels: np.ndarray, header: Dataset) -> np.ndarray:
 
 
 def _through_table(pixels: np.ndarray, header: Dataset) -> np.ndarray:
-    """Return the entries of a file's Modality LUT, uint8 or uint16: the first and last of it stand for what lies beyond."""
+    """Return the entries of a file's Modality LUT, uint8 or uint16; its first and last stand for what lies beyond."""
     from pydicom.pixels import apply_modality_lut
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -317,6 +319,26 @@ def test_jpeg_2000_is_read_by_itk_with_each_slices_own_slope(tmp_path: Path) -> 
     assert pydicom.dcmread(tmp_path / "0.dcm").file_meta.TransferSyntaxUID.is_compressed
     volume = read_volume(tmp_path)
     assert [at_mm(volume, 63, 2, 5 * i) for i in range(4)] == [(1 + i) * (-1000 + 37 * i + 63) + 7 for i in range(4)]
+
+
+# What `write_series` writes in its first three slices, as pyjpegls 1.5.1 encodes it.
+JPEG_LS = (
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAKAMAYAwDAqAUAIAgFBEBgMBgBBoGBgYAhoGBgYAhoMGDAD/2Q==",
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAEx4AwBgGAYFQCgBAEAoIgMBgMAINAwMDAENAwMDAENBgwYA/9kA",
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAFj4AwBgGAYFQCgBAEAoIgMBgMAINAwMDAENAwMDAENBgwYA/9kA",
+)
+
+
+def test_jpeg_ls_is_read_by_itk(tmp_path: Path) -> None:
+    expected = read_volume(write_series(tmp_path / "plain", 3, RescaleSlope=2, RescaleIntercept=-1000)).array
+    folder = write_series(tmp_path / "packed", 3, RescaleSlope=2, RescaleIntercept=-1000)
+    for path, frame in zip(sorted(folder.iterdir()), JPEG_LS, strict=True):
+        d = pydicom.dcmread(path)
+        d.file_meta.TransferSyntaxUID = JPEGLSLossless
+        d.PixelData = pydicom.encaps.encapsulate([base64.b64decode(frame)])
+        d["PixelData"].VR = "OB"
+        d.save_as(path)
+    np.testing.assert_array_equal(read_volume(folder).array, expected)
 
 
 def test_a_syntax_without_a_decoder_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from inflate3d.data import decode_frames, probe_video
-from inflate3d.data.raw.videos import read_video_case
+from inflate3d.data.raw.videos import encode_video, read_video_case
 from inflate3d.data.samples.reencode import VideoEncoding, reencode
 from inflate3d.data.samples.video_info import VideoInfo
 from inflate3d.errors import InputError
@@ -115,8 +115,6 @@ def test_frames_are_turned_as_players_show_them(container: str, mirrored: bool, 
         np.testing.assert_array_equal(decode_frames(content, range(3), info=known), expected)
     halves = decode_frames(content, [1], info=info, short_side=16)[0]
     assert halves.shape[:2] == tuple(n // 2 for n in expected.shape[1:3])
-        n // 2 for n in expected.shape[1:3]
-    )
     assert ("rotated" in kinds(content)) == ("turn" in record) == (mirrored or rotation > 0)
 
 
@@ -145,6 +143,14 @@ def test_pixel_aspect_interlacing_and_cuts_are_said(tmp_path: Path) -> None:
     content = clip(frames=100)
     assert kinds(content) == set()
     assert "cut short" in kinds(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(("levels", "told"), [((16, 16), {"constant"}), ((16, 90), {"still"})])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_video_in_which_nothing_moves_is_said(levels: tuple[int, int], told: set[str], frames: int) -> None:
+    picture = np.repeat(np.array(levels, np.uint8), (W // 2, W // 2))[None, :, None].repeat(H, 0).repeat(3, 2)
+    content = encode_video(np.stack([picture] * frames), fps=8)
+    assert kinds(content) == (set() if frames == 1 and told == {"still"} else told)
 
 
 def test_what_is_noticed_travels_with_the_raw_sample(tmp_path: Path) -> None:

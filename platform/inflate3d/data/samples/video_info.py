@@ -22,6 +22,7 @@ from inflate3d.data.samples.frames import (
     Source,
     Start,
     decoded,
+    every_frame,
     is_cover,
     mark,
     name_of,
@@ -127,7 +128,8 @@ def _probed(source: Source) -> VideoInfo:
     size = first.height, first.width
     turn = turn_of(first.matrix) or UPRIGHT
     info = VideoInfo(len(shown), times.fps, *size, times.seconds, claims.pixel_aspect, turn, starts)
-    return VideoInfo(**{**vars(info), "noticed": tuple(_noticed(info, shown, len(fed), times, claims))})
+    told = (*_noticed(info, shown, len(fed), times, claims), *_unmoved(source, shown))
+    return VideoInfo(**{**vars(info), "noticed": told})
 
 
 _probed_bytes = lru_cache(maxsize=1)(_probed)
@@ -287,3 +289,14 @@ def _noticed(
         yield Noticed("interlaced", f"{interlaced} of {info.num_frames} frames are two half pictures of unlike times")
     if claims.videos > 1:
         yield Noticed("several videos", f"one of {claims.videos} streams of pictures is taken")
+
+
+def _unmoved(source: Source, shown: Sequence[_Shown]) -> Iterator[Noticed]:
+    """Yield whether all frames are one picture, or even one colour."""
+    if len({frame.pixels for frame in shown}) > 1:
+        return
+    first = next(every_frame(source)).to_ndarray(format="rgb24")
+    if (first == first[0, 0]).all():
+        yield Noticed("constant", f"every pixel of its {len(shown)} frames is {first[0, 0].tolist()}")
+    elif len(shown) > 1:
+        yield Noticed("still", f"its {len(shown)} frames are one picture")

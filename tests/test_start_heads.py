@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import inflate3d
 import pytest
 import torch
+from inflate3d.data.shards.writer import build_shards
+from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from inflate3d.evaluation.transfer.arms import arms_for
+from inflate3d.evaluation.transfer.build import build_module
+from inflate3d.evaluation.transfer.protocol import Protocol
+from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
 from inflate3d.targets import ClassTarget, MaskTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
@@ -76,3 +83,21 @@ def test_of_other_classes_all_but_the_last_layer_is_taken_and_told(caplog: pytes
 def test_a_head_that_cannot_be_taken_is_named(wanted: dict[str, str], options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         built(wanted, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_transfer_of_published_weights_may_take_their_decoder_and_baselines_begin_fresh(tmp_path: Path) -> None:
+    build_shards(Toy(kind="volume_segmentation", num_train=6, num_val=2, size=16), tmp_path / "seg", progress=False)
+    target = Target(
+        tmp_path, Protocol("seg", "medical_segmentation", modes=("finetune",), sample={"patch_size": [16] * 3})
+    )
+    arms = {arm.name: arm for arm in arms_for([SHIPPED], target.card, head="hippocampus")}
+    fresh = build_module(replace(arms[SHIPPED], head=""), target, seed=0).heads["medical_segmentation"]["seg"]
+    begun = build_module(arms[SHIPPED], target, seed=0).heads["medical_segmentation"]["seg"]
+    theirs = inflate3d.create_segmenter(SHIPPED, pretrained=True).state_dict()
+    assert not arms["scratch"].head
+    assert not arms["inflated"].head
+    assert arms[SHIPPED].to_dict()["head"] == "hippocampus"
+    for key, value in begun.state_dict().items():
+        expected = fresh.state_dict()[key] if key.startswith("classify.") else theirs[f"decoder.{key}"]
+        assert torch.equal(value, expected), key

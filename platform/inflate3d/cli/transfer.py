@@ -43,6 +43,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="see below")
     parser.add_argument("--root", default="runs/shards", metavar="DIR", help="folder of shards (default runs/shards)")
     _add_protocol(parser.add_argument_group("protocol, the same for all arms"))
+    parser.add_argument(
+        "--head",
+        default="",
+        metavar="NAME",
+        help="published head that fine-tunings of published weights begin as, so that a decoder counts as well as the "
+        "backbone (default: a fresh one, as for the baselines)",
+    )
     _add_net(parser.add_argument_group("architecture, if MODEL is a timm name"))
     parser.add_argument("--part", metavar="I/N", help="only this part of the cells, for many machines")
     parser.add_argument("--device", default="cpu", metavar="cpu|cuda", help="default: cpu")
@@ -133,6 +140,7 @@ def _run(args: argparse.Namespace) -> None:
         plan=args.plan,
         datasets=target.data.net_inputs,
         timm_kwargs=args.timm,
+        head=args.head,
     )
     splits = target.splits()
     print(f"{target.card.title}: {splits['fit']} to train, {splits['choice']} for choices, {splits['test']} to test")

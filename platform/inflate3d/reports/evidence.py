@@ -116,7 +116,7 @@ def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs
     own = document["arms"][name]
     if published := own.get("published") or own.get("pretraining"):
         backbone = BackboneConfig(runs[0] if runs else published, pretrained=True, stems=stems, norm="shared")
-        return Arm(name, backbone, tuple(runs))
+        return Arm(name, backbone, tuple(runs), own.get("head", ""))
     values = {"pretrained": True, **document["backbone"], **own}
     if values["pretrained"] and document.get("weights"):
         overlay = {"pretrained_cfg_overlay": {"file": document["weights"]}}

@@ -22,12 +22,14 @@ class Arm:
     """One start: a short name for tables, and the backbone before any training on the target.
 
     runs: published weights of several pretrainings; each seed takes one in turn, so the spread over seeds includes
-    pretraining.
+    pretraining. head: the published head that a fine-tuning begins as, its last layer fresh where names of classes
+    differ; "": a fresh one.
     """
 
     name: str
     backbone: BackboneConfig
     runs: tuple[str, ...] = ()
+    head: str = ""
 
     def of(self, seed: int) -> BackboneConfig:
         """Return the backbone that a seed starts from."""
@@ -39,6 +41,7 @@ class Arm:
             "name": self.name,
             "backbone": self.backbone.to_dict(),
             **({"runs": list(self.runs)} if self.runs else {}),
+            **({"head": self.head} if self.head else {}),
         }
 
 
@@ -49,6 +52,7 @@ def arms_for(
     pretrained: Mapping[str, str] | None = None,
     datasets: Sequence[NetInput] = (),
     timm_kwargs: Mapping[str, Any] | None = None,
+    head: str = "",
     **inflation: Any,
 ) -> list[Arm]:
     """Return an arm for every model, and the two baselines for each of their architectures.
@@ -56,7 +60,8 @@ def arms_for(
     scratch: the architecture with random weights, its temporal kernels drawn as 3D ones (`random` taps of He's scale).
     inflated: its 2D weights, inflated, and nothing else. A 2D name among the models is its own inflated baseline; the
     words of inflation hold for it, plan "auto" as `datasets` make it, while published weights bring their own, which
-    their baselines take. pretrained: files of 2D weights by architecture, "" for any. InputError for an unknown name.
+    their baselines take. pretrained: files of 2D weights by architecture, "" for any. head: what the published ones
+    among the models begin a fine-tuning as. InputError for an unknown name.
     """
     value = Inflation.from_dict(inflation)
     published: list[Arm] = []
@@ -67,7 +72,8 @@ def arms_for(
             base = BackboneConfig(model, inflation=value, timm_kwargs=dict(timm_kwargs or {})).resolved(datasets)
         else:
             base = _base_of(NetSpec.from_dict(read_published_config(folder)["net"]))
-            published.append(Arm(_short(model), BackboneConfig(model, pretrained=True, stems=stems, norm="shared")))
+            backbone = BackboneConfig(model, pretrained=True, stems=stems, norm="shared")
+            published.append(Arm(_short(model), backbone, head=head))
         base = replace(base, stems=stems, norm="shared")
         bases.setdefault(base.name, base)
     arms = [*_baselines(list(bases.values()), pretrained or {}), *published]

@@ -11,9 +11,10 @@ from inflate3d.training.module import MultiTaskModule
 
 
 def build_module(arm: Arm, target: Target, *, seed: int, device: str = "cpu") -> MultiTaskModule:
-    """Return the arm's backbone with a fresh head for the target; all randomness follows from the seed."""
+    """Return the arm's backbone with its head for the target; all randomness follows from the seed."""
     protocol = target.protocol
-    module = MultiTaskModule(arm.of(seed), {protocol.task: target.new_task()})
+    start_heads = {protocol.dataset: arm.head} if arm.head else {}
+    module = MultiTaskModule(arm.of(seed), {protocol.task: target.new_task()}, start_heads=start_heads)
     module.seed = seed
     module.net_inputs = target.data.net_inputs
     module.build({protocol.dataset: target.card})

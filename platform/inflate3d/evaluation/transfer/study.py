@@ -13,6 +13,7 @@ import torch
 
 from inflate3d.data.shards.parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
 from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
@@ -49,6 +50,9 @@ def run_transfer(
     mine = groups if part is None else groups[part.number - 1 :: part.count]
     lock = LOCK if part is None else f"writer-{part.number}-of-{part.count}.lock"
     with one_writer(output, name=lock, other_folder="--output"):
+        for arm in arms:  # what cannot begin is told before hours of others
+            if any(runner.read(cell) is None for cell in flat(mine) if cell.arm == arm.name):
+                build_module(arm, target, seed=target.protocol.seeds[0])
         _run_cells(runner, mine, report)
         found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
         result = _result(arms, target, found, of=sum(map(len, groups)), device=device)

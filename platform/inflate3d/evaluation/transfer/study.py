@@ -37,17 +37,23 @@ def run_transfer(
     part: Part | None = None,
     device: str = "cpu",
     report: Report | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the unfinished cells, write the result of all finished ones, and return it.
 
     part: this process's share of the cells, for many machines over one output folder; it writes only finished cells,
     and a run without `part` then joins them. report: called with each new cell, its record, and the
+<<<<<<< HEAD
     progress of this process. InputError if another process is at the same work there.
+=======
+    progress of this process. is_over: asked before each cell, whether to leave the rest to a later call.
+>>>>>>> main
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
     groups = groups_of(arms, target)
     mine = groups if part is None else groups[part.number - 1 :: part.count]
+<<<<<<< HEAD
     lock = LOCK if part is None else f"writer-{part.number}-of-{part.count}.lock"
     with one_writer(output, name=lock, other_folder="--output"):
         for arm in arms:  # what cannot begin is told before hours of others
@@ -63,14 +69,18 @@ def run_transfer(
 
 def _run_cells(runner: CellRunner, groups: Sequence[list[Cell]], report: Report | None) -> None:
     left = sum(runner.read(cell) is None for cell in flat(groups))
+=======
+    left = [cell for cell in flat(mine) if runner.read(cell) is None]
+>>>>>>> main
     done = 0
 
     def count(cell: Cell, record: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         if report is not None:
-            report(cell, record, done, left)
+            report(cell, record, done, len(left))
 
+<<<<<<< HEAD
     for group in groups:
         runner.run(group, count)
 
@@ -80,6 +90,18 @@ def _result(
 ) -> dict[str, Any]:
     """Return what transfer.json holds, from the cells that are finished; `of` is the number of all."""
     return {
+=======
+    for arm in arms:  # what cannot begin is told before hours of others
+        if any(cell.arm == arm.name for cell in left):
+            build_module(arm, target, seed=target.protocol.seeds[0])
+    for cell in left:
+        if is_over():
+            break
+        runner.run([cell], count)
+    found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
+    rows = summarise(found, target.metric)
+    result = {
+>>>>>>> main
         "format": FORMAT,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": {"card": target.card.to_dict(), "digest": target.manifest.digest},

@@ -43,23 +43,20 @@ def run_transfer(
 
     part: this process's share of the cells, for many machines over one output folder; it writes only finished cells,
     and a run without `part` then joins them. report: called with each new cell, its record, and the
-<<<<<<< HEAD
-    progress of this process. InputError if another process is at the same work there.
-=======
-    progress of this process. is_over: asked before each cell, whether to leave the rest to a later call.
->>>>>>> main
+    progress of this process. is_over: asked before each cell, whether to leave the rest to a later call. InputError if
+    another process is at the same work there.
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
     groups = groups_of(arms, target)
     mine = groups if part is None else groups[part.number - 1 :: part.count]
-<<<<<<< HEAD
     lock = LOCK if part is None else f"writer-{part.number}-of-{part.count}.lock"
     with one_writer(output, name=lock, other_folder="--output"):
+        left = [cell for cell in flat(mine) if runner.read(cell) is None]
         for arm in arms:  # what cannot begin is told before hours of others
-            if any(runner.read(cell) is None for cell in flat(mine) if cell.arm == arm.name):
+            if any(cell.arm == arm.name for cell in left):
                 build_module(arm, target, seed=target.protocol.seeds[0])
-        _run_cells(runner, mine, report)
+        _run_cells(runner, left, report, is_over)
         found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
         result = _result(arms, target, found, of=sum(map(len, groups)), device=device)
         if part is None:
@@ -67,22 +64,19 @@ def run_transfer(
     return result
 
 
-def _run_cells(runner: CellRunner, groups: Sequence[list[Cell]], report: Report | None) -> None:
-    left = sum(runner.read(cell) is None for cell in flat(groups))
-=======
-    left = [cell for cell in flat(mine) if runner.read(cell) is None]
->>>>>>> main
+def _run_cells(runner: CellRunner, cells: Sequence[Cell], report: Report | None, is_over: Callable[[], bool]) -> None:
     done = 0
 
     def count(cell: Cell, record: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         if report is not None:
-            report(cell, record, done, len(left))
+            report(cell, record, done, len(cells))
 
-<<<<<<< HEAD
-    for group in groups:
-        runner.run(group, count)
+    for cell in cells:
+        if is_over():
+            break
+        runner.run([cell], count)
 
 
 def _result(
@@ -90,18 +84,6 @@ def _result(
 ) -> dict[str, Any]:
     """Return what transfer.json holds, from the cells that are finished; `of` is the number of all."""
     return {
-=======
-    for arm in arms:  # what cannot begin is told before hours of others
-        if any(cell.arm == arm.name for cell in left):
-            build_module(arm, target, seed=target.protocol.seeds[0])
-    for cell in left:
-        if is_over():
-            break
-        runner.run([cell], count)
-    found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
-    rows = summarise(found, target.metric)
-    result = {
->>>>>>> main
         "format": FORMAT,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": {"card": target.card.to_dict(), "digest": target.manifest.digest},

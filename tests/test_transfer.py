@@ -32,6 +32,7 @@ from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
 from inflate3d.nn.recalibrate import recalibrating
 from inflate3d.publishing.additions import read_additions
+from inflate3d.training.run.lock import one_writer
 
 SHAPES = Protocol(
     "shapes",
@@ -207,6 +208,19 @@ def test_the_same_command_runs_nothing_again_and_more_seeds_add_only_theirs(fini
     more, ran = replace(SHAPES, modes=("probe",), seeds=(0, 1)), []
     run_transfer(ARMS, Target(root, more), output, report=lambda cell, *_: ran.append(cell))
     assert {(c.arm, c.seed) for c in ran} == {("scratch", 1), ("ours", 1)}
+
+
+@pytest.mark.slow
+def test_a_second_start_over_one_output_is_refused_but_parts_go_on_side_by_side(root, tmp_path):
+    from inflate3d.data.shards.parts import Part
+
+    target = Target(root, replace(SHAPES, modes=("knn",)))
+    with one_writer(tmp_path, name="writer-1-of-2.lock"):
+        run_transfer(ARMS, target, tmp_path, part=Part(2, 2))
+        with pytest.raises(InputError, match=r"this very process.* --output ANOTHER_FOLDER"):
+            run_transfer(ARMS, target, tmp_path, part=Part(1, 2))
+    with one_writer(tmp_path), pytest.raises(InputError, match="this very process"):
+        run_transfer(ARMS, target, tmp_path)
 
 
 def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):

@@ -28,7 +28,7 @@ KINDS = {
     "rejected": "cannot be read, and is not in the shards",
     "in two splits": "the same image in training and in held-out data: scores will be too good",
     "duplicate": "the same image more than once",
-    "constant": "every voxel of the image has one value",
+    "constant": "every voxel of the image, or pixel of the video, has one value",
     "class without samples": "no sample of the train split shows it",
     "unlabelled": "a target is not known; losses and metrics leave it out",
     "empty mask": "the mask shows the background alone",

@@ -45,7 +45,8 @@ def published_contents(folder: Path, *, with_heads: bool) -> Contents:
     Without heads the net gives pooled features. Halves in the files come as float32.
     """
     stated = check_directory(folder)
-    net = create_model(f"local-dir:{folder}", pretrained=True, **({} if with_heads else {"num_classes": 0}))
+    options: dict[str, Any] = {} if with_heads else {"num_classes": 0}
+    net = create_model(f"local-dir:{folder}", pretrained=True, **options)
     config = read_published_config(folder)
     file = plain_file(folder, WEIGHTS)
     extra = [name for name in read_header(file) if name.startswith((NORM_KEY, STEM_KEY))]

@@ -1,4 +1,4 @@
-"""Lists plug-ins (datasets, tasks, media, targets, heads, zoos), built-in and from entry points, without importing them.
+"""Lists plug-ins (datasets, tasks, media, targets, heads, zoos), built-in and of entry points, without importing any.
 
 A plug-in is a module: its name is what users write, line 1 of its docstring says what it is, and the class that derives
 from the contract is what is built. Listing reads the source with `ast`; only `load` imports.

@@ -20,8 +20,8 @@ class ZooNet:
     """One net of a zoo.
 
     plan: as InflationPlan.from_dict reads it. weights: where its publishers keep them ("https://host/file.pth",
-    "hf-hub:org/name/file.pth"); "" where the zoo says so itself (AbstractZoo.place). parameters and reductions (of H and
-    W, one a level) are what lists show. num_classes: of the classifier among its weights, 0 without one.
+    "hf-hub:org/name/file.pth"); "" where the zoo says so itself (AbstractZoo.place). parameters and reductions (of
+    H and W, one a level) are what lists show. num_classes: of the classifier among its weights, 0 without one.
     """
 
     plan: Mapping[str, Any]

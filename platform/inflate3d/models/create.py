@@ -56,9 +56,9 @@ def create_model(
 ) -> nn.Module:
     """Return a net over clips and volumes (B, C, D, H, W), with timm's contract and timm's state_dict keys.
 
-    name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", or published weights: a name of
-    list_pretrained(), "hf-hub:org/name@revision", "https://host/dir", "s3://bucket/dir" or "local-dir:path"; or a net of
-    a zoo, 3D weights of other publishers ("medicalnet/resnet50").
+    name: any timm name ("resnet50.a1_in1k"), "torchvision/googlenet", published weights (a name of
+    list_pretrained(), "hf-hub:org/name@revision", "https://host/dir", "s3://bucket/dir", "local-dir:path"), or a net
+    of a zoo, with the 3D weights of other publishers ("medicalnet/resnet50").
     pretrained: for a 2D name its 2D weights, inflated; for a published one and a zoo's its 3D weights.
     inflation: mean | center | overshoot | random (see Taps); overshoot: its a. plan: auto | i3d | isotropic | slow |
     2d, or an InflationPlan; `auto` looks at input_size (D, H, W) and spacing_mm (z, y, x). attention: "frame", or
@@ -76,8 +76,8 @@ def create_model(
 
     `model.input_spec` says what input the weights expect, `model.label_names` what the published classes are called.
 
-    Published weights and those of zoos carry their own inflation, overshoot, attention, statistics, time_padding and spacing_mm;
-    pretrained=False takes others.
+    Published weights and those of zoos carry their own inflation, overshoot, attention, statistics, time_padding and
+    spacing_mm; pretrained=False takes others.
 
     Raises InputError for an unknown name (with close names) and for arguments that do not fit; InflationError, naming
     the layer, where a net cannot be inflated exactly.

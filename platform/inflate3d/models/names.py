@@ -9,7 +9,7 @@ from inflate3d.contracts import zoo_names
 
 
 def list_models(filter: str = "*", *, pretrained: bool = False) -> list[str]:
-    """Return names that match a wildcard: timm's, torchvision's and those of zoos; `pretrained`: with weights, with tags.
+    """Return names of timm, torchvision and zoos that match a wildcard; `pretrained`: those with weights, with tags.
 
     Published 3D weights are told by list_pretrained, also where `inflate3d.timm` has entered them into timm's registry.
     """

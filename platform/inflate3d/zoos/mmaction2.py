@@ -55,12 +55,13 @@ class MMAction2(AbstractZoo):
     )
     nets: ClassVar = {
         "i3d_r50": ZooNet(
-            _I3D, f"{_STORE}/i3d/{_I3D_FILE}/{_I3D_FILE}_20220812-e213c223.pth", 28043472, num_classes=400
+            _I3D, f"{_STORE}/i3d/{_I3D_FILE}/{_I3D_FILE}_20220812-e213c223.pth", 28043472, "resnet50", num_classes=400
         ),
         "slowonly_r50": ZooNet(
             _SLOWONLY,
             f"{_STORE}/slowonly/{_SLOWONLY_FILE}/{_SLOWONLY_FILE}_20220901-df42dc84.pth",
             32454096,
+            "resnet50",
             num_classes=400,
         ),
     }
@@ -73,7 +74,7 @@ class MMAction2(AbstractZoo):
         return pool_before_second_stage(net) if name == "i3d_r50" else net
 
     def convert(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors under timm's keys: conv1.conv -> conv1, conv1.bn -> bn1, downsample.conv -> downsample.0."""
+        """Return the tensors under timm's keys: conv1.conv -> conv1, conv1.bn -> bn1."""
         found = {}
         for key, value in tensors.items():
             key = key.removeprefix("backbone.").replace("cls_head.fc_cls.", "fc.")

@@ -58,7 +58,7 @@ _KEYS = (  # blocks.0.conv -> conv1, blocks.1.res_blocks.0.branch2.conv_a -> lay
 
 
 class PyTorchVideo(AbstractZoo):
-    """slow_r50, i3d_r50, c2d_r50. They pool over all frames, which is theirs for the 8 frames that they were trained on.
+    """slow_r50, i3d_r50, c2d_r50. They pool over all frames, as theirs do for the 8 that they were trained on.
 
     An odd number of frames: theirs drops the last one before the second stage of i3d_r50 and c2d_r50, here it is kept.
     """
@@ -71,9 +71,9 @@ class PyTorchVideo(AbstractZoo):
     media = "video"
     input = InputSpec(("red", "green", "blue"), intensity=Intensity(mean=(0.45,) * 3, std=(0.225,) * 3))
     nets: ClassVar = {
-        "slow_r50": ZooNet(_SLOW, f"{_STORE}/SLOW_8x8_R50.pyth", 32454096, num_classes=400),
-        "i3d_r50": ZooNet(_I3D, f"{_STORE}/I3D_8x8_R50.pyth", 28043472, num_classes=400),
-        "c2d_r50": ZooNet(_C2D, f"{_STORE}/C2D_8x8_R50.pyth", 24327632, num_classes=400),
+        "slow_r50": ZooNet(_SLOW, f"{_STORE}/SLOW_8x8_R50.pyth", 32454096, "resnet50", num_classes=400),
+        "i3d_r50": ZooNet(_I3D, f"{_STORE}/I3D_8x8_R50.pyth", 28043472, "resnet50", num_classes=400),
+        "c2d_r50": ZooNet(_C2D, f"{_STORE}/C2D_8x8_R50.pyth", 24327632, "resnet50", num_classes=400),
     }
 
     def twin(self, name: str) -> nn.Module:

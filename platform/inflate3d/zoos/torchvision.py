@@ -59,12 +59,12 @@ class Torchvision(AbstractZoo):
         intensity=Intensity(mean=(0.43216, 0.394666, 0.37645), std=(0.22803, 0.22145, 0.216989)),
     )
     nets: ClassVar = {
-        "r3d_18": ZooNet(_R3D, f"{_STORE}/r3d_18-b3b3357e.pth", 33371472, (2, 4, 8, 16), num_classes=400),
-        "mc3_18": ZooNet(_MC3, f"{_STORE}/mc3_18-a90a0ba3.pth", 11695440, (2, 4, 8, 16), num_classes=400),
+        "r3d_18": ZooNet(_R3D, f"{_STORE}/r3d_18-b3b3357e.pth", 33371472, "resnet18", (2, 4, 8, 16), num_classes=400),
+        "mc3_18": ZooNet(_MC3, f"{_STORE}/mc3_18-a90a0ba3.pth", 11695440, "resnet18", (2, 4, 8, 16), num_classes=400),
         "r2plus1d_18": ZooNet(
-            _R2PLUS1D, f"{_STORE}/r2plus1d_18-91a641e6.pth", 31505325, (2, 4, 8, 16), num_classes=400
+            _R2PLUS1D, f"{_STORE}/r2plus1d_18-91a641e6.pth", 31505325, "resnet18", (2, 4, 8, 16), num_classes=400
         ),
-        "s3d": ZooNet(_S3D, f"{_STORE}/s3d-d76dad2f.pth", 8320048, num_classes=400),
+        "s3d": ZooNet(_S3D, f"{_STORE}/s3d-d76dad2f.pth", 8320048, "torchvision/googlenet", num_classes=400),
     }
     refused: ClassVar = {
         **dict.fromkeys(("swin3d_t", "swin3d_s", "swin3d_b"), _WINDOWS),

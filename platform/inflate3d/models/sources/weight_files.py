@@ -1,7 +1,8 @@
 """A file of weights from elsewhere: found on disk, on the Hub or behind an address, and brought to safetensors once.
 
-<cache>/weights/files/<name>-<hash of the address>.<ending> holds what was fetched, <cache>/weights/turned/<sha256>.safetensors
-what a pickled file held. Pickles are read with weights_only=True, so that nothing in them runs.
+<cache>/weights/files/<name>-<hash of the address>.<ending> holds what was fetched, and
+<cache>/weights/turned/<sha256>.safetensors what a pickled file held. Pickles are read with weights_only=True, so that
+nothing in them runs. Names such as r3d_18-b3b3357e.pth hold the beginning of their file's sha256.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,20 @@ def _fetched(address: Address, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{digest}.lock"), told_when_full(folder, "Free some, or name another folder: cache_dir="):
         if not file.is_file():
-            fetch_whole(address, file, partial=folder / f".part-{digest}", limit=LARGEST)
+            partial = folder / f".part-{digest}"
+            fetch_whole(address, partial, limit=LARGEST)
+            _check_name(partial, address)
+            partial.replace(file)
             _log.info("fetched %s to %s", address, file)
     return file
+
+
+def _check_name(file: Path, address: Address) -> None:
+    """InputError where the name ends in the hash of another file."""
+    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", address.name)
+    if match and not (found := file_sha256(file)).startswith(match[1]):
+        file.unlink()
+        raise InputError(f"{address}: what came has sha256 {found[:16]}..., not that of its name; try again")
 
 
 def _turned(file: Path, place: str, folder: Path) -> Path:
@@ -95,7 +108,7 @@ def _unpickled(file: Path, place: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as fault:
         raise InputError(
             f"{place}: is no plain file of weights: {str(fault).strip().splitlines()[0][:200]} Nothing of it was run. "
-            "Load it where it was made, and save its tensors alone: safetensors.torch.save_file(model.state_dict(), FILE)"
+            "Load it where it was made, and save its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from fault
     except (RuntimeError, EOFError, OSError) as fault:
         raise InputError(f"{place}: is damaged or no file of torch ({str(fault).splitlines()[0][:160]})") from fault

@@ -114,9 +114,10 @@ def _show(args: argparse.Namespace) -> None:
 
 def _show_zoo(zoo: AbstractZoo, name: str) -> None:
     """Print what the 3D weights are, what they expect, where they lie and what they may be used for."""
-    spacing = times(zoo.input.spacing_mm) + " mm" if zoo.input.spacing_mm else "not stated"
+    given = zoo.nets[name].input or zoo.input
+    spacing = times(given.spacing_mm) + " mm" if given.spacing_mm else "not stated"
     bound = f"; trained on {zoo.trained_on['name']} ({zoo.trained_on['licence']})" if zoo.trained_on else ""
     print(f"weights: {zoo.title}; licence {zoo.licence}{bound}")
-    print(f"input: {', '.join(zoo.input.channels)}; spacing (z, y, x) {spacing}; {zoo.input.intensity}")
+    print(f"input: {', '.join(given.channels)}; spacing (z, y, x) {spacing}; {given.intensity}")
     print(f"from: {zoo.nets[name].weights or 'a package; ' + str(zoo.source)}")
     print(f"cite: {zoo.citation}")

@@ -20,16 +20,19 @@ class ZooNet:
     """One net of a zoo.
 
     plan: as InflationPlan.from_dict reads it. weights: where its publishers keep them ("https://host/file.pth",
-    "hf-hub:org/name/file.pth"); "" where the zoo says so itself (AbstractZoo.place). parameters and reductions (of
-    H and W, one a level) are what lists show. num_classes: of the classifier among its weights, 0 without one.
+    "hf-hub:org/name/file.pth"); "" where the zoo says so itself (AbstractZoo.place). parameters and reductions (of H
+    and W, one a level) are what lists show. base: the 2D net of its architecture, which `platform transfer` compares it
+    with. num_classes: of the classifier among its weights, 0 without one. input: where it is another than the zoo's.
     """
 
     plan: Mapping[str, Any]
     weights: str
     parameters: int
+    base: str
     reductions: tuple[int, ...] = (2, 4, 8, 16, 32)
     in_chans: int = 3
     num_classes: int = 0
+    input: InputSpec | None = None
 
 
 class AbstractZoo(ABC):
@@ -40,7 +43,7 @@ class AbstractZoo(ABC):
     licence: ClassVar[str]
     """SPDX identifier of the weights' licence, or of the code's where nothing else is stated."""
     trained_on: ClassVar[Mapping[str, Any] | None] = None
-    """The card of the data, with name, licence, commercial_use and weights_may_be_published, where that binds users."""
+    """The data's card, where that binds users: name, title, url, licence, commercial_use, weights_may_be_published."""
     citation: ClassVar[str]
     source: ClassVar[str]
     """Where the facts of this file were read."""

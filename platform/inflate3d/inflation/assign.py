@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Any
 
+from timm.models import FeatureInfo
 from torch import nn
 
 from inflate3d.errors import InputError, unknown_name
@@ -72,7 +73,8 @@ def assign_layers(
 ) -> None:
     """Turn layers of the 2D net into folded ones, without strides along D yet."""
     modules = dict(net.named_modules())
-    _check_layers(modules, plan)
+    if not isinstance(getattr(net, "feature_info", None), FeatureInfo):  # feature nets may lack the deeper layers
+        _check_layers(modules, plan)
     for name, module in modules.items():
         record = trace.get(name)
         if base_name(module) == "DropPath":

@@ -21,8 +21,9 @@ def pad_with_zeros(net: nn.Module, *, same: bool) -> None:
     """Let every layer of an inflated net that reaches along D find zeros past the ends, where frames were repeated.
 
     same: shared between both ends as TensorFlow's SAME does, the larger half after the last frame; otherwise the first
-    window's center lies on the first frame. They differ in layers that stride. Max pools
-    find nothing there, as torch's own do. Whatever averages the frames of a stride, and a patch embed's last tube, is completed by the last frame all the same.
+    window's center lies on the first frame. They differ in layers that stride.
+    Max pools find nothing there, as torch's own do. Whatever averages the frames of a stride, and a patch embed's last
+    tube, is completed by the last frame all the same.
     """
     modules: list[Any] = list(net.modules())
     for module in modules:

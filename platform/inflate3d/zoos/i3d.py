@@ -55,13 +55,13 @@ class I3D(AbstractZoo):
         return net
 
     def convert(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors under torchvision's keys: Mixed_3b.b1a.conv3d -> inception3b.branch2.0.conv."""
+        """Return the tensors under torchvision's keys: Mixed_3b.b1a.conv3d -> inception3a.branch2.0.conv."""
         found = {}
         for key, value in tensors.items():
             first, _, rest = key.partition(".")
-            if match := re.fullmatch(r"Mixed_(\d\w)", first):
+            if match := re.fullmatch(r"Mixed_(\d)(\w)", first):
                 branch, _, rest = rest.partition(".")
-                first = f"inception{match[1]}.{_BRANCHES[branch]}"
+                first = f"inception{match[1]}{chr(ord(match[2]) - 1)}.{_BRANCHES[branch]}"
             rest = rest.removeprefix("conv3d.") if first == "logits" else rest.replace("conv3d.", "conv.")
             found[f"{_STEM.get(first, first)}.{rest}"] = value
         return found

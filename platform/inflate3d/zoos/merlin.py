@@ -20,8 +20,8 @@ class Merlin(AbstractZoo):
     """resnet152: Merlin's; resnet152_astra: the same net as Astra trained it further on chest CT and reports.
 
     The publishers' (D, H, W) is (superior, right, anterior); here the kernels are turned, so that a volume is (D, H, W)
-    in RAS order as everywhere: (superior, anterior, right). They repeat grey to three channels; here the channels of the
-    stem are summed, which is the same. Both saw 160 x 224 x 224 voxels: Merlin of 3 x 1.5 x 1.5 mm, Astra of any spacing.
+    in RAS order as everywhere: (superior, anterior, right). They repeat grey to three channels; here the channels of
+    the stem are summed, which is the same. Both saw 160 x 224 x 224 voxels: Merlin of 3 x 1.5 x 1.5 mm, Astra of any.
     """
 
     title = "abdominal CT with reports and diagnoses (resnet152), then chest CT with reports (resnet152_astra)"
@@ -33,9 +33,6 @@ class Merlin(AbstractZoo):
     nets: ClassVar = {
         "resnet152": ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1),
         "resnet152_astra": ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1, input=_ASTRA),
-    }
-    nets: ClassVar = {
-        name: ZooNet(_PLAN, "", 117347392, "resnet152", in_chans=1) for name in ("resnet152", "resnet152_astra")
     }
 
     def twin(self, name: str) -> nn.Module:

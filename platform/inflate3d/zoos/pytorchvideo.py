@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _STORE = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics"
 KINETICS = {
     "name": "kinetics400",
+    "title": "Kinetics-400 human actions",
+    "url": "https://github.com/cvdfoundation/kinetics-dataset",
     "licence": "CC-BY-4.0 for the lists; the videos are YouTube's users'",
     "commercial_use": None,
     "weights_may_be_published": True,

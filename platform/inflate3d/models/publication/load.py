@@ -191,7 +191,7 @@ def _load(
     stem = first_conv_path(net)
     stored = domain_keys(list(header), config, norm_domain, stem)
     own = net.state_dict()
-    found = {key: _lookup(stored, key) for key in own}
+    found = {key: lookup(stored, key) for key in own}
     missing = [k for k, v in found.items() if v is None]
     classifier = classifier_prefix(net) if fresh_classifier else None
     if classifier is not None:
@@ -236,7 +236,7 @@ def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int])
     )
 
 
-def _lookup(stored: Mapping[str, str], key: str) -> str | None:
+def lookup(stored: Mapping[str, str], key: str) -> str | None:
     """Find a tensor under the full net's key; timm's feature nets put a prefix before it or flatten `a.0` to `a_0`."""
     candidates = [key, key.partition(".")[2]]
     head, _, tail = key.partition(".")

@@ -13,7 +13,8 @@ from inflate3d.contracts import AbstractZoo, find_zoo
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import Inflation
 from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
-from inflate3d.models.publication.load import classifier_prefix
+from inflate3d.models.publication.load import classifier_prefix, lookup
+from inflate3d.models.publication.places import HUB, SCHEMES
 from inflate3d.models.sources.torchvision_nets import feature_net, give_contract
 from inflate3d.models.sources.weight_files import read_weights
 from inflate3d.models.spec import NetSpec
@@ -44,7 +45,8 @@ def build_zoo_net(spec: NetSpec) -> nn.Module:
     if spec.in_chans != facts.in_chans:
         path = first_conv_path(net)
         net.set_submodule(path, adapted_stem(net.get_submodule(path), spec.in_chans))
-    net.pretrained_cfg = {**(net.pretrained_cfg or {}), "mean": None, "std": None}
+    # What timm says of its 2D weights does not hold, nor does a path once a feature net holds the trunk.
+    net.pretrained_cfg = {**(net.pretrained_cfg or {}), "mean": None, "std": None, "first_conv": None}
     if spec.features_only:
         return feature_net(net, spec)
     given = {} if spec.global_pool is None else {"global_pool": spec.global_pool}
@@ -66,9 +68,11 @@ def load_zoo_weights(net: nn.Module, spec: NetSpec, *, cache_dir: str | Path | N
     fresh = spec.features_only or spec.num_classes not in (None, zoo.nets[name].num_classes)
     head = classifier_prefix(net) if fresh else None
     wanted = [key for key in own if head is None or not key.startswith(head)]
-    if absent := [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]:
+    names = {name: name for name in found}
+    stored = {key: lookup(names, key) for key in wanted}
+    if absent := [k for k, name in stored.items() if name is None and not k.endswith("num_batches_tracked")]:
         raise InputError(f"{place}: no tensor for {absent[:3]} ({len(absent)} in all); is it {spec.name}?")
-    taken = {key: _shaped(found[key], own[key]) for key in wanted if key in found}
+    taken = {key: _shaped(found[name], own[key]) for key, name in stored.items() if name is not None}
     if not fresh and (left := sorted(set(found) - set(own))):
         raise InputError(f"{place}: {spec.name} has no place for {left[:3]} ({len(left)} in all)")
     state = fit_tensors(net, taken, first_conv_path(net), spec.name)
@@ -85,8 +89,8 @@ def load_zoo_weights(net: nn.Module, spec: NetSpec, *, cache_dir: str | Path | N
 
 def contract_of_zoo(name: str) -> dict[str, Any]:
     """Return what input a zoo net's weights expect, as a publication's `input` says it."""
-    zoo, _ = _found(name)
-    given = asdict(zoo.input)
+    zoo, net = _found(name)
+    given = asdict(zoo.nets[net].input or zoo.input)
     lists = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     intensity = {k: list(v) if isinstance(v, tuple) else v for k, v in given["intensity"].items()}
     return {"axes": "BCDHW", **lists, "intensity": intensity, "media": zoo.media}
@@ -100,7 +104,8 @@ def _shaped(value: Tensor, own: Tensor) -> Tensor:
 
 def _ancestor(zoo: AbstractZoo, name: str, place: str) -> dict[str, Any]:
     """What weights that come from these inherit, as a publication's config.json says it."""
-    source = {"name": name, "licence": zoo.licence, "origin": place, "citation": zoo.citation}
+    origin = place if place.startswith((HUB, *SCHEMES)) else zoo.nets[name.partition("/")[2]].weights or zoo.source
+    source = {"name": name, "licence": zoo.licence, "origin": origin, "citation": zoo.citation}
     return {"source_weights": source, "training": {"data": [dict(zoo.trained_on)] if zoo.trained_on else []}}
 
 

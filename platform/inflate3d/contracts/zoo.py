@@ -43,7 +43,8 @@ class AbstractZoo(ABC):
     licence: ClassVar[str]
     """SPDX identifier of the weights' licence, or of the code's where nothing else is stated."""
     trained_on: ClassVar[Mapping[str, Any] | None] = None
-    """The data's card, where that binds users: name, title, url, licence, commercial_use, weights_may_be_published."""
+    """The card of the data as in a publication, where it binds users: name, title, url, licence, commercial_use,
+    weights_may_be_published, citation."""
     citation: ClassVar[str]
     source: ClassVar[str]
     """Where the facts of this file were read."""

@@ -106,7 +106,9 @@ def create_model(
             contract = contract_of_zoo(name)
             value = carried_inflation(own, given, NetInput(*inputs.values()), contract, name, pretrained=pretrained)
             spec = replace(own, inflation=value, **options)
-            return _of_zoo(spec, contract, pretrained=pretrained, cache_dir=cache_dir)
+            net = _of_zoo(spec, contract, pretrained=pretrained, cache_dir=cache_dir)
+            _check_joined(net, value)
+            return net
         resolved = replace(given, plan=resolve_plan(given.plan, **inputs))
         net = build_net(NetSpec(name, resolved, **options), pretrained=pretrained, cache_dir=cache_dir)
         _check_joined(net, resolved)

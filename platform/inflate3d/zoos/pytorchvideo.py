@@ -18,6 +18,7 @@ KINETICS = {
     "licence": "CC-BY-4.0 for the lists; the videos are YouTube's users'",
     "commercial_use": None,
     "weights_may_be_published": True,
+    "citation": "Kay et al., The Kinetics Human Action Video Dataset, arXiv:1705.06950, 2017",
 }
 """As published: the publishers themselves pass these weights on; whether they may be sold is not known."""
 _SLOW = {

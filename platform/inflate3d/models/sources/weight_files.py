@@ -111,7 +111,8 @@ def _unpickled(file: Path, place: str) -> dict[str, Tensor]:
             "Load it where it was made, and save its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from fault
     except (RuntimeError, EOFError, OSError) as fault:
-        raise InputError(f"{place}: is damaged or no file of torch ({str(fault).splitlines()[0][:160]})") from fault
+        said = (str(fault).splitlines() or [type(fault).__name__])[0][:160]
+        raise InputError(f"{place}: is damaged or no file of torch ({said})") from fault
     wrapped = next((content[k] for k in _WRAPPED if isinstance(content, Mapping) and k in content), content)
     tensors = {k: v for k, v in wrapped.items() if isinstance(v, Tensor)} if isinstance(wrapped, Mapping) else {}
     if not tensors:

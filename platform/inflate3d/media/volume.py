@@ -63,11 +63,14 @@ class Volume(AbstractMedium):
         return VolumeStage(options, card, training=training, augment=augment, where=where)
 
     def files_of(self, files: Sequence[Path], card: DatasetCard) -> list[tuple[str, tuple[Path, ...]]]:
-        """Return a case a file; where the card has several channels, nnU-Net's CASE_0000, CASE_0001, ... are one."""
+        """Return a case a file; nnU-Net's CASE_0000, CASE_0001, ... are one case, of as many channels as the card has.
+
+        With one channel, files that do not all end in _0000 are cases by their whole names.
+        """
         found = [(stem(file, self.suffixes), file) for file in files]
         matches = [_CHANNEL.fullmatch(key) for key, _ in found]
         channels = len(card.input.channels)
-        if channels == 1 or not all(matches):
+        if not all(matches) or (channels == 1 and not all(key.endswith("_0000") for key, _ in found)):
             return [(key, (file,)) for key, file in found]
         parts: dict[str, set[Path]] = {}
         for (_, file), match in zip(found, matches, strict=True):

@@ -13,6 +13,7 @@ import torch
 
 from inflate3d.data.shards.parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
 from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
@@ -55,6 +56,9 @@ def run_transfer(
         if report is not None:
             report(cell, record, done, left)
 
+    for arm in arms:  # what cannot begin is told before hours of others
+        if any(runner.read(cell) is None for cell in flat(mine) if cell.arm == arm.name):
+            build_module(arm, target, seed=target.protocol.seeds[0])
     for group in mine:
         runner.run(group, count)
     found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}

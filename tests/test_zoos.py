@@ -13,7 +13,9 @@ import timm
 import torch
 from inflate3d.cli.main import main
 from inflate3d.contracts import AbstractZoo, InputSpec, Intensity, ZooNet, find_zoo, zoo_names
+from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
+from inflate3d.evaluation.transfer.arms import arms_for
 from inflate3d.models import Backbone, BackboneConfig, list_models
 from inflate3d.models.publication.schema import read_published_config
 from nightly import nightly_but
@@ -304,3 +306,16 @@ def test_the_table_of_zoos_names_every_net_with_its_licence(project_root):
         shown = net.replace("18_23", "10_23").replace("34_23", "50_23")  # the table gives the first and the last
         licence = find_zoo(name)[0].licence
         assert [r for r in rows if r.startswith(f"| `{zoo}` |") and f"`{shown}`" in r and f"| {licence} |" in r], name
+
+
+def test_a_transfer_compares_a_zoos_net_with_its_2d_architecture():
+    files = {"medicalnet/resnet10": "theirs.pth", "": "images.safetensors"}
+    scratch, inflated, own = arms_for(["medicalnet/resnet10"], Toy.base_card, pretrained=files)
+    assert (scratch.backbone.name, inflated.backbone.name, own.backbone.name) == (
+        "resnet18",
+        "resnet18",
+        "medicalnet/resnet10",
+    )
+    assert (own.name, own.backbone.pretrained) == ("medicalnet-resnet10", True)
+    assert own.backbone.timm_kwargs == {"pretrained_cfg_overlay": {"file": "theirs.pth"}}
+    assert inflated.backbone.timm_kwargs == {"pretrained_cfg_overlay": {"file": "images.safetensors"}}

@@ -170,7 +170,7 @@ def test_sizes_and_spacings_may_be_lists_and_arrays():
 
 def test_a_plan_names_single_layers_of_which_the_last_that_matches_counts():
     plan = InflationPlan.from_dict({"layers": {"layer?.*.conv1": [3, 1], "layer2.0.*": [1, 2]}})
-    assert [plan.layer(name) for name in ("layer1.0.conv1", "layer2.0.conv1", "conv1")] == [[3, 1], [1, 2], None]
+    assert [plan.layer(name) for name in ("layer1.0.conv1", "layer2.0.conv1", "conv1")] == [(3, 1), (1, 2), None]
     assert plan.to_dict()["layers"] == {"layer?.*.conv1": [3, 1], "layer2.0.*": [1, 2]}
     assert InflationPlan.from_dict(plan.to_dict()) == plan
     assert "layers" not in PRESETS["i3d"].to_dict()

@@ -73,7 +73,7 @@ def _list(args: argparse.Namespace) -> None:
     if args.names:
         print("\n".join(found))
         return
-    facts = {**known, **zoos}
+    facts: dict[str, Architecture | ZooNet] = {**known, **zoos}
     rows = [(n, *(_facts(facts[n]) if n in facts else ("?", "?", "?"))) for n in found]
     print_table(["name", "parameters", "levels", "time"], rows)
     if unknown := [n for n in found if n not in facts]:
@@ -115,7 +115,7 @@ def _show(args: argparse.Namespace) -> None:
 def _show_zoo(zoo: AbstractZoo, name: str) -> None:
     """Print what the 3D weights are, what they expect, where they lie and what they may be used for."""
     given = zoo.nets[name].input or zoo.input
-    spacing = times(given.spacing_mm) + " mm" if given.spacing_mm else "not stated"
+    spacing = " x ".join(map(str, given.spacing_mm)) + " mm" if given.spacing_mm else "not stated"
     bound = f"; trained on {zoo.trained_on['name']} ({zoo.trained_on['licence']})" if zoo.trained_on else ""
     print(f"weights: {zoo.title}; licence {zoo.licence}{bound}")
     print(f"input: {', '.join(given.channels)}; spacing (z, y, x) {spacing}; {given.intensity}")

@@ -81,8 +81,9 @@ class InflationPlan:
     def layer(self, name: str) -> tuple[int, int] | None:
         """Return the (kernel, stride) along D that a layer has of its own; None where its level decides."""
         name = name.removeprefix("body.")  # as which some of timm's feature nets hold the whole net
-        found = (own for pattern, *own in reversed(self.layers) if fnmatchcase(name, pattern))
-        return next(found, None)  # type: ignore[arg-type]
+        return next(
+            ((kernel, stride) for pattern, kernel, stride in reversed(self.layers) if fnmatchcase(name, pattern)), None
+        )
 
     def kernel(self, level: int, spatial: int) -> int:
         """Return kD for an op of kernel size `spatial` whose output lies at `level`; 1x1 ops stay 1."""

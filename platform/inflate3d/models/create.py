@@ -145,7 +145,7 @@ def _of_zoo(spec: NetSpec, contract: dict[str, Any], *, pretrained: bool, cache_
     net = build_net(spec, pretrained=False)
     if pretrained:
         load_zoo_weights(net, spec, cache_dir=cache_dir)
-        net.input_spec = {**net.input_spec, **contract}  # type: ignore[dict-item]
+        net.input_spec = {**net.input_spec, **contract}  # type: ignore[assignment, dict-item]
     return net
 
 

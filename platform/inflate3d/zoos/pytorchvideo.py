@@ -27,12 +27,8 @@ _SLOW = {
     "strides": [1],
     "layers": {"layer[34].*.conv1": [3, 1]},
 }
-_C2D = {
-    "name": "c2d",
-    "kernels": [1],
-    "strides": [1, 1, 1, 2],
-    "layers": {"layer2.pool": [2, 2], "layer2.0.conv2": [1, 1], "layer2.0.downsample.0": [1, 1]},
-}
+_POOLED = {"layer2.pool": [2, 2], "layer2.0.conv2": [1, 1], "layer2.0.downsample.0": [1, 1]}
+_C2D = {"name": "c2d", "kernels": [1], "strides": [1, 1, 1, 2], "layers": _POOLED}
 _I3D = {
     **_C2D,
     "name": "i3d_r50",
@@ -42,7 +38,7 @@ _I3D = {
         "layer2.[02].conv1": [3, 1],
         "layer3.[024].conv1": [3, 1],
         "layer4.1.conv1": [3, 1],
-        **_C2D["layers"],
+        **_POOLED,
     },
 }
 _KEYS = (  # blocks.0.conv -> conv1, blocks.1.res_blocks.0.branch2.conv_a -> layer1.0.conv1

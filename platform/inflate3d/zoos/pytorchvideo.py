@@ -30,8 +30,9 @@ _SLOW = {
 _POOLED = {"layer2.pool": [2, 2], "layer2.0.conv2": [1, 1], "layer2.0.downsample.0": [1, 1]}
 _C2D = {"name": "c2d", "kernels": [1], "strides": [1, 1, 1, 2], "layers": _POOLED}
 _I3D = {
-    **_C2D,
     "name": "i3d_r50",
+    "kernels": [1],
+    "strides": [1, 1, 1, 2],
     "layers": {
         "conv1": [5, 1],
         "layer1.*.conv1": [3, 1],

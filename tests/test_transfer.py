@@ -25,14 +25,13 @@ from inflate3d.evaluation.transfer.held_out import AnswerBook, Answers
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
 from inflate3d.evaluation.transfer.intervals import score_of
 from inflate3d.evaluation.transfer.protocol import Protocol
-from inflate3d.evaluation.transfer.recalibrate import recalibrate
 from inflate3d.evaluation.transfer.report import render_overview, render_report
 from inflate3d.evaluation.transfer.study import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
+from inflate3d.nn.recalibrate import recalibrating
 from inflate3d.publishing.additions import read_additions
-from inflate3d.sample import Batch
 
 SHAPES = Protocol(
     "shapes",
@@ -147,13 +146,15 @@ def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(
             super().__init__()
             self.norm = torch.nn.BatchNorm3d(2)
 
-        def forward(self, image, *, domain):
+        def forward(self, image):
             return self.norm(image)
 
     net = Net().train()
     images = [torch.randn(3, 2, 2, 2, 2) * (i + 1) + i for i in range(4)]
     weights = net.norm.weight.clone()
-    recalibrate(net, (Batch({"image": i}, {}, ["a"] * 3, "shapes", torch.ones(3, 3)) for i in images))
+    with recalibrating(net):
+        for image in images:
+            net(image)
     expected = torch.stack([i.mean((0, 2, 3, 4)) for i in images]).mean(0)
     variance = torch.stack([i.transpose(0, 1).flatten(1).var(1) for i in images]).mean(0)
     assert torch.allclose(net.norm.running_mean, expected, atol=1e-6)

@@ -94,7 +94,13 @@ class Volume(AbstractMedium):
         return read_volume_case(files, card, where=where)
 
     def planes(
-        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+        self,
+        image_CDHW: np.ndarray,
+        count: int,
+        *,
+        spacing_mm: Spacing,
+        mask_DHW: np.ndarray | None = None,
+        maxima: bool = True,
     ) -> list[Plane]:
         """Return the slices along D, H and W that hold most of the mask; without one the middle ones, with maxima."""
         planes = []
@@ -107,7 +113,8 @@ class Volume(AbstractMedium):
                 planes.append(Plane(f"{name} = {index}", axis, index, aspect))
                 continue
             planes.append(Plane(f"middle of {name}", axis, image_CDHW.shape[axis + 1] // 2, aspect))
-            planes.append(Plane(f"maximum over {name}", axis, None, aspect))
+            if maxima and image_CDHW.shape[axis + 1] > 1:
+                planes.append(Plane(f"maximum over {name}", axis, None, aspect))
         return planes[:count]
 
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:

@@ -71,14 +71,16 @@ def answers_to(
     cases: Sequence[InputCase],
     *,
     labels: Path | None = None,
+    label_names: Sequence[str] = (),
 ) -> Answers:
     """Return what writes answers such as this one; `labels`, where there are any, score them.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
-    InputError if it cannot be, or would overwrite an input.
+    label_names: the class of each index in label maps that hold the truth. InputError if it cannot be, or would
+    overwrite an input.
     """
     if isinstance(answer, Masks) and target is not None:
-        return LabelMaps(output, target, cases, labels=labels)
+        return LabelMaps(output, target, cases, labels=labels, label_names=label_names)
     if isinstance(answer, Probabilities | Values) and target is not None:
         place = _file(output, TABLE)
         columns = _probabilities(target) if isinstance(answer, Probabilities) else _VALUE
@@ -94,7 +96,13 @@ class LabelMaps:
     """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known."""
 
     def __init__(
-        self, output: Path, target: AbstractTarget, cases: Sequence[InputCase], *, labels: Path | None = None
+        self,
+        output: Path,
+        target: AbstractTarget,
+        cases: Sequence[InputCase],
+        *,
+        labels: Path | None = None,
+        label_names: Sequence[str] = (),
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
@@ -102,7 +110,9 @@ class LabelMaps:
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         _spare_inputs(self.paths.values(), cases)
         table = output.with_name(SCORES) if single else output / SCORES
-        self.scores = CaseScores(labels, list(self.paths), target.names, table) if labels is not None else None
+        self.scores = None
+        if labels is not None:
+            self.scores = CaseScores(labels, list(self.paths), target, table, label_names=label_names)
 
     def add(self, answered: Answered) -> None:
         """Write the likeliest class of each voxel of the input."""

@@ -80,7 +80,7 @@ class Predictor:
                 faults[case.key] = " ".join(str(fault).split())
             else:
                 answer = self._answer(sample)
-                answers = answers or answers_to(Path(output), answer, self.head.target, self.cases, labels=truth)
+                answers = answers or self._answers(Path(output), answer, truth)
                 try:
                     answers.add(Answered(case, members, sample, answer.tensor[0].float()))
                 except InputError as fault:
@@ -91,6 +91,10 @@ class Predictor:
         if faults:
             raise _unreadable(faults, len(self.cases), place)
         return place, told
+
+    def _answers(self, output: Path, answer: Prediction | Features, labels: Path | None) -> Answers:
+        names = self.head.label_names
+        return answers_to(output, answer, self.head.target, self.cases, labels=labels, label_names=names)
 
     def _truth(self) -> Path | None:
         if self.labels is None:

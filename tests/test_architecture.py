@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"contracts"},
     {"targets", "inflation"},
     {"nn", "data"},
-    {"media", "heads"},
+    {"media", "heads", "zoos"},
     {"models"},
     {"training"},
     {"evaluation", "publishing", "slurm", "timm"},

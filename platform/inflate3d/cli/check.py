@@ -11,7 +11,7 @@ from typing import Any
 from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
-from inflate3d.contracts import DatasetCard, medium_of
+from inflate3d.contracts import DatasetCard, medium_of, zoo_names
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
@@ -307,6 +307,8 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
 
 def _channels_of_stem(config: Config) -> int | None:
     """Return the channels of the net's stem; None if only a publication that cannot be read from here states them."""
+    if (net := zoo_names().get(_source(config))) is not None:
+        return net.in_chans
     if not has_place(_source(config)):
         return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
     try:

@@ -290,8 +290,10 @@ def inflate_in_place(
     net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
     if not taps.is_exact:
         _draw_kernels(net, taps)
-    if inflation.time_padding == "zeros":
-        pad_with_zeros(net)  # at last: with zeros past its ends no clip is static, so the check was made without them
+    if inflation.time_padding != "replicate":
+        pad_with_zeros(
+            net, same=inflation.time_padding == "same"
+        )  # at last: with zeros past its ends no clip is static, so the check was made without them
     return net
 
 

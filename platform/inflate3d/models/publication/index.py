@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from inflate3d.contracts import zoo_names
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models.publication.layout import PREFIX
 from inflate3d.models.publication.places import SCHEMES, has_place
@@ -66,8 +67,8 @@ def find_entry(name: str) -> Entry | None:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name means published weights: by itself, or by an index."""
-    return has_place(name) or find_entry(name) is not None
+    """Whether a name means published 3D weights: by itself, by an index, or as a zoo's."""
+    return has_place(name) or find_entry(name) is not None or name in zoo_names()
 
 
 def list_pretrained(filter: str = "*") -> list[str]:

@@ -77,7 +77,7 @@ def load_published(
     }
     own = NetSpec.from_dict(config["net"])
     inputs = NetInput(input_size, spacing_mm)
-    inflation = _inflation_of(own, given, inputs, contract, folder, pretrained=pretrained)
+    inflation = carried_inflation(own, given, inputs, contract, folder, pretrained=pretrained)
     spec = _adapted(own, inflation, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
@@ -125,12 +125,12 @@ def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, A
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _inflation_of(
+def carried_inflation(
     own: NetSpec,
     given: Inflation,
     inputs: NetInput,
     contract: Mapping[str, Any],
-    folder: Path,
+    where: Path | str,
     *,
     pretrained: bool,
 ) -> Inflation:
@@ -141,7 +141,7 @@ def _inflation_of(
     for word, value in {**asked, **({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})}.items():
         if pretrained and value != carried[word]:
             raise InputError(
-                f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
+                f"{where}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
                 f"Leave {word} out, or start from random weights: pretrained=False"
             )
     # Random weights for a spacing have no strides to keep.
@@ -192,9 +192,9 @@ def _load(
     stem = first_conv_path(net)
     stored = domain_keys(list(header), config, norm_domain, stem)
     own = net.state_dict()
-    found = {key: _lookup(stored, key) for key in own}
+    found = {key: lookup(stored, key) for key in own}
     missing = [k for k, v in found.items() if v is None]
-    classifier = _classifier_prefix(net) if fresh_classifier else None
+    classifier = classifier_prefix(net) if fresh_classifier else None
     if classifier is not None:
         missing = [k for k in missing if not k.startswith(classifier)]
         found = {k: v for k, v in found.items() if not k.startswith(classifier)}
@@ -237,7 +237,7 @@ def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int])
     )
 
 
-def _lookup(stored: Mapping[str, str], key: str) -> str | None:
+def lookup(stored: Mapping[str, str], key: str) -> str | None:
     """Find a tensor under the full net's key; timm's feature nets put a prefix before it or flatten `a.0` to `a_0`."""
     candidates = [key, key.partition(".")[2]]
     head, _, tail = key.partition(".")
@@ -247,7 +247,8 @@ def _lookup(stored: Mapping[str, str], key: str) -> str | None:
     return next((stored[c] for c in candidates if c in stored), None)
 
 
-def _classifier_prefix(net: nn.Module) -> str | None:
+def classifier_prefix(net: nn.Module) -> str | None:
+    """Return what the keys of a net's classifier begin with; None for a net without one."""
     classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
     return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)
 

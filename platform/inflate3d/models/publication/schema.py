@@ -246,7 +246,8 @@ _PLAN = record(
         "kernels": list_of(nullable(_COUNT), 16, least=1),
         "strides": list_of(_COUNT, 16, least=1),
         "head_pool": nullable(_COUNT),
-    }
+    },
+    {"layers": mapping_of(text(128, r"[\w.*?\[\]-]+"), list_of(_COUNT, 2, least=2))},
 )
 _NET_ENTRIES = record(
     {

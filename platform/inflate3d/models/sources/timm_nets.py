@@ -8,6 +8,7 @@ import timm
 from timm.models import is_model, split_model_name_tag
 from torch import nn
 
+from inflate3d.contracts import zoo_names
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models.publication.index import list_pretrained
 from inflate3d.models.spec import NetSpec
@@ -43,7 +44,7 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
     """Raise InputError with close names unless timm has the architecture (and the tag, where one is given)."""
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        known = [*timm.list_models(), *list_pretrained()]
+        known = [*timm.list_models(), *list_pretrained(), *zoo_names()]
         raise unknown_name("model", name, known, see="platform models list, inflate3d.list_pretrained()")
     tags = timm.list_models(f"{architecture}.*", include_tags=True) if tag else []
     if tag and name not in tags:

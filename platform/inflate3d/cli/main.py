@@ -32,6 +32,7 @@ SUBCOMMANDS = (
     "configs",
     "transfer",
     "publish",
+    "export",
     "plot",
 )
 MOST_LINES = 8

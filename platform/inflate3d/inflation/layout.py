@@ -116,40 +116,45 @@ def fingerprint(net: nn.Module, inflation: Inflation, *, sizes: Sequence[tuple[i
     That is: every module with its class and plain attributes, every tensor's shape and type, the source files of these
     classes and of this package's inflation, the versions of torch and timm, the inflation, and what it is traced on.
     """
-    modules = [(name, _class_of(module), _plain(vars(module))) for name, module in net.named_modules()]
-    tensors = [
-        (name, tuple(t.shape), str(t.dtype), t.device.type) for name, t in net.state_dict(keep_vars=True).items()
-    ]
-    sources = sorted({_source(part.__module__) for m in net.modules() for part in type(m).__mro__[:-2]})
-    made_of = [modules, tensors, sources, _own_sources(), inflation.to_dict(), list(sizes), channels]
-    return hashlib.sha256(repr(made_of).encode()).hexdigest()
+    # Text alone: a list of thousands of tuples sets off the garbage collector, which takes longer than all else here.
+    modules = "".join(f"{name} {_class_of(module)} {_plain(vars(module))}" for name, module in net.named_modules())
+    tensors = "".join(
+        f"{name} {list(t.shape)} {t.dtype} {t.device.type}" for name, t in net.state_dict(keep_vars=True).items()
+    )
+    sources = "".join(sorted({_source(part.__module__) for m in net.modules() for part in type(m).__mro__[:-2]}))
+    made_of = f"{modules}{tensors}{sources}{_own_sources()}{inflation.to_dict()}{list(sizes)}{channels}"
+    return hashlib.sha256(made_of.encode()).hexdigest()
 
 
 def outline(net: Any) -> str:
     """Return the sha256 of what inflation made of each module, and of the net's own facts."""
-    modules = [
-        (name, [part.__name__ for part in parts_of(type(m))], [getattr(m, word, None) for word in _OUTLINED])
-        for name, m in net.named_modules()
-    ]
-    shapes = [(name, tuple(p.shape)) for name, p in net.named_parameters()]
+    modules = "".join(
+        f"{name} {[part.__name__ for part in parts_of(type(m))]} {_outlined(m)}" for name, m in net.named_modules()
+    )
+    shapes = "".join(f"{name} {list(p.shape)}" for name, p in net.named_parameters())
     own = [net.min_depth, net.depth_reduction, net.held, net.in_chans_expected, net.takes_rgb_alone, net.trace_size]
-    return hashlib.sha256(repr([modules, shapes, own, net.head_layout]).encode()).hexdigest()
+    return hashlib.sha256(f"{modules}{shapes}{own}{net.head_layout}".encode()).hexdigest()
+
+
+def _outlined(module: nn.Module) -> list[Any]:
+    own, cls = vars(module), type(module)
+    return [own.get(word, getattr(cls, word, None)) for word in _OUTLINED]
 
 
 def _class_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _plain(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
+def _plain(attributes: dict[str, Any]) -> str:
     """Return what can be written down: numbers, words, tuples of them, and the names of functions and classes."""
-    found = []
+    found = ""
     for name, value in attributes.items():
         if name == "training" or name.startswith("_"):
             continue
         if isinstance(value, _PLAIN) or (isinstance(value, tuple | list) and all(isinstance(v, _PLAIN) for v in value)):
-            found.append((name, value))
+            found += f"{name}={value!r};"
         elif (qualified := getattr(value, "__qualname__", None)) is not None:
-            found.append((name, qualified))
+            found += f"{name}={qualified};"
     return found
 
 

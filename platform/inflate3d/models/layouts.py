@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from inflate3d.files import sealed, unsealed, write_whole
+from inflate3d.errors import InputError
+from inflate3d.files import write_whole
 from inflate3d.inflation.layout import Layout
 from inflate3d.models.publication.cache import cache_folder
 from inflate3d.models.spec import NetSpec
 
 _memory: dict[str, Layout] = {}
-_KEYS = [f.name for f in fields(Layout)]
 
 
 class KeptLayouts:
     """Layouts of nets that timm or torchvision build from one spec.
 
-    <cache>/layouts/<sha256>.json holds one, with a hash over itself. One that is damaged, or was kept for anything but
-    the very fingerprint, is not found; where the folder cannot be written, layouts last as long as the process.
+    <cache>/layouts/<sha256>.json holds one, below a line with its hash. One that is damaged, or was kept for anything
+    but the very fingerprint, is not found; where the folder cannot be written, layouts last as long as the process.
     """
 
     def __init__(self, made_by: str, folder: Path) -> None:
@@ -48,16 +46,16 @@ class KeptLayouts:
     def keep(self, fingerprint: str, layout: Layout) -> None:
         """Keep a layout for this process and later ones."""
         name = self._name(fingerprint)
-        # As JSON gives it back, so that both ways are one.
-        _memory[name] = Layout.from_dict(json.loads(json.dumps(layout.to_dict())))
-        with suppress(OSError, ValueError):  # ValueError: no room on the disk, as an InputError
+        content = json.dumps(layout.to_dict()).encode()
+        _memory[name] = Layout.from_dict(json.loads(content))  # as a file gives it back, so that both ways are one
+        with suppress(OSError, InputError):  # InputError: no room on the disk
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / f"{name}.json", sealed({"name": name, **layout.to_dict()}))
+            write_whole(self._folder / f"{name}.json", _seal(name, content) + content)
 
     def _read(self, name: str) -> Layout | None:
         try:
-            values, has_seal = unsealed((self._folder / f"{name}.json").read_bytes(), keys=_KEYS)
-            return Layout.from_dict(_of(values, name)) if has_seal else None
+            seal, content = _split((self._folder / f"{name}.json").read_bytes())
+            return Layout.from_dict(json.loads(content)) if seal == _seal(name, content) else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -65,8 +63,11 @@ class KeptLayouts:
         return hashlib.sha256(f"{self._made_by} {fingerprint}".encode()).hexdigest()
 
 
-def _of(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a layout's own values. ValueError where the file was kept for another net."""
-    if values.pop("name") != name:
-        raise ValueError("kept for another net")
-    return values
+def _seal(name: str, content: bytes) -> bytes:
+    """Return the first line of a file: a hash over its name and the lines below."""
+    return hashlib.sha256(name.encode() + content).hexdigest().encode() + b"\n"
+
+
+def _split(file: bytes) -> tuple[bytes, bytes]:
+    end = file.find(b"\n") + 1
+    return file[:end], file[end:]

@@ -43,11 +43,13 @@ class TorchExport(PortableFormat):
 
     def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
         """Depths are multiples of the part's step, two at the least."""
-        torch.export.save(_program(part, free), path, extra_files={KEY: json.dumps(facts)})
+        with path.open("wb") as file:  # a path would have to end in .pt2
+            torch.export.save(_program(part, free), file, extra_files={KEY: json.dumps(facts)})
 
     def load(self, path: Path) -> Run:
         """By torch.export."""
-        return torch.export.load(path).module()
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
 
 
 class Onnx(PortableFormat):

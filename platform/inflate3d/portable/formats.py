@@ -84,7 +84,8 @@ class TorchScript(PortableFormat):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is deprecated, and of each size that a trace fixes
             traced = torch.jit.trace(part.net, _example(part), check_trace=False)
-        torch.jit.save(traced, path, _extra_files={KEY: json.dumps(facts)})
+        with path.open("wb") as file:  # a path would have to have a stem, which a hidden one has not
+            torch.jit.save(traced, file, _extra_files={KEY: json.dumps(facts)})
 
     def load(self, path: Path) -> Run:
         """By torch.jit."""

@@ -121,7 +121,7 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
     else:
         net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
     sizes = trace_sizes(net, spec.timm_kwargs.get("img_size"))
-    layouts = KeptLayouts.of(spec, cache_dir)
+    layouts = KeptLayouts.of(spec, pretrained=pretrained, cache_dir=cache_dir)
     net = inflate_in_place(net, spec.inflation, trace_sizes=sizes, in_chans=spec.in_chans, layouts=layouts)
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]

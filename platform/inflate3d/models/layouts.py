@@ -27,11 +27,14 @@ class KeptLayouts:
         self._made_by, self._folder = made_by, folder
 
     @classmethod
-    def of(cls, spec: NetSpec, cache_dir: str | Path | None = None) -> KeptLayouts | None:
-        """Return those of a spec; None where its arguments are no plain values, so that nobody can tell them apart."""
+    def of(cls, spec: NetSpec, *, pretrained: bool, cache_dir: str | Path | None = None) -> KeptLayouts | None:
+        """Return those of a spec; None where its arguments are no plain values, so that nobody can tell them apart.
+
+        pretrained: a head that begins with zeros shows less of itself than a trained one.
+        """
         asked = {**spec.to_dict(), "features_only": spec.features_only, "out_indices": spec.out_indices}
         try:
-            made_by = json.dumps([asked, spec.drop_path_rate])
+            made_by = json.dumps([asked, spec.drop_path_rate, pretrained])
         except TypeError:
             return None
         return cls(made_by, cache_folder(cache_dir) / "layouts")

@@ -59,7 +59,7 @@ def check_config(config: Config) -> None:
     _check_start_heads(config, datasets)
     for name in datasets:
         _check_dataset(config, name)
-    cards = {name: _card(config, name) for name in datasets}
+    cards = {name: _restated(config, name, _card(config, name)) for name in datasets}
     for task, plug_in in plug_ins.items():
         _check_targets(config, task, plug_in, cards)
     sizes = {name: _input_size(config, name, card) for name, card in cards.items()}
@@ -241,6 +241,12 @@ def _card(config: Config, name: str) -> DatasetCard:
         return card
     except InputError as error:
         raise InputError(f"{config.where(*path)}: {error}") from None
+
+
+def _restated(config: Config, name: str, card: DatasetCard) -> DatasetCard:
+    """Return the card with what the config says otherwise of its targets."""
+    path = ("data", "datasets", name, "targets")
+    return card.restated(config.get(*path) or {}, where=config.where(*path))
 
 
 def _input_size(config: Config, name: str, card: DatasetCard) -> Triple | None:

@@ -32,6 +32,7 @@ SUBCOMMANDS = (
     "configs",
     "transfer",
     "publish",
+    "soup",
     "export",
     "plot",
 )

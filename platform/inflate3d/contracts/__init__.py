@@ -15,6 +15,8 @@ from inflate3d.contracts.dataset import AbstractDataset as AbstractDataset
 from inflate3d.contracts.dataset import Case as Case
 from inflate3d.contracts.dataset import RawSample as RawSample
 from inflate3d.contracts.dataset import Split as Split
+from inflate3d.contracts.exhibit import Exhibit as Exhibit
+from inflate3d.contracts.exhibit import Panel as Panel
 from inflate3d.contracts.medium import AbstractMedium as AbstractMedium
 from inflate3d.contracts.medium import Plane as Plane
 from inflate3d.contracts.medium import SampleOptions as SampleOptions

@@ -13,6 +13,7 @@ import torch
 
 from inflate3d.data.shards.parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
 from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
@@ -35,28 +36,34 @@ def run_transfer(
     part: Part | None = None,
     device: str = "cpu",
     report: Report | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the unfinished cells, write the result of all finished ones, and return it.
 
     part: this process's share of the cells, for many machines over one output folder; it writes only finished cells,
     and a run without `part` then joins them. report: called with each new cell, its record, and the
-    progress of this process.
+    progress of this process. is_over: asked before each cell, whether to leave the rest to a later call.
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
     groups = groups_of(arms, target)
     mine = groups if part is None else groups[part.number - 1 :: part.count]
-    left = sum(runner.read(cell) is None for cell in flat(mine))
+    left = [cell for cell in flat(mine) if runner.read(cell) is None]
     done = 0
 
     def count(cell: Cell, record: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         if report is not None:
-            report(cell, record, done, left)
+            report(cell, record, done, len(left))
 
-    for group in mine:
-        runner.run(group, count)
+    for arm in arms:  # what cannot begin is told before hours of others
+        if any(cell.arm == arm.name for cell in left):
+            build_module(arm, target, seed=target.protocol.seeds[0])
+    for cell in left:
+        if is_over():
+            break
+        runner.run([cell], count)
     found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
     rows = summarise(found, target.metric)
     result = {

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import Inflation, NetInput, resolve_plan
@@ -88,7 +88,8 @@ def load_published(
     _load(net, header, config, norm_domain, fresh_classifier=fresh, is_whole=spec == own, folder=folder)
     describe_changes(own, spec, str(folder))
     if classifier and spec.num_classes == entry["head"]["num_classes"] and not spec.features_only:
-        _load_classifier(net, folder, str(head), stated, prefix=classifier)
+        tensors = head_tensors(folder, str(head), entry, stated)
+        _load_classifier(net, folder, str(head), tensors, prefix=classifier)
     if spec == own and norm_domain is None:
         check_replay(net, folder)
     return net if not entry or classifier else headed(net, folder, str(head), entry, stated)
@@ -270,11 +271,10 @@ def headed(net: nn.Module, folder: Path, name: str, entry: Mapping[str, Any], st
     return whole
 
 
-def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str], *, prefix: str) -> None:
+def _load_classifier(net: nn.Module, folder: Path, head: str, tensors: Mapping[str, Tensor], *, prefix: str) -> None:
     classifier: Any = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise InputError(f"{folder}: this net's classifier is a {type(classifier).__name__}; take head=None")
-    tensors = head_tensors(folder, head, stated)
     try:
         classifier.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
     except RuntimeError as fault:

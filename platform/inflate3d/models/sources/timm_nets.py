@@ -29,10 +29,12 @@ def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None)
         return timm.create_model(spec.name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
     except (OSError, RuntimeError) as error:
         if pretrained and _is_about_fetching(error):
+            told = next(iter(str(error).splitlines()), "no such file, as timm's log says")[:160]
             raise InputError(
-                f"the 2D weights of {spec.name!r} cannot be fetched "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
-                "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors'), or pretrained=False"
+                f"the 2D weights of {spec.name!r} cannot be fetched ({type(error).__name__}: {told}). "
+                "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors') in Python, "
+                "model.backbone.timm_kwargs.pretrained_cfg_overlay: {file: weights.safetensors} in a config, "
+                "--pretrained weights.safetensors to `platform transfer`; or do without: pretrained false"
             ) from error
         raise
 

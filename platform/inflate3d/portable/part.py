@@ -86,11 +86,11 @@ def part_of(
     return _part(model, net, answerer.channels, _size(model, stated, size, is_window=window is not None), facts)
 
 
-def part_of_net(net: nn.Module, size: Triple, *, title: str = "") -> Part:
-    """Return a net of create_model or create_segmenter as it is: its logits, feature maps or features."""
+def part_of_net(net: nn.Module, size: Triple, *, title: str = "", gives: str = "logits") -> Part:
+    """Return a net of create_model or create_segmenter as it is; `gives` says what its tensor is."""
     contract = dict(getattr(net, "input_spec", None) or {})
     names = list(getattr(net, "label_names", ()))
-    facts = {"head": None, "input": contract, "gives": "logits" if names else "what the net gives", "names": names}
+    facts = {"head": None, "input": contract, "gives": gives, "names": names}
     channels = next(m.in_chans_expected for m in net.modules() if hasattr(m, "in_chans_expected"))
     return _part(title or type(net).__name__, net.eval(), int(channels), size, facts)  # type: ignore[call-overload]
 
@@ -100,7 +100,8 @@ def _part_of_2d(model: str, dataset: str | None, *, features: bool, size: Triple
         raise InputError(f"--dataset {dataset!r} is for published heads; {model!r} is a 2D net's name")
     size = _size(model, None, size, is_window=False)
     classes = {"num_classes": 0} if features else {}
-    return part_of_net(create_model(model, True, input_size=size, cache_dir=cache_dir, **classes), size, title=model)  # type: ignore[arg-type]
+    net = create_model(model, True, input_size=size, cache_dir=cache_dir, **classes)  # type: ignore[arg-type]
+    return part_of_net(net, size, title=model, gives="features" if features else "logits")
 
 
 def _part(title: str, net: nn.Module, channels: int, size: Triple, facts: dict[str, Any]) -> Part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -71,6 +71,7 @@ class ShardIndex:
             if data.pop("format") != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
             data["records"] = tuple(data.pop("records", ()))
+            _check_records(data["records"], data["samples"], where)
             samples = [(key, [Member(*m) for m in members]) for key, members in data.pop("samples")]
             for _, members in samples:
                 _places(members, data["bytes"], where)
@@ -88,17 +89,14 @@ class PackedIndex:
         """Take an index file's bytes. InputError names `where`; a sample's own places are checked when it is read."""
         with _told(where):
             if not content.startswith(_HEAD) or _TAIL not in content:
-                content = orjson.dumps(orjson.loads(content))  # other spaces or another order of keys
+                content = _as_written(content, where)
             samples, _, tail = content.removeprefix(_HEAD).partition(_TAIL)
             data = orjson.loads(_HEAD + _TAIL + tail)
-            if data["format"] != INDEX_FORMAT:
-                raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
             self._where, self.size = where, int(data["bytes"])
             self.records = [record.encode() for record in data.get("records", ())]
         self._parts = samples[2:-2].split(_BETWEEN) if samples else []
         self.has_chunks = f'{CHUNKED_SUFFIX}"'.encode() in samples
-        if self.records and len(self.records) != len(self):
-            raise InputError(f"{where}: {len(self.records)} records for {len(self)} samples; index the tars again")
+        _check_records(self.records, self, where)
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -117,6 +115,20 @@ class PackedIndex:
         """Return (suffix, offset, size, hash as a number) of each member of sample `i`."""
         _, suffixes, places = self.sample(i)
         return list(zip(suffixes, places[::3], places[1::3], places[2::3], strict=True))
+
+
+def _check_records(records: Sized, samples: Sized, where: str) -> None:
+    if records and len(records) != len(samples):
+        raise InputError(f"{where}: {len(records)} records for {len(samples)} samples; index the tars again")
+
+
+def _as_written(content: bytes, where: str) -> bytes:
+    """Return an index with other spaces, or another order of keys, as this package writes it."""
+    data = orjson.loads(content)
+    if data["format"] != INDEX_FORMAT:
+        raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
+    first = {key: data.pop(key) for key in ("format", "samples", "bytes")}
+    return orjson.dumps({**first, **data})
 
 
 def _places(members: Sequence[Any], size: int, where: str) -> list[int]:

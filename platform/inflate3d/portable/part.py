@@ -91,8 +91,9 @@ def part_of_net(net: nn.Module, size: Triple, *, title: str = "", gives: str = "
     contract = dict(getattr(net, "input_spec", None) or {})
     names = list(getattr(net, "label_names", ()))
     facts = {"head": None, "input": contract, "gives": gives, "names": names}
-    channels = next(m.in_chans_expected for m in net.modules() if hasattr(m, "in_chans_expected"))
-    return _part(title or type(net).__name__, net.eval(), int(channels), size, facts)  # type: ignore[call-overload]
+    modules: Any = net.modules()
+    channels = next(m.in_chans_expected for m in modules if hasattr(m, "in_chans_expected"))
+    return _part(title or type(net).__name__, net.eval(), int(channels), size, facts)
 
 
 def _part_of_2d(model: str, dataset: str | None, *, features: bool, size: Triple | None, cache_dir: str | None) -> Part:

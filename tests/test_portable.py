@@ -57,7 +57,7 @@ class ToyOfOneDepth(ToyMean):
         return super().forward(clip) * int(clip.shape[2])
 
 
-@pytest.mark.parametrize("format", slow_but(["torchscript", "torch-export"], 1))
+@pytest.mark.parametrize("format", slow_but(["torchscript", "torch-export", "onnx"], 1))
 def test_batch_and_depth_are_free_where_the_file_then_answers_alike(format, tmp_path):
     written = write_portable(part_of_net(ToyMean(), (4, 2, 2)), tmp_path / "mean", format=format)
     assert written.free == ("batch", "depth")
@@ -128,6 +128,7 @@ def test_a_published_head_gives_its_answer_and_its_contract():
         torch.testing.assert_close(part.net(torch.zeros(2, 1, *part.size)).sum(1), torch.ones(2))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_example_of_the_docs_gives_the_masks_of_predict(tmp_path, monkeypatch, project_root):
     text = (Path(project_root) / "docs" / "publishing.md").read_text(encoding="utf-8")

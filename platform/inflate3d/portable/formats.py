@@ -63,7 +63,8 @@ class Onnx(PortableFormat):
         if size > MOST_ONNX_BYTES:
             raise InputError(f"the weights have {size / 2**30:.1f} GiB; a file of ONNX holds 2: --format torch-export")
         names: Any = dict(input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=_axes(part, free))
-        written = torch.onnx.export(_program(part, free), verbose=False, **names)
+        # Runtimes optimise what they load; the exporter's own rules take longer than all the rest.
+        written = torch.onnx.export(_program(part, free), verbose=False, optimize=False, **names)
         assert written is not None
         written.model.metadata_props[KEY] = json.dumps(facts)
         written.save(path, external_data=False)

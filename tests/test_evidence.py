@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from inflate3d import create_model, publish
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
@@ -16,7 +17,7 @@ from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.target import Target
-from inflate3d.reports import lite_weights
+from inflate3d.reports import evidence, lite_weights
 from inflate3d.reports.evidence import (
     STUDIES,
     Sitting,
@@ -114,6 +115,17 @@ def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_r
     assert pretrain(document, "two tasks", tmp_path, sitting=Sitting()) == [f"local-dir:{folder}" for folder in folders]
     with pytest.raises(InputError, match="arms: unknown pretraining 'two taks'; close names: 'two tasks'"):
         pretrain(document, "two taks", tmp_path, sitting=Sitting())
+
+
+def test_an_option_that_is_a_mapping_reaches_the_command_line_whole(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(evidence, "fit_within", lambda command, _: ran.append(command))
+    anchor = {"class_path": "Distillation", "init_args": {"datasets": ["a" * 90, "b"], "loss_weight": 2.0}}
+    options = {"model.tasks.anchor": anchor, "model.tasks.other": None, "trainer.max_steps": 7}
+    document = {"root": "shards", "pretraining": {"anchored": {"config": "x.yaml", "seeds": 1, "options": options}}}
+    pretrain(document, "anchored", tmp_path, sitting=Sitting())
+    given = zip(ran[0][-6::2], ran[0][-5::2], strict=True)
+    assert {name.removeprefix("--"): yaml.safe_load(text) for name, text in given} == options
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitt
             "pictures": False,
             **pretrainings[name].get("options", {}),
         }
-        given = [part for key, value in options.items() for part in (f"--{key}", yaml.safe_dump(value).split("\n")[0])]
+        given = [part for key, value in options.items() for part in (f"--{key}", _on_one_line(value))]
         print(f"pretraining {name}, seed {seed}", flush=True)
         command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", pretrainings[name]["config"], *given]
         fit_within(command, sitting)
@@ -149,6 +149,10 @@ def fit_within(command: Sequence[str], sitting: Sitting) -> None:
             raise SittingOver from None
     if code:
         raise subprocess.CalledProcessError(code, list(command))
+
+
+def _on_one_line(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).split("\n")[0]
 
 
 def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs: Sequence[str] = ()) -> Arm:

@@ -63,8 +63,8 @@ class Onnx(PortableFormat):
         if size > MOST_ONNX_BYTES:
             raise InputError(f"the weights have {size / 2**30:.1f} GiB; a file of ONNX holds 2: --format torch-export")
         names: Any = dict(input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=_axes(part, free))
-        # Runtimes optimise what they load; the exporter's own rules take longer than all the rest.
-        written = torch.onnx.export(_program(part, free), verbose=False, optimize=False, **names)
+        # With the exporter's own optimiser: without it onnxruntime refuses the computed bias of a conv3d that has none.
+        written = torch.onnx.export(_program(part, free), verbose=False, **names)
         assert written is not None
         written.model.metadata_props[KEY] = json.dumps(facts)
         written.save(path, external_data=False)
@@ -73,8 +73,14 @@ class Onnx(PortableFormat):
         """By onnxruntime on the CPU."""
         import onnxruntime
 
+        def run(clip: Tensor) -> Tensor:
+            try:
+                return torch.from_numpy(session.run([OUTPUT], {INPUT: clip.numpy()})[0])
+            except Exception as fault:  # of onnxruntime's own kinds, which derive from nothing else
+                raise RuntimeError(f"onnxruntime: {fault}") from fault
+
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return lambda clip: torch.from_numpy(session.run([OUTPUT], {INPUT: clip.numpy()})[0])
+        return run
 
 
 class TorchScript(PortableFormat):

@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
     {"models"},
     {"training"},
     {"evaluation", "publishing", "slurm", "timm"},
-    {"adapters", "reports"},
+    {"adapters", "portable", "reports"},
     {"cli"},
 ]
 PLUG_INS_MAY_IMPORT = {"errors", "seeds", "sample", "contracts", "targets", "heads", "nn", "data"}

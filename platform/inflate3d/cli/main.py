@@ -33,6 +33,7 @@ SUBCOMMANDS = (
     "transfer",
     "publish",
     "soup",
+    "export",
     "plot",
 )
 MOST_LINES = 8

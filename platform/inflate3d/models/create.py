@@ -23,6 +23,7 @@ from inflate3d.inflation import (
 from inflate3d.inflation.joint import JointAttention
 from inflate3d.inflation.plan import as_triple
 from inflate3d.models.input_contract import contract_of_2d
+from inflate3d.models.layouts import KeptLayouts
 from inflate3d.models.publication.fetch import published_folder
 from inflate3d.models.publication.load import carried_inflation, load_published
 from inflate3d.models.sources.timm_nets import build_timm, trace_sizes
@@ -134,7 +135,8 @@ def build_net(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None) 
     else:
         net = build_timm(spec, pretrained=pretrained, cache_dir=cache_dir)
     sizes = trace_sizes(net, spec.timm_kwargs.get("img_size"))
-    net = inflate_in_place(net, spec.inflation, trace_sizes=sizes, in_chans=spec.in_chans)
+    layouts = KeptLayouts.of(spec, pretrained=pretrained, cache_dir=cache_dir)
+    net = inflate_in_place(net, spec.inflation, trace_sizes=sizes, in_chans=spec.in_chans, layouts=layouts)
     net.net_spec, net.is_from_2d_weights = spec, pretrained  # type: ignore[assignment]
     net.input_spec, net.label_names = contract_of_2d(net, spec.in_chans), []  # type: ignore[assignment]
     return net

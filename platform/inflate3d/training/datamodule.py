@@ -323,7 +323,7 @@ class DataModule(pl.LightningDataModule):
             name=name,
             reader=ShardReader(self.shards_of(name), manifest, split, self.cache),
             order=SampleOrder(
-                [entry.samples for entry in manifest.entries(split)],
+                manifest.entries(split).samples,
                 mix(self.seed, "order", name),
                 window_shards=self.window_shards,
             ),

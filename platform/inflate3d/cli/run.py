@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from inflate3d.cli.config import Config
@@ -24,6 +24,7 @@ from inflate3d.training import (
     Checkpoint,
     DataModule,
     MultiTaskModule,
+    Trainer,
     check_same_config,
     find_checkpoint,
     trainer_defaults,
@@ -153,6 +154,7 @@ class _Cli(LightningCLI):
             MultiTaskModule,
             DataModule,
             save_config_callback=None,
+            trainer_class=Trainer,
             trainer_defaults=trainer_defaults(),
             seed_everything_default=0,
             parser_class=ConfigParser,

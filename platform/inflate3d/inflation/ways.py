@@ -46,7 +46,8 @@ def way_of(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     """Return the way for folded clips (N, C, H, W) and a kernel (O, C/groups, kD, kH, kW)."""
     if is_on_gpu(x):
         return _way_on_gpu(weight, sizes)
-    if weight.shape[2] == 1 and not (is_eager_on_cpu(x) and (sizes.groups == 1 or sizes.depth_stride > 1)):
+    picks = sizes.depth_stride > 1 < sizes.frames  # some frames alone: a copy of them would be saved
+    if weight.shape[2] == 1 and not (is_eager_on_cpu(x) and (sizes.groups == 1 or picks)):
         return Way.PLANE
     if sizes.frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
         return Way.SUMMED
@@ -91,7 +92,7 @@ def _dense_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
         return Way.SMALL
     if depth == 1:
-        return Way.PLANE if sizes.depth_stride == 1 else Way.IN_CHANNELS
+        return Way.IN_CHANNELS if sizes.depth_stride > 1 < sizes.frames else Way.PLANE
     if depth == FILTER_TAPS and max(sizes.strides) == 1 and positions >= FILTER_POSITIONS:
         return Way.FILTERED
     if sizes.frames == x.shape[0] and max(weight.shape[-2:]) <= 3:

@@ -14,7 +14,6 @@ from inflate3d.targets import MaskTarget, VoxelValueTarget
 
 if TYPE_CHECKING:
     import numpy as np
-    from inflate3d.data.formula.solids import Solid
 
 _ORGAN_VOXELS = 48  # of the longest edge that an organ of the bank keeps
 
@@ -22,7 +21,7 @@ _ORGAN_VOXELS = 48  # of the longest edge that an organ of the bank keeps
 class FormulaScenes(AbstractDataset):
     """Volumes drawn from (seed, index). The image and the target `contrast` show one scene as two scanners would.
 
-    Each object is an instance of one of `num_solids` formulas, or, with a bank, an organ turned, stretched and bent.
+    Each object is one of `num_solids` formulas or, with a bank, an organ: turned, stretched, bent, a tenth hollow.
     Intensities belong to objects and not to classes, so that only shape tells what a thing is. Bias field, blur, noise
     and partial volume are drawn for each contrast. mask: the class of what lies on top.
 
@@ -77,7 +76,7 @@ class FormulaScenes(AbstractDataset):
             raise InputError(
                 f"formula_scenes: {num_solids} solids and {len(self.organ_files)} organs; at most 250 together"
             )
-        self._bank: tuple[list[Solid], list[np.ndarray]] | None = None
+        self._forms: list[np.ndarray] | None = None
 
     @property
     def card(self) -> DatasetCard:
@@ -95,21 +94,23 @@ class FormulaScenes(AbstractDataset):
         """Draw the case."""
         from inflate3d.data.formula.scenes import draw_scene, render
 
-        solids, organs = self._load_bank()
         shape = (self.size,) * 3
-        scene = draw_scene(solids, organs, shape, generator(self.seed, "scene", case.split, case.source))
+        scene = draw_scene(self._load_forms(), shape, generator(self.seed, "scene", case.split, case.source))
         image, other = (
             render(scene, generator(self.seed, "contrast", which, case.split, case.source)) for which in ("a", "b")
         )
         return RawSample(image=image[None], targets={"mask": scene.labels, "contrast": other})
 
-    def _load_bank(self) -> tuple[list[Solid], list[np.ndarray]]:
-        if self._bank is None:
+    def _load_forms(self) -> list[np.ndarray]:
+        if self._forms is None:
+            from inflate3d.data.formula.scenes import form_of_organ, form_of_solid
             from inflate3d.data.formula.solids import draw_solid
 
+            edge = self.size + 16  # a cell is smaller than a voxel, for the largest objects too
             solids = [draw_solid(generator(self.seed, "solid", i)) for i in range(self.num_solids)]
-            self._bank = solids, [_read_organ(file) for file in self.organ_files]
-        return self._bank
+            self._forms = [form_of_solid(solid, edge) for solid in solids]
+            self._forms += [form_of_organ(_read_organ(file), edge) for file in self.organ_files]
+        return self._forms
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from inflate3d.contracts import AbstractTask, Encoder, Probabilities
+from inflate3d.contracts import AbstractTask, Encoder, Exhibit, Panel, Probabilities
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.heads.linear import LinearHead
 from inflate3d.seeds import mix
@@ -54,15 +54,10 @@ class ArrowOfTime(AbstractTask):
 
     def step(self, encoder: Encoder, batch: Batch, *, seed: int) -> dict[str, Tensor]:
         """Play each clip in one of the ways, and ask which."""
-        import torch
         from torch.nn.functional import cross_entropy
 
-        draw = torch.Generator().manual_seed(mix(seed, "plays"))
-        # In turns, from a drawn start: each way is as frequent as it can be in a batch.
-        first = int(torch.randint(len(self.plays), (), generator=draw))
-        label = (torch.arange(len(batch)) + first) % len(self.plays)
-        clips = [self._play(clip, self.plays[int(i)], draw) for clip, i in zip(batch.image, label, strict=True)]
-        logits = self.head(encoder(torch.stack(clips), domain=batch.dataset)).float()
+        clips, label = self._played(batch, seed)
+        logits = self.head(encoder(clips, domain=batch.dataset)).float()
         label = label.to(logits.device)
         accuracy = (logits.argmax(1) == label).float().mean()
         chance = accuracy.new_tensor(1 / len(self.plays))
@@ -72,6 +67,29 @@ class ArrowOfTime(AbstractTask):
         """Return how likely each way is for the first half of the clip as it is, (B, len(plays))."""
         half = batch.image[:, :, : self._half(batch.image.shape[2])]
         return Probabilities(self.head(encoder(half, domain=batch.dataset)).float().softmax(dim=1))
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return each clip as a step of this seed plays it, how it was played, and what was told."""
+        clips, label = self._played(batch, seed)
+        told = self.head(encoder(clips, domain=batch.dataset)).float().softmax(dim=1).cpu()
+        found = []
+        for clip, truth, chances in zip(clips, label.tolist(), told, strict=True):
+            best = int(chances.argmax())
+            said = f"played {self.plays[truth]}, told {self.plays[best]} {float(chances[best]):.2f}"
+            said = f"{said}: {'right' if best == truth else 'WRONG'}"
+            found.append(Exhibit(said, [Panel("as played", clip)]))
+        return found
+
+    def _played(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the clips as they are played, (B, C, D / 2, H, W), and how: (B,) indices of `plays`, on the CPU."""
+        import torch
+
+        draw = torch.Generator().manual_seed(mix(seed, "plays"))
+        # In turns, from a drawn start: each way is as frequent as it can be in a batch.
+        first = int(torch.randint(len(self.plays), (), generator=draw))
+        label = (torch.arange(len(batch)) + first) % len(self.plays)
+        clips = [self._play(clip, self.plays[int(i)], draw) for clip, i in zip(batch.image, label, strict=True)]
+        return torch.stack(clips), label
 
     def _play(self, clip_CDHW: Tensor, play: str, draw: object) -> Tensor:
         import torch

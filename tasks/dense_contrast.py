@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from inflate3d.contracts import AbstractTask, Encoder
+from inflate3d.contracts import AbstractTask, Encoder, Exhibit, Panel
 from inflate3d.errors import InputError
 from inflate3d.nn.contrast import change_contrast
 from inflate3d.nn.crops import common_cells, draw_crop
-from inflate3d.nn.info_nce import LevelProjections, info_nce
+from inflate3d.nn.info_nce import LevelProjections, info_nce, nearest
 from inflate3d.seeds import mix
 
 if TYPE_CHECKING:
@@ -88,13 +88,8 @@ class DenseContrast(AbstractTask):
         import torch
 
         draw = torch.Generator().manual_seed(mix(seed, "views"))
-        size: Triple = tuple(batch.image.shape[2:])  # type: ignore[assignment]
-        crops = [draw_crop(size, least=self.crop, most=1.0, generator=draw, flips=(2,)) for _ in range(2)]
-        views = [self._contrast(batch, draw, second=second) for second in (False, True)]
-        maps = [
-            self.project.of(encoder(crop.of(view).contiguous(), domain=batch.dataset).maps)
-            for crop, view in zip(crops, views, strict=True)
-        ]
+        crops, views = self._views(batch, draw)
+        maps = [self.project.of(encoder(view, domain=batch.dataset).maps) for view in views]
         # Levels of a single place have nothing to compare; they take part with weight 0.
         total = sum((0.0 * m.sum() for own in maps for m in own), start=batch.image.new_zeros(()))
         found, chance = [], []
@@ -109,11 +104,40 @@ class DenseContrast(AbstractTask):
             chance.append(1 / (len(points) * len(batch)))
         if not found:
             raise InputError(
-                f"DenseContrast: images of {size} voxels have one place at every level of this backbone; take larger "
-                "ones, or a backbone with finer levels"
+                f"DenseContrast: images of {tuple(batch.image.shape[2:])} voxels have one place at every level of this "
+                "backbone; take larger ones, or a backbone with finer levels"
             )
         mean_chance = total.new_tensor(sum(chance) / len(chance))
         return {"loss": total / len(found), "found": torch.stack(found).mean(), "chance": mean_chance}
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return both views of a step of this seed; of the two finest levels, places of one slice in a colour each.
+
+        A place is drawn where it lies in either view, and where it was found in the second, of the places of its slice.
+        """
+        import torch
+
+        draw = torch.Generator().manual_seed(mix(seed, "views"))
+        crops, views = self._views(batch, draw)
+        maps = [self.project.of(encoder(view, domain=batch.dataset).maps) for view in views]
+        shown: list[tuple[list[str], list[Panel]]] = [([], []) for _ in batch.keys]
+        for level, stride in enumerate(self.reductions):
+            points = self._points(crops, stride, draw)
+            if len(points) < 2 or len(shown[0][0]) == _LEVELS:
+                continue
+            own = (crop.sample(m[level].float().cpu(), points) for crop, m in zip(crops, maps, strict=True))
+            for i, (a, b) in enumerate(zip(*own, strict=True)):
+                right = int((nearest(a, b) == torch.arange(len(points))).sum())
+                shown[i][0].append(f"level {level}: {right} of {len(points)} places found")
+                shown[i][1].extend(_panels(level, stride, points, a, b, crops, [view[i] for view in views]))
+        return [Exhibit(", ".join(said), panels) for said, panels in shown]
+
+    def _views(self, batch: Batch, draw: object) -> tuple[list[Crop], list[Tensor]]:
+        """Return two crops, and what each cuts of the batch in its own contrast."""
+        size: Triple = tuple(batch.image.shape[2:])  # type: ignore[assignment]
+        crops = [draw_crop(size, least=self.crop, most=1.0, generator=draw, flips=(2,)) for _ in range(2)]  # type: ignore[arg-type]
+        views = [self._contrast(batch, draw, second=second) for second in (False, True)]
+        return crops, [crop.of(view).contiguous() for crop, view in zip(crops, views, strict=True)]
 
     def _contrast(self, batch: Batch, draw: object, *, second: bool) -> Tensor:
         if second and self.other_contrast in batch.targets:
@@ -125,3 +149,26 @@ class DenseContrast(AbstractTask):
 
         cells = common_cells(crops[0], crops[1], stride)
         return cells[torch.randperm(len(cells), generator=draw)[: self.points]]  # type: ignore[call-overload]
+
+
+_LEVELS, _PLACES = 2, 9
+"""Levels that are shown, and places of each: more colours a person does not tell apart."""
+
+
+def _panels(
+    level: int, stride: Triple, points: Tensor, a: Tensor, b: Tensor, crops: Sequence[Crop], views: Sequence[Tensor]
+) -> list[Panel]:
+    """Return three panels of one sample: places in the first view, in the second, and where they were found there.
+
+    points: (N, 3) in voxels of the image, of which those on the slice along D that holds most are shown and searched.
+    a, b: (N, C), what either view says of each.
+    """
+    on_slice = (points[:, 0] == points[:, 0].mode().values).nonzero()[:, 0]
+    chosen, places = on_slice[:_PLACES], points[on_slice]
+    found = places[nearest(a[chosen], b[on_slice])]
+    true, told = (list(enumerate(ones, start=1)) for ones in (points[chosen], found))
+    return [
+        Panel(f"level {level}: first view", views[0], crops[0].marks(true, stride)),
+        Panel("second view", views[1], crops[1].marks(true, stride)),
+        Panel("where it was found", views[1], crops[1].marks(told, stride)),
+    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from inflate3d.contracts import AbstractTask, Encoder
+from inflate3d.contracts import AbstractTask, Encoder, Exhibit, Panel
 from inflate3d.errors import InputError
 from inflate3d.nn.matching import LevelMatch
 from inflate3d.nn.teacher import follow_statistics
@@ -87,11 +87,32 @@ class Distillation(AbstractTask):
 
     def step(self, encoder: Encoder, batch: Batch, *, seed: int) -> dict[str, Tensor]:
         """Compare what both see in the same view."""
+        wanted = self._wanted(batch)
+        cosine = self.match.cosine(encoder(batch.image, domain=batch.dataset), wanted)
+        return {"loss": 1 - cosine, "cosine": cosine.detach()}
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return the image, and beside it the cosine at each place of each level: bright where both agree most."""
+        from torch.nn.functional import interpolate
+
+        wanted = self._wanted(batch)
+        levels = self.match.cosines(encoder(batch.image, domain=batch.dataset), wanted)
+        size = batch.image.shape[2:]
+        maps = [interpolate(level[:, None], size=size, mode="nearest") for level in levels]
+        found = []
+        for i, image in enumerate(batch.image):
+            means = [float(level[i].mean()) for level in levels]
+            panels = [Panel(f"cosine at level {n}", m[i]) for n, m in zip(self.match.indices, maps, strict=True)]
+            said = ", ".join(f"level {n} {c:.2f}" for n, c in zip(self.match.indices, means, strict=True))
+            found.append(Exhibit(f"cosine with the teacher: {said}", [Panel("image", image), *panels]))
+        return found
+
+    def _wanted(self, batch: Batch) -> Features:
+        """Return what the teacher sees."""
         import torch
 
         if self.follows:
             follow_statistics(self.teacher, self.match.training)
         with torch.no_grad():
             wanted: Features = self.teacher(batch.image, domain=batch.dataset)
-        cosine = self.match.cosine(encoder(batch.image, domain=batch.dataset), wanted)
-        return {"loss": 1 - cosine, "cosine": cosine.detach()}
+        return wanted

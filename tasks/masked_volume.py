@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from inflate3d.contracts import AbstractTask, Encoder, Images
+from inflate3d.contracts import AbstractTask, Encoder, Exhibit, Images, Panel
 from inflate3d.errors import InputError
 from inflate3d.heads.unet import UNetDecoder
 from inflate3d.nn.masking import block_statistics, draw_blocks
@@ -71,10 +71,9 @@ class MaskedVolume(AbstractTask):
     def step(self, encoder: Encoder, batch: Batch, *, seed: int) -> dict[str, Tensor]:
         """Hide blocks, decode, and compare where they were."""
         is_hidden = self.draw(batch.image, seed)
-        features = encoder(batch.image.masked_fill(is_hidden, 0.0), domain=batch.dataset)
         mean, deviation = block_statistics(batch.image, block=self.blocks(batch.image))
         wanted = (batch.image.float() - mean) / deviation
-        error = (self.decoders[batch.dataset](features).float() - wanted).square()
+        error = (self._told(encoder, batch, is_hidden) - wanted).square()
         count = (is_hidden.sum() * wanted.shape[1]).clamp_min(1)
         loss = (error * is_hidden).sum() / count
         variance = (wanted.square() * is_hidden).sum() / count
@@ -85,15 +84,45 @@ class MaskedVolume(AbstractTask):
 
         The answer tells a block's pattern; the mean and deviation are those of what is hidden.
         """
-        is_hidden = self.draw(batch.image, mix(0, "shown"))
+        return Images(self._filled(encoder, batch, self.draw(batch.image, mix(0, "shown"))))
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return the image, what the net sees of it, and what it fills in, as in a step of this seed."""
+        is_hidden = self.draw(batch.image, seed)
+        filled = self._filled(encoder, batch, is_hidden)
+        seen = batch.image.masked_fill(is_hidden, 0.0)
+        share = float(is_hidden.float().mean())
+        rows = zip(batch.image, seen, filled, strict=True)
+        return [
+            Exhibit(
+                f"{share:.0%} hidden in blocks of {' x '.join(map(str, self.blocks(batch.image)))}",
+                [Panel("image", image), Panel("seen", part), Panel("filled in", told)],
+                one_scale=True,
+            )
+            for image, part, told in rows
+        ]
+
+    def _told(self, encoder: Encoder, batch: Batch, is_hidden: Tensor) -> Tensor:
+        """Return each voxel, normalised by its block, as the decoder tells it from what is not hidden."""
         features = encoder(batch.image.masked_fill(is_hidden, 0.0), domain=batch.dataset)
+        told: Tensor = self.decoders[batch.dataset](features).float()
+        return told
+
+    def _filled(self, encoder: Encoder, batch: Batch, is_hidden: Tensor) -> Tensor:
         mean, deviation = block_statistics(batch.image, block=self.blocks(batch.image))
-        filled = mean + deviation * self.decoders[batch.dataset](features).float()
-        return Images(filled.where(is_hidden, batch.image.float()))
+        filled = mean + deviation * self._told(encoder, batch, is_hidden)
+        return filled.where(is_hidden, batch.image.float())
 
     def blocks(self, image_BCDHW: Tensor) -> Triple:
-        """Return (D, H, W) of a block."""
-        return (image_BCDHW.shape[2] if self.tube else self.block, self.block, self.block)
+        """Return (D, H, W) of a block. InputError where an image is smaller than one."""
+        depth, height, width = image_BCDHW.shape[2:]
+        block = (depth if self.tube else self.block, self.block, self.block)
+        if any(n < edge for n, edge in zip((depth, height, width), block, strict=True)):
+            raise InputError(
+                f"MaskedVolume: an image of {depth} x {height} x {width} voxels is smaller than a block of "
+                f"{' x '.join(map(str, block))}; give a smaller block, larger images, or tube: true if D alone is short"
+            )
+        return block
 
     def draw(self, image_BCDHW: Tensor, seed: int) -> Tensor:
         """Return what is hidden, (B, 1, D, H, W) bool: a function of the seed alone."""

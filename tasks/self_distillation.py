@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from inflate3d.contracts import AbstractTask, Encoder
+from inflate3d.contracts import AbstractTask, Encoder, Exhibit, Panel
 from inflate3d.errors import InputError
 from inflate3d.nn.contrast import change_contrast
 from inflate3d.nn.crops import draw_crop
@@ -90,16 +90,11 @@ class SelfDistillation(AbstractTask):
         """Cut crops, let the teacher assign the global ones, and compare each crop with the others' assignments."""
         import torch
 
-        draw = torch.Generator().manual_seed(mix(seed, "crops"))
-        globals_ = [self._crop(batch.image, draw, self.global_crop, 1.0) for _ in range(2)]
-        locals_ = [self._crop(batch.image, draw, self.local_crop, self.global_crop) for _ in range(self.local_crops)]
-        with torch.no_grad():
-            assigned = [
-                even_assignments(
-                    self.teacher_head(self.teacher(view, domain=batch.dataset)), temperature=self.teacher_temperature
-                )
-                for view in globals_
-            ]
+        globals_, locals_ = self._crops(batch.image, seed)
+        assigned = [
+            even_assignments(self._taught(view, batch.dataset), temperature=self.teacher_temperature)
+            for view in globals_
+        ]
         losses, agree = [], []
         for i, view in enumerate([*globals_, *locals_]):
             logits = self.head(encoder(view, domain=batch.dataset)).float() / self.student_temperature
@@ -115,6 +110,46 @@ class SelfDistillation(AbstractTask):
         """Move the teacher."""
         move_towards(self.teacher, encoder, self.momentum)  # type: ignore[arg-type]
         move_towards(self.teacher_head, self.head, self.momentum)
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return the crops of a step of this seed, and the prototype that each net names for each.
+
+        The nearest ones: to even them out takes a batch.
+        """
+        globals_, locals_ = self._crops(batch.image, seed)
+        taught = [self._taught(view, batch.dataset).argmax(1).tolist() for view in globals_]
+        told = [self.head(encoder(view, domain=batch.dataset)).argmax(1).tolist() for view in [*globals_, *locals_]]
+        return [self._exhibit([*globals_, *locals_], taught, told, i) for i in range(len(batch))]
+
+    def _exhibit(
+        self, views: Sequence[Tensor], taught: Sequence[Sequence[int]], told: Sequence[Sequence[int]], i: int
+    ) -> Exhibit:
+        """Return what sample i of the views shows; taught, told: the prototypes of each view and sample."""
+        pairs = [(k, j) for k in range(len(told)) for j in range(len(taught)) if k != j]
+        same = sum(told[k][i] == taught[j][i] for k, j in pairs)
+        panels = []
+        for k, view in enumerate(views):
+            teacher = f"teacher {taught[k][i]}, " if k < len(taught) else ""
+            name = f"global {k + 1}" if k < len(taught) else f"local {k + 1 - len(taught)}"
+            panels.append(Panel(f"{name}: {teacher}student {told[k][i]}", view[i]))
+        return Exhibit(f"student and teacher name the same prototype in {same} of {len(pairs)} pairs of crops", panels)
+
+    def _taught(self, view: Tensor, dataset: str) -> Tensor:
+        """Return the teacher's cosines with the prototypes, (B, prototypes)."""
+        import torch
+
+        with torch.no_grad():
+            cosines: Tensor = self.teacher_head(self.teacher(view, domain=dataset))
+        return cosines
+
+    def _crops(self, image: Tensor, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return two global crops, and the local ones."""
+        import torch
+
+        draw = torch.Generator().manual_seed(mix(seed, "crops"))
+        globals_ = [self._crop(image, draw, self.global_crop, 1.0) for _ in range(2)]
+        locals_ = [self._crop(image, draw, self.local_crop, self.global_crop) for _ in range(self.local_crops)]
+        return globals_, locals_
 
     def _crop(self, image: Tensor, draw: object, least: float, most: float) -> Tensor:
         size: Triple = tuple(image.shape[2:])  # type: ignore[assignment]

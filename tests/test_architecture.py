@@ -25,11 +25,11 @@ ROWS: list[set[str]] = [
     {"contracts"},
     {"targets", "inflation"},
     {"nn", "data"},
-    {"media", "heads"},
+    {"media", "heads", "zoos"},
     {"models"},
     {"training"},
     {"evaluation", "publishing", "slurm", "timm"},
-    {"adapters", "reports"},
+    {"adapters", "portable", "reports"},
     {"cli"},
 ]
 PLUG_INS_MAY_IMPORT = {"errors", "seeds", "sample", "contracts", "targets", "heads", "nn", "data"}

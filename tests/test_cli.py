@@ -74,6 +74,7 @@ def test_help_and_lists_answer_without_torch(arguments: list[str]) -> None:
             "unknown key 'kin'; close names: 'kind'",
         ),
         ("data__datasets__toy_video__sample__num_frame", 3, "unknown key 'num_frame'; close names: 'num_frames'"),
+        ("data__datasets__toy_volumes__targets", {"msk": {}}, "toy_volumes.targets: unknown target 'msk'; close names"),
         ("data__datasets__extra", {"batch_size": 2}, "data.datasets.extra: no task uses this dataset"),
         ("model__tasks__motion__class_path", "VideoActoin", "unknown task 'VideoActoin'; close names: 'video_action'"),
         ("model__tasks__motion__init_args__drop", 0.1, "unknown key 'drop'; close names: 'dropout'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEGLSLossless,
     RLELossless,
 )
 
@@ -253,7 +255,8 @@ def test_signed_and_unsigned_slices_of_one_series_keep_their_values(tmp_path: Pa
         ({"RescaleSlope": 0}, "give no values"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colour (PALETTE COLOR"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "is a mosaic"),
-        ({"ModalityLUTSequence": [item(LUTDescriptor=[2, 0, 16])]}, "values are those of a table"),
+        ({"ModalityLUTSequence": [item(LUTDescriptor=[2, 0, 16])]}, "its table of values (0028,3000) cannot be"),
+        ({"ModalityLUTSequence": [item()], "RescaleSlope": 1}, "a table of values (0028,3000) and a rescale slope"),
         ({"BitsStored": 17}, "its pixels (Explicit VR Little Endian) cannot be read"),
     ],
 )
@@ -262,6 +265,17 @@ def test_values_that_are_no_grey_values_are_refused(tmp_path: Path, more: dict, 
         warnings.simplefilter("ignore")
         write_series(tmp_path, **more)
     assert message in refused(tmp_path)
+
+
+@pytest.mark.parametrize("first", [-30_000, 0, 250])
+def test_a_table_of_values_gives_its_entries_and_its_ends_beyond(tmp_path: Path, first: int) -> None:
+    entries = [7 + i * i % 60_000 for i in range(300)]
+    table = item(LUTDescriptor=[300, first, 16], LUTData=entries, ModalityLUTType="OD")
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "SS", "US"
+    volume = read_volume(write_series(tmp_path, ModalityLUTSequence=[table]))
+    stored = 100 * np.arange(6)[:, None, None] + np.arange(30).reshape(6, 5)
+    expected = [[[entries[min(max(v - first, 0), 299)] for v in row] for row in plane] for plane in stored.tolist()]
+    np.testing.assert_array_equal(volume.array[0, :, ::-1, ::-1], expected)  # LPS, turned to RAS
 
 
 def test_units_that_differ_by_slice_are_refused(tmp_path: Path) -> None:
@@ -305,6 +319,26 @@ def test_jpeg_2000_is_read_by_itk_with_each_slices_own_slope(tmp_path: Path) -> 
     assert pydicom.dcmread(tmp_path / "0.dcm").file_meta.TransferSyntaxUID.is_compressed
     volume = read_volume(tmp_path)
     assert [at_mm(volume, 63, 2, 5 * i) for i in range(4)] == [(1 + i) * (-1000 + 37 * i + 63) + 7 for i in range(4)]
+
+
+# What `write_series` writes in its first three slices, as pyjpegls 1.5.1 encodes it.
+JPEG_LS = (
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAKAMAYAwDAqAUAIAgFBEBgMBgBBoGBgYAhoGBgYAhoMGDAD/2Q==",
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAEx4AwBgGAYFQCgBAEAoIgMBgMAINAwMDAENAwMDAENBgwYA/9kA",
+    "/9j/9wALEAAGAAUBAREA//gADQH//wASAEMBFABA/9oACAEBAAAAAFj4AwBgGAYFQCgBAEAoIgMBgMAINAwMDAENAwMDAENBgwYA/9kA",
+)
+
+
+def test_jpeg_ls_is_read_by_itk(tmp_path: Path) -> None:
+    expected = read_volume(write_series(tmp_path / "plain", 3, RescaleSlope=2, RescaleIntercept=-1000)).array
+    folder = write_series(tmp_path / "packed", 3, RescaleSlope=2, RescaleIntercept=-1000)
+    for path, frame in zip(sorted(folder.iterdir()), JPEG_LS, strict=True):
+        d = pydicom.dcmread(path)
+        d.file_meta.TransferSyntaxUID = JPEGLSLossless
+        d.PixelData = pydicom.encaps.encapsulate([base64.b64decode(frame)])
+        d["PixelData"].VR = "OB"
+        d.save_as(path)
+    np.testing.assert_array_equal(read_volume(folder).array, expected)
 
 
 def test_a_syntax_without_a_decoder_is_named(tmp_path: Path) -> None:

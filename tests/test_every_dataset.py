@@ -8,21 +8,30 @@ import pickle
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-from inflate3d.contracts import AbstractDataset, AbstractTarget, DatasetCard, RawSample
+import torch
+from inflate3d.contracts import AbstractDataset, AbstractTarget, AbstractTask, DatasetCard, RawSample, medium_of
 from inflate3d.data.raw.keys import is_key
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError
+from inflate3d.training import DataModule
+from nightly import slow_but
+from toy_batches import ToyEncoder
 
 NAMES = sorted(
     name for name, plug_in in plug_ins("datasets").items() if plug_in.module.startswith("inflate3d.datasets")
 )
+
+
+SEVERAL_FIRST = sorted(NAMES, key=lambda name: name not in ("acdc", "formula_motions"))
+"""The names; those of a volume and of a clip with several targets come first."""
 
 
 def dataset_class(name: str) -> type[AbstractDataset]:
@@ -36,9 +45,10 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> AbstractDataset:
     return made(**made.write_example(tmp_path / "raw"))
 
 
-def test_the_eight_datasets_are_found() -> None:
-    expected = "msd nnunet_raw medmnist3d volume_csv video_folder video_csv modelnet10 toy"
-    assert set(expected.split()) <= set(NAMES)
+def test_every_file_of_datasets_is_walked() -> None:
+    files = {file.stem for file in (Path(__file__).parents[1] / "datasets").glob("[!_]*.py")}
+    assert files
+    assert files == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,14 +94,24 @@ def test_cases_are_stable_and_groups_do_not_straddle(example: AbstractDataset) -
     assert all(len(s) == 1 for s in splits.values())
 
 
-def test_shards_hold_what_the_dataset_reads(example: AbstractDataset, tmp_path: Path) -> None:
-    manifest = build_shards(example, tmp_path / "shards", progress=False)
+@pytest.fixture(scope="module", params=NAMES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[AbstractDataset, Path]:
+    """One dataset, made from its own example, and the folder of its shards."""
+    made, folder = dataset_class(request.param), tmp_path_factory.mktemp(request.param)
+    dataset = made(**made.write_example(folder / "raw"))
+    build_shards(dataset, folder / "shards", progress=False)
+    return dataset, folder / "shards"
+
+
+def test_shards_hold_what_the_dataset_reads(built: tuple[AbstractDataset, Path]) -> None:
+    example, folder = built
+    manifest = Manifest.load(folder)
     assert manifest.card == example.card
     assert not manifest.rejects
     cases = {c.key: c for c in example.cases()}
     seen = []
     for split in ("train", "val", "test"):
-        reader = ShardReader(tmp_path / "shards", Manifest.load(tmp_path / "shards"), split)
+        reader = ShardReader(folder, manifest, split)
         for shard, entry in enumerate(reader.entries):
             for i in range(entry.samples):
                 members = reader.sample(shard, i)
@@ -99,6 +119,55 @@ def test_shards_hold_what_the_dataset_reads(example: AbstractDataset, tmp_path: 
                 assert cases[members.key].split == split
                 assert_holds(members.decode(), example.read(cases[members.key]), manifest.card)
     assert sorted(seen) == sorted(cases)
+
+
+@pytest.mark.parametrize("built", slow_but(SEVERAL_FIRST, 2), indirect=True)
+def test_a_batch_of_it_goes_through_every_task_that_takes_it(built: tuple[AbstractDataset, Path]) -> None:
+    card, folder = built[0].card, built[1]
+    sample = {"patch_size": [12, 16, 16]} if "patch_size" in option_names(card) else {"num_frames": 8, "crop_size": 16}
+    options = {"batch_size": 2, "sample": sample}
+    batch = next(iter(DataModule(str(folder.parent), {"shards": options}, num_workers=0).prepare().train_dataloader()))
+    assert set(batch.targets) == set(card.targets)
+    taken = set()
+    for name, target in [(name, target) for name in sorted(plug_ins("tasks")) for target in [None, *card.targets]]:
+        if (task := fitting(name, target, card)) is None:
+            continue
+        task.build(ToyEncoder())
+        assert task.step(ToyEncoder(), batch, seed=1)["loss"].isfinite(), name
+        with torch.no_grad():
+            answer, exhibits = task.predict(ToyEncoder(), batch), task.show(ToyEncoder(), batch, seed=1)
+        assert len(answer.tensor) == len(batch)
+        if (metrics := task.metrics("shards")) is not None:
+            metrics.update(answer.tensor, batch.targets[target])
+            assert task.main_metric in metrics.compute()
+        else:
+            assert [len(exhibit.panels) > 0 for exhibit in exhibits] == [True] * len(batch)
+        taken |= {target} - {None}
+    assert taken == {n for n, t in card.targets.items() if type(t) in trained_targets()}
+
+
+def option_names(card: DatasetCard) -> set[str]:
+    return {field.name for field in fields(medium_of(card).options)}
+
+
+def trained_targets() -> set[type]:
+    """The types of target that some task needs."""
+    return {plug_in.load().target for plug_in in plug_ins("tasks").values()} - {None}
+
+
+def fitting(name: str, target: str | None, card: DatasetCard) -> AbstractTask | None:
+    """A task over a dataset called shards, bound to its card; None where it does not take that target of it."""
+    cls = plug_ins("tasks")[name].load()
+    if (cls.target is None) != (target is None):
+        return None
+    needed = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty and n != "datasets"]
+    given = ["shards"] if target is None else {"shards": target}
+    task: AbstractTask = cls(datasets=given, **dict.fromkeys(needed, 1.0))
+    try:
+        task.bind({"shards": card})
+    except InputError:
+        return None
+    return task
 
 
 def assert_holds(decoded: dict, raw: RawSample, card: DatasetCard) -> None:

@@ -139,6 +139,9 @@ def test_a_person_sees_as_many_pictures_as_were_asked_for(dataset: AbstractDatas
     for shown in (None, mask):
         planes = medium.planes(image, 6, spacing_mm=(2.0, 1.0, 1.0), mask_DHW=shown)
         assert 0 < len(planes) <= 6
+        assert len({(plane.axis, plane.index) for plane in planes}) == len(planes)
+        slices = medium.planes(image, 6, spacing_mm=(2.0, 1.0, 1.0), mask_DHW=shown, maxima=False)
+        assert all(plane.index is not None for plane in slices)
         for plane in planes:
             assert plane.caption
             assert plane.of(image).ndim == (3 if plane.is_colour else 2)

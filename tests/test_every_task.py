@@ -2,21 +2,33 @@
 
 import inspect
 import itertools
+import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from inflate3d import discover
 from inflate3d.contracts import AbstractTask, Features, Prediction, SupervisedTask
+from inflate3d.data.shards.writer import build_shards
+from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
-from inflate3d.nn import merge_unannotated, soft_dice_loss
+from inflate3d.evaluation.pictures.samples import Shown, predict_some
+from inflate3d.models import BackboneConfig
+from inflate3d.models.publication.heads import load_head
+from inflate3d.models.publication.integrity import check_files
+from inflate3d.nn import Head, merge_unannotated, soft_dice_loss
+from inflate3d.publishing.from_run import publish_run
 from inflate3d.targets import ClassTarget, MaskTarget, MultiLabelTarget, ValueTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from inflate3d.tasks.multi_label import MultiLabel
 from inflate3d.tasks.regression import Regression
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
+from inflate3d.training import DataModule, MultiTaskModule, write_config
+from inflate3d.training.checkpoints.store import write_checkpoint
 from torch.nn import functional as F
-from toy_batches import NAMES, ToyEncoder, bound, toy_batch, toy_card
+from toy_batches import NAMES, ToyEncoder, ToyScans, bound, toy_batch, toy_card
 
 TASKS = sorted(discover.plug_ins("tasks"))
 GIVEN = {"scale": 10.0, "centre": 30.0}  # what arguments without a default are given
@@ -47,8 +59,10 @@ def is_scored(name: str) -> bool:
 SCORED = [name for name in TASKS if is_scored(name)]
 
 
-def test_the_tasks_are_found():
-    assert {"video_action", "medical_segmentation", "volume_classification", "regression", "multi_label"} <= set(TASKS)
+def test_every_file_of_tasks_is_walked():
+    files = {file.stem for file in (Path(__file__).parents[1] / "tasks").glob("[!_]*.py")}
+    assert files
+    assert files <= set(TASKS)  # plug-ins of other packages besides
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -127,6 +141,83 @@ def test_wrong_arguments_are_input_errors(name):
         cls(datasets=[], **given)
     with pytest.raises(InputError, match="loss_weight"):
         cls(datasets=["toy"], loss_weight=0, **given)
+
+
+# --------------------------------------------------------------------------------- from raw files to published heads
+
+SAMPLES = {"volume": {"patch_size": [16, 16, 16]}, "video": {"num_frames": 8, "crop_size": 16, "short_side": 16}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of each medium, with a target of each type that it can have, from raw samples to shards."""
+    root = tmp_path_factory.mktemp("shards")
+    clips = Toy(kind="video_classification", num_train=2, num_val=2, size=16, num_frames=8)
+    for medium, dataset in (("volume", ToyScans(toy_card())), ("video", clips)):
+        build_shards(dataset, root / medium, progress=False)
+    return root
+
+
+def in_a_run(name: str, shards: Path) -> tuple[MultiTaskModule, DataModule, dict]:
+    """A module over a real net and one set of shards, its data, and the config that makes both."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cls = discover.find("tasks", name).load()
+    medium = (*cls.media, "volume")[0]
+    given = {"datasets": [medium], **{n: GIVEN[n] for n in inspect.signature(cls).parameters if n in GIVEN}}
+    backbone = {"name": "test_resnet", "norm": "group", "timm_kwargs": {"output_stride": 8}}
+    sets = {medium: {"batch_size": 2, "sample": SAMPLES[medium]}}
+    data = DataModule(str(shards), sets, num_workers=0).prepare()
+    module = MultiTaskModule(BackboneConfig(**backbone), {"own": cls(**given)})
+    module.build({medium: data.manifests[medium].card}).windows.update(data.windows)
+    tasks = {"own": {"class_path": cls.__name__, "init_args": given}}
+    return module, data, {"model": {"backbone": backbone, "tasks": tasks}, "data": {"datasets": sets}}
+
+
+def published(module: MultiTaskModule, config: dict, folder: Path) -> Path:
+    """What `platform publish --heads` makes of a run that ends here."""
+    write_config(folder / "run", config)
+    state: dict[str, object] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(state)
+    write_checkpoint(folder / "run" / "checkpoints", 1, lambda p: torch.save(state, p), score=None, metrics={})
+    return Path(publish_run(folder / "run", str(folder / "out"), with_heads=True).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_from_shards_to_a_step_metrics_a_picture_and_the_published_head(name, shards, tmp_path):
+    module, data, config = in_a_run(name, shards)
+    task, (medium,) = module.tasks["own"], data.manifests
+    # One step, which teaches the backbone too.
+    batch = next(iter(data.train_dataloader()))
+    values = task.step(module.backbone, batch, seed=1)
+    values["loss"].backward()
+    assert all(value.isfinite().all() for value in values.values())
+    assert any(p.grad is not None and p.grad.any() for p in module.backbone.parameters())
+    # What is measured on held-out data.
+    module.eval()
+    with torch.no_grad():
+        for held_out in data.val_dataloader():
+            module.validation_step(held_out, 0)
+    found = module.scores.compute([("own", medium)])
+    wanted = task.measured if task.main_metric is None else (task.main_metric,)
+    assert all(math.isfinite(found[f"own/{medium}/{key}"]) for key in wanted)
+    # What a person sees.
+    (picture,) = predict_some(module, data, per_dataset=1)
+    assert picture.key.startswith(("case_", "val_"))
+    shown = [p.image_CDHW for p in picture.exhibit.panels] if isinstance(picture, Shown) else [picture.answer]
+    assert shown
+    assert all(image.isfinite().all() for image in shown)
+    # What stays: its head, read back from a publication, answers as it did.
+    heads = {n: m for n, m in task.modules().items() if n == medium and isinstance(m, Head)}
+    folder = published(module, config, tmp_path)
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))["heads"]
+    assert set(described) == set(heads)
+    with torch.no_grad():
+        features = module.backbone(batch.image, domain=medium)
+        for own, head in heads.items():
+            again = load_head(folder, own, described[own], module.backbone.feature_info, check_files(folder))
+            torch.testing.assert_close(again.eval()(features), head(features))
 
 
 def test_label_smoothing_dropout_and_scale_are_checked():

@@ -1,12 +1,15 @@
 """The evidence: a document of studies, arms and pretrainings, and what each of them becomes."""
 
 import hashlib
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 from inflate3d import create_model, publish
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
@@ -14,8 +17,17 @@ from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.target import Target
-from inflate3d.reports import lite_weights
-from inflate3d.reports.evidence import STUDIES, model_arms, pretrain, study_arm
+from inflate3d.reports import evidence, lite_weights
+from inflate3d.reports.evidence import (
+    STUDIES,
+    Sitting,
+    SittingOver,
+    fit_within,
+    main,
+    model_arms,
+    pretrain,
+    study_arm,
+)
 from safetensors.torch import load_file
 
 SHAPES = Protocol("shapes", "volume_classification", val_fraction=0.2)
@@ -94,12 +106,50 @@ def test_an_arm_of_several_pretrainings_takes_one_a_seed(root, tmp_path):
 
 
 def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("ran again"))
     document = {"root": "shards", "pretraining": {"two tasks": {"config": "none.yaml", "seeds": 2}}}
     folders = [tmp_path / "pretraining" / f"two_tasks-{seed}" / "published" for seed in range(2)]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    assert pretrain(document, "two tasks", tmp_path) == [f"local-dir:{folder}" for folder in folders]
+    assert pretrain(document, "two tasks", tmp_path, sitting=Sitting()) == [f"local-dir:{folder}" for folder in folders]
     with pytest.raises(InputError, match="arms: unknown pretraining 'two taks'; close names: 'two tasks'"):
-        pretrain(document, "two taks", tmp_path)
+        pretrain(document, "two taks", tmp_path, sitting=Sitting())
+
+
+def test_an_option_that_is_a_mapping_reaches_the_command_line_whole(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(evidence, "fit_within", lambda command, _: ran.append(command))
+    anchor = {"class_path": "Distillation", "init_args": {"datasets": ["a" * 90, "b"], "loss_weight": 2.0}}
+    options = {"model.tasks.anchor": anchor, "model.tasks.other": None, "trainer.max_steps": 7}
+    document = {"root": "shards", "pretraining": {"anchored": {"config": "x.yaml", "seeds": 1, "options": options}}}
+    pretrain(document, "anchored", tmp_path, sitting=Sitting())
+    given = zip(ran[0][-6::2], ran[0][-5::2], strict=True)
+    assert {name.removeprefix("--"): yaml.safe_load(text) for name, text in given} == options
+
+
+@pytest.mark.slow
+def test_a_sitting_ends_after_the_current_cell_and_the_next_goes_on(root, tmp_path, monkeypatch, capsys):
+    protocol = {"dataset": "shapes", "task": "volume_classification", "val_fraction": 0.2, "modes": ["knn"]}
+    study = {"protocol": {**protocol, "fractions": [1.0], "seeds": [0, 1, 2]}, "arms": ["plain"]}
+    document = {"root": str(root), "model": "test_resnet", "backbone": {}, "studies": {"toy": study}}
+    (tmp_path / "toy.json").write_text(json.dumps({**document, "arms": {"plain": {"pretrained": False}}}))
+    command = ["--file", str(tmp_path / "toy.json"), "--output", str(tmp_path / "out"), "--minutes", "1"]
+    asked = iter([False, True] * 2)
+    monkeypatch.setattr(Sitting, "is_over", lambda _: next(asked, False))
+    counts = []
+    for code in (75, 75, 0):
+        assert main(command) == code
+        assert ("The same command goes on" in capsys.readouterr().out) == (code == 75)
+        counts.append(json.loads((tmp_path / "out" / "toy" / "transfer.json").read_text())["cells"]["finished"])
+    assert counts == [1, 2, 3]
+
+
+def test_a_fit_is_stopped_when_the_time_is_up_and_its_failure_is_one():
+    fit_within([sys.executable, "-c", "pass"], Sitting())
+    with pytest.raises(SittingOver):
+        fit_within([sys.executable, "-c", "import time; time.sleep(600)"], Sitting(1e-3))
+    with pytest.raises(SittingOver):
+        fit_within([sys.executable, "-c", "raise SystemExit('ran')"], Sitting(0))
+    with pytest.raises(subprocess.CalledProcessError):
+        fit_within([sys.executable, "-c", "raise SystemExit(3)"], Sitting())

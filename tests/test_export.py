@@ -1,10 +1,9 @@
-"""Inflated nets compile, export, run under ONNX, train on two processes and in half precision, and copy.
+"""Inflated nets compile, export, train on two processes and in half precision, and copy.
 
 For a ResNet, an EfficientNet-Lite, a ConvNeXt, a ViT and a Swin.
 """
 
 import copy
-import io
 import pickle
 from itertools import product
 from pathlib import Path
@@ -114,20 +113,6 @@ def test_nets_export_with_any_batch_and_depth(name, plan, mode):
         for batch, steps in ((2, 6), (3, 5)):
             x = clips(batch, (steps * step, *SIZE[1:]))
             same(program(x), net(x))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", nightly_but(sorted(NETS, key=lambda name: name not in ("test_resnet", "test_vit")), 2))
-def test_onnxruntime_answers_alike(name):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    net, x, file = build(name), clips(), io.BytesIO()
-    with torch.no_grad():
-        program = torch.onnx.export(net, (x,), dynamo=True)
-        program.save(file)
-        session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-        same(torch.from_numpy(got), net(x), 1e-3)
 
 
 TRAIN_HALF = """

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from inflate3d.data.formula.motions import CHANGES, Motion, draw_clip
 from inflate3d.data.formula.rendering import bias_field, blur, smooth_noise
+from inflate3d.data.formula.scenes import form_of_organ, form_of_solid, place
 from inflate3d.data.formula.solids import Part, Solid, draw_solid, draw_turn, occupancy
 from inflate3d.datasets.formula_motions import FormulaMotions
 from inflate3d.datasets.formula_scenes import FormulaScenes
@@ -72,6 +73,22 @@ def test_noise_bias_and_blur_are_what_they_say() -> None:
     assert spread.sum() == pytest.approx(1, abs=1e-5)
     assert spread[4, 4, 5] / spread[4, 4, 4] == pytest.approx(np.exp(-0.5 / 0.8**2), rel=1e-4)
     assert blur(np.ones((4, 5, 6), np.float32), sigma=0.9) == pytest.approx(1)
+
+
+def test_what_a_scene_places_is_its_form_and_ends_inside_its_box() -> None:
+    organ = np.zeros((20, 12, 12), bool)
+    organ[1:19, 2:10, 2:10] = True
+    forms = [form_of_solid(Solid((ball(1.0),)), 48), form_of_organ(organ, 48)]
+    # A ball that touches the cube, and a block that fills 18 of 20 cells along the cube's edge and 8 across.
+    for form, share in zip(forms, (np.pi / 6, 18 * 8 * 8 / 20**3), strict=True):
+        assert (form < 0).mean() == pytest.approx(share, rel=0.15)
+        assert min(form[0].min(), form[-1].min(), form[:, 0].min(), form[..., -1].min()) > 0
+        for seed in range(8):
+            part, box = place(form, (40, 40, 40), middle=np.full(3, 19.5), radius=15, draw=np.random.default_rng(seed))
+            assert part.shape == tuple(s.stop - s.start for s in box)
+            assert max(part[0].max(), part[-1].max(), part[:, 0].max(), part[..., -1].max()) < 0.5
+            is_hollow = part[tuple(n // 2 for n in part.shape)] < 0.5
+            assert is_hollow or 0.2 < part.sum() / (30**3 * share) < 1  # stretched: at least a tenth smaller
 
 
 @pytest.mark.parametrize(

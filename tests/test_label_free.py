@@ -254,3 +254,80 @@ def test_plays_come_in_turns_and_short_clips_are_refused() -> None:
         task.step(ToyEncoder(), toy_batch(card, size=(3, 8, 8)), seed=1)
     with pytest.raises(InputError, match=r"close name.*'backwards'"):
         ArrowOfTime(datasets=["toy"], plays=["forwards", "backward"])
+
+
+# ------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_what_is_hidden_is_shown_hidden_and_filled_in_and_the_rest_is_the_image() -> None:
+    task: Any = bound(MaskedVolume(datasets=["toy"], block=4), toy_card())
+    batch = toy_batch(toy_card())
+    with torch.no_grad():
+        exhibits = task.show(ToyEncoder(), batch, seed=3)
+    is_hidden = task.draw(batch.image, 3)
+    assert [exhibit.one_scale for exhibit in exhibits] == [True] * len(batch)
+    for i, exhibit in enumerate(exhibits):
+        image, seen, filled = (panel.image_CDHW for panel in exhibit.panels)
+        assert torch.equal(image, batch.image[i])
+        assert torch.equal(seen, image.masked_fill(is_hidden[i], 0.0))
+        assert torch.equal(filled.masked_fill(is_hidden[i], 0.0), seen)
+        assert not torch.equal(filled, seen)
+
+
+def test_a_mark_lies_on_its_place_in_a_crop_that_is_turned_round() -> None:
+    places = torch.arange(10 * 12 * 14).view(1, 1, 10, 12, 14).float()
+    crop = Crop((2, 3, 4), (6, 8, 9), (2,))
+    point = torch.tensor([5.5, 6.5, 7.5])  # the middle of voxel (5, 6, 7)
+    marks = crop.marks([(4, point)], (1, 1, 1))
+    assert marks.shape == (6, 8, 9)
+    assert crop.of(places)[0, 0][marks == 4].tolist() == [float(places[0, 0, 5, 6, 7])]
+    assert (crop.marks([(1, point)], (2, 2, 2)) == 1).sum() == 4  # a cell, one voxel along D
+
+
+def test_places_that_are_told_apart_are_shown_where_they_lie() -> None:
+    card = toy_card()
+    task: Any = bound(DenseContrast(datasets=["toy"], contrast=0.0, crop=1.0), card)
+    task.project.of = lambda maps: list(maps)  # features as they are
+    batch = toy_batch(card)
+    for encoder, is_right in ((Places(), True), (Noise(), False)):
+        with torch.no_grad():
+            exhibit = task.show(encoder, batch, seed=1)[0]
+        first, second, found = exhibit.panels[:3]
+        assert torch.equal(found.image_CDHW, second.image_CDHW)
+        assert first.marks_DHW.unique().tolist() == second.marks_DHW.unique().tolist()
+        assert len(first.marks_DHW.unique()) > 2
+        assert torch.equal(found.marks_DHW, second.marks_DHW) is is_right
+
+
+def test_a_play_is_shown_as_it_was_played_with_what_was_told() -> None:
+    card = toy_card(media="video")
+    task: Any = bound(ArrowOfTime(datasets=["toy"]), card)
+    batch = toy_batch(card)
+    torch.nn.init.zeros_(task.head.linear.weight)
+    task.head.linear.bias.data = torch.tensor([0.0, 9.0])  # always: backwards
+    with torch.no_grad():
+        exhibits = task.show(ToyEncoder(), batch, seed=0)
+    for exhibit, clip in zip(exhibits, batch.image, strict=True):
+        (panel,) = exhibit.panels
+        halves = [clip[:, i : i + clip.shape[1] // 2] for i in range(clip.shape[1] // 2 + 1)]
+        played = next(
+            play
+            for play, way in (("forwards", 1), ("backwards", -1))
+            for half in halves
+            if torch.equal(panel.image_CDHW, half if way == 1 else half.flip(1))
+        )
+        assert exhibit.said == f"played {played}, told backwards 1.00: {'right' if played == 'backwards' else 'WRONG'}"
+    assert len({exhibit.said for exhibit in exhibits}) == 2
+
+
+def test_crops_and_agreement_are_shown() -> None:
+    card = toy_card()
+    with torch.no_grad():
+        crops = bound(SelfDistillation(datasets=["toy"], prototypes=4), card).show(
+            ToyEncoder(), toy_batch(card), seed=1
+        )
+        same = bound(Distillation(datasets=["toy"]), card).show(ToyEncoder(), toy_batch(card), seed=1)
+    assert [p.caption.split(":")[0] for p in crops[0].panels] == ["global 1", "global 2", "local 1", "local 2"]
+    assert "of 6 pairs of crops" in crops[0].said
+    assert same[0].said == "cosine with the teacher: level 0 1.00, level 1 1.00"  # at the start both are one net
+    torch.testing.assert_close(same[0].panels[1].image_CDHW, torch.ones(1, 8, 12, 10))

@@ -33,6 +33,7 @@ VALUES = {"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 7}
             {0: 0, 1: 0, 2: 0, 3: 0, 7: 2},
             "background/spleen",
         ),
+        ({"liver": 1, "spleen": []}, "liver/spleen", {0: 0, 1: 1, 2: 0, 3: 0, 7: 0}, "background/liver"),
         ({"background": [0, 1], "organ": [2, 3, 7]}, "organ", {0: 0, 1: 0, 2: 1, 3: 1, 7: 1}, ""),
     ],
 )
@@ -55,6 +56,8 @@ def test_each_value_becomes_the_class_that_takes_it(
         ({"liver": True}, "labels names True"),
         ({"liver": 0}, "labels gives the background to 'liver'"),
         ({"liver": []}, "labels for one of them at least"),
+        ({"liver": 1, "spleen": [], "background": [0, 7]}, "labels gives 'spleen' to 'background', and an empty list"),
+        ({"kidney": [2, 3], "left kidney": []}, "labels gives 'left kidney' to 'kidney', and an empty list"),
         ({}, "labels for one of them at least"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+import pickle
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from inflate3d.contracts import DatasetCard, InputSpec, Intensity
+from inflate3d.contracts import SPLITS, DatasetCard, InputSpec, Intensity
 from inflate3d.data.raw.split_rule import read_split_file
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry
 from inflate3d.errors import InputError
@@ -122,3 +124,21 @@ def test_a_split_file_is_read_and_checked(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=words):
             read_split_file(path)
+
+
+def test_many_shards_come_back_from_a_file_in_parts(tmp_path: Path) -> None:
+    stems = [f"train-{i:06d}-\u00e4\u4e2d" for i in range(2500)]  # more than one part; names beyond ASCII
+    entries = [
+        ShardEntry(f"{s}.tar", SPLITS[i % 3], i, 10**9 + i, f"{i:064x}", f"{s}.index.json", f"{i + 7:064x}")
+        for i, s in enumerate(stems)
+    ]
+    manifest = replace(MANIFEST, shards=entries)
+    manifest.save(tmp_path)
+    loaded = Manifest.load(tmp_path)
+    assert list(loaded.shards) == entries
+    assert list(loaded.entries("val")) == entries[1::3]
+    assert loaded.entries("val").samples.tolist() == [e.samples for e in entries[1::3]]
+    assert list(pickle.loads(pickle.dumps(loaded)).shards[-3:]) == entries[-3:]
+    content = {"card": MANIFEST.card.to_dict(), "shards": [asdict(e) for e in entries]}
+    expected = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    assert loaded.digest == manifest.digest == expected

@@ -10,7 +10,8 @@ from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.evaluation import draw_run, plot_curves
-from inflate3d.evaluation.pictures.samples import COLUMNS, Picture, _dice, _said, draw_pictures, predict_some
+from inflate3d.evaluation.pictures.planes import COLUMNS
+from inflate3d.evaluation.pictures.samples import Picture, _dice, _said, draw_pictures, predict_some
 from inflate3d.models import BackboneConfig
 from inflate3d.targets import MultiLabelTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation

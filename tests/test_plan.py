@@ -166,3 +166,30 @@ def test_sizes_and_spacings_may_be_lists_and_arrays():
     expected = resolve_plan("auto", input_size=(19, 96, 80), spacing_mm=(5.0, 0.75, 0.75))
     assert resolve_plan("auto", input_size=[19, 96, 80], spacing_mm=np.array([5.0, 0.75, 0.75])) == expected
     assert resolve_plan("auto", input_size=torch.Size([19, 96, 80]), spacing_mm=np.float32([5, 0.75, 0.75])) == expected
+
+
+def test_a_plan_names_single_layers_of_which_the_last_that_matches_counts():
+    plan = InflationPlan.from_dict({"layers": {"layer?.*.conv1": [3, 1], "layer2.0.*": [1, 2]}})
+    assert [plan.layer(name) for name in ("layer1.0.conv1", "layer2.0.conv1", "conv1")] == [(3, 1), (1, 2), None]
+    assert plan.to_dict()["layers"] == {"layer?.*.conv1": [3, 1], "layer2.0.*": [1, 2]}
+    assert InflationPlan.from_dict(plan.to_dict()) == plan
+    assert "layers" not in PRESETS["i3d"].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ([3], r"layers is \[3\]"),
+        ({"a": 3}, r"layers is \{'a': 3\}"),
+        ({"a": [3]}, r"\('a', 3\)"),
+        ({"a": [0, 1]}, "at least 1"),
+    ],
+)
+def test_layers_that_are_no_kernel_and_stride_are_refused(layers, said):
+    with pytest.raises(InputError, match=said):
+        InflationPlan.from_dict({"layers": layers})
+
+
+def test_a_pattern_that_names_no_layer_is_refused():
+    with pytest.raises(InputError, match="unknown layer 'layer9'; close names: 'layer"):
+        inflate3d.create_model("test_resnet", plan={"layers": {"layer9": [3, 1]}})

@@ -218,7 +218,8 @@ def test_true_labels_give_each_case_its_dice_at_its_own_spacing(
     said = predict(one, tmp_path / "x.nii.gz", "--dataset", "even", "--labels", str(masks / "case_5.nii.gz"), code=2)
     assert "case_5.nii.gz is (21, 24, 19) along (D, H, W), not (21, 24, 17)" in said
     said = predict(made.raw / "clips", tmp_path / "clips", "--labels", str(masks), code=2)
-    assert "--labels scores label maps; 'clips' gives 4 classes" in said
+    assert "--labels: 'clips' gives 4 classes" in said
+    assert "does not say that: give a CSV with the columns key and label" in said
 
 
 def test_resampled_label_maps_are_nearest_to_what_validation_saw(made: Made) -> None:
@@ -338,6 +339,8 @@ def test_channels_in_files_of_their_own_are_one_case(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"q_0001\.nii\.gz"):
         read_case(halved, two)
     assert [c.key for c in find_cases(tmp_path, card)] == ["p_0000", "p_0001", "q_0000"]  # one channel, one file
+    (tmp_path / "p_0001.nii.gz").unlink()
+    assert [c.key for c in find_cases(tmp_path, card)] == ["p", "q"]
 
 
 @pytest.mark.data

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from inflate3d.cli.config import packaged_configs
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
@@ -116,9 +117,11 @@ class ToyKiller(pl.Callback):
 """
 
 
-def fit(folder: Path, *options: str, kill: str = "", cold: bool = False) -> subprocess.CompletedProcess:
+def fit(
+    folder: Path, *options: str, kill: str = "", cold: bool = False, config: str = CONFIG
+) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
-    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "tiny.yaml").write_text(config)
     (folder / "toy_killer.py").write_text(KILLER)
     command = ["fit", "--config", "tiny.yaml", *options]
     environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
@@ -126,7 +129,7 @@ def fit(folder: Path, *options: str, kill: str = "", cold: bool = False) -> subp
         command = [sys.executable, "-m", "inflate3d.cli.main", *command]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     else:
-        done = WarmProcess(PLATFORM, *command, cwd=folder, env=environment).done()
+        done = WarmProcess(PLATFORM, *command, cwd=folder, env=environment).done(timeout_s=1500)
     assert done.returncode == (-signal.SIGKILL if kill else 0), done.stdout + done.stderr
     return done
 
@@ -290,14 +293,51 @@ def test_killed_at_any_moment_a_run_ends_bit_for_bit_the_same(never_killed, tmp_
     finished = fit(folder, workers)
 
     assert "going on from step 4" in finished.stdout
-    assert keys_seen(folder) == keys_seen(never_killed)
     assert sorted(keys_seen(folder)) == list(range(30))
-    ours, theirs = find_checkpoint(folder / "run"), find_checkpoint(never_killed / "run")
-    assert (ours.step, ours.score, ours.metrics) == (10, theirs.score, theirs.metrics)
+    assert_ends_as(folder, never_killed, step=10)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.data
+@pytest.mark.timeout(3100)
+def test_the_library_killed_in_the_middle_ends_bit_for_bit_the_same(shared_data, tmp_path):
+    # STEPS=100 .venv/bin/pytest tests/test_resume.py -m nightly -k library   is what docs/LOG.md reports.
+    steps = int(os.environ.get("STEPS", "4"))
+    config = packaged_configs()["library.yaml"].read_text(encoding="utf-8").replace("../shared/data", str(shared_data))
+    config = config.replace("  callbacks:\n", "  callbacks:\n    - {class_path: toy_killer.ToyKiller}\n")
+    config = config.replace("every_steps: 20", f"every_steps: {max(1, steps // 5)}")
+    options = {
+        "trainer.default_root_dir": "run",
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": 5 * steps,
+        "trainer.limit_val_batches": 2,
+        "trainer.log_every_n_steps": 1,
+        "data.root": tmp_path / "shards",
+        "data.datasets.scenes.build.init_args.num_train": 60,
+        "pictures": False,
+    }
+    given = [f"--{key}={value}" for key, value in options.items()]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    fit(whole, *given, config=config)
+    fit(folder, *given, config=config, kill=f"batch:{5 * steps // 2 + 2}")
+    assert 0 < find_checkpoint(folder / "run").step < steps
+    fit(folder, *given, config=config)
+    assert {line.split()[0] for line in keys_seen(folder).values()} == {
+        *("hippocampus", "nodules", "adrenal", "modelnet10", "arid", "scenes")
+    }
+    assert_ends_as(folder, whole, step=steps)
+
+
+def assert_ends_as(folder: Path, undisturbed: Path, *, step: int) -> None:
+    """Two runs saw the same keys, and ended with the same weights, states and rows."""
+    assert keys_seen(folder) == keys_seen(undisturbed)
+    ours, theirs = find_checkpoint(folder / "run"), find_checkpoint(undisturbed / "run")
+    assert (ours.step, ours.score, ours.metrics) == (step, theirs.score, theirs.metrics)
     one, other = torch.load(ours.state, weights_only=True), torch.load(theirs.state, weights_only=True)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
         assert_equal_state(one[part], other[part])
-    assert (folder / "run/metrics.csv").read_bytes() == (never_killed / "run/metrics.csv").read_bytes()
+    assert (folder / "run/metrics.csv").read_bytes() == (undisturbed / "run/metrics.csv").read_bytes()
 
 
 @pytest.mark.slow
@@ -317,13 +357,7 @@ def test_kills_at_random_moments_cost_nothing(tmp_path):
     assert len(starts) == kills + 1
     assert all(f"exit {-signal.SIGKILL}," in line for line in starts[:-1])
     assert starts[-1].startswith("no kill: exit 0")
-    assert keys_seen(folder) == keys_seen(whole)
-    ours, theirs = (find_checkpoint(f / "run") for f in (folder, whole))
-    assert (ours.step, ours.metrics) == (theirs.step, theirs.metrics)
-    one, other = (torch.load(c.state, weights_only=True) for c in (ours, theirs))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "DataModule", "train_means"):
-        assert_equal_state(one[part], other[part])
-    assert (folder / "run/metrics.csv").read_bytes() == (whole / "run/metrics.csv").read_bytes()
+    assert_ends_as(folder, whole, step=steps)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run folder has one writer: a second start is refused with who holds it, and who has died holds nothing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -85,6 +86,31 @@ def test_who_is_killed_holds_nothing_even_if_children_of_his_live_on(tmp_path: P
     assert str(first.pid) in (tmp_path / LOCK).read_text()  # it could not take its name away
     with one_writer(tmp_path):
         pass
+
+
+def test_a_holder_who_has_not_said_his_name_yet_is_not_called_by_that_of_one_who_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(tmp_path)
+    assert said(first) == "holds\n"
+    first.kill()
+    first.wait()
+    path = tmp_path / LOCK
+    record = json.loads(path.read_text())
+    take = "import fcntl, sys; fcntl.lockf(sys.stdout, fcntl.LOCK_EX); print(file=sys.stderr, flush=True); input()"
+    with path.open("r+") as file:
+        command = [sys.executable, "-c", take]
+        second = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE)
+    second.stderr.readline()
+    says = json.dumps({**record, "pid": second.pid})
+    monkeypatch.setattr(lock.time, "sleep", lambda _: path.write_text(says))
+    with pytest.raises(InputError, match=f"process {second.pid} on host"), one_writer(tmp_path):
+        pass
+    monkeypatch.setattr(lock.time, "sleep", lambda _: None)
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="a process that does not say who it is"), one_writer(tmp_path):
+        pass
+    second.communicate(b"\n")
 
 
 @pytest.mark.slow

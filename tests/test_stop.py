@@ -119,7 +119,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
     slow_but(
         [
             ("batch", 4, signal.SIGTERM, 3),  # the first half of a window: the step is finished, then saved
-            ("batch", 7, signal.SIGUSR1, 4),  # a validation is due after this step
+            ("batch", 7, signal.SIGINT, 4),  # a validation is due after this step
             ("validation", 4, signal.SIGUSR1, 4),  # within a validation
         ],
         1,
@@ -138,7 +138,7 @@ def test_a_signal_costs_nothing_wherever_it_comes(
     toy = ToySignal(moment, at, signum)
     with pytest.raises(stop_signals.RunStopped) as stopped:
         fit(shards, tmp_path, toy)
-    assert stopped.value.code == stop_signals.EXIT_STOPPED
+    assert stopped.value.code == (130 if signum is signal.SIGINT else 75)
     assert toy.validated in (3, 4)  # the first validation has 3 batches; no more than one of the next
     assert signal.getsignal(signum) == before
     found, state = find_checkpoint(tmp_path), read_state(tmp_path)
@@ -185,6 +185,24 @@ def test_a_loading_worker_outlives_a_stray_sigterm_but_not_its_parents(tmp_path:
     time.sleep(0.3)
     rest, _ = process.communicate("\n", timeout=30)
     assert rest.split() == ["alive", "code", "0"]
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once_and_before_training_the_first_does(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    handlers = stop_signals.listen()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        stop_signals.set_training(True)
+        signal.raise_signal(signal.SIGINT)
+        assert stop_signals.received() is signal.SIGINT
+        assert "saved after this step; once more ends it at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop_signals.set_training(False)
+        stop_signals.restore(handlers)
 
 
 def test_of_several_ranks_only_the_first_says_that_the_run_has_stopped(

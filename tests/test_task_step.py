@@ -214,7 +214,8 @@ def test_a_tasks_own_module_idles_and_a_task_without_a_score_logs_its_loss(shard
     module.eval()
     batch = next(iter(batches.val_dataloader()))
     with torch.no_grad():
-        losses = [module._held_out_step("teacher", batch)["loss"] for _ in range(2)]
+        step = module.tasks["teacher"].step
+        losses = [module._held_out("teacher", batch, step)["loss"] for _ in range(2)]
         assert torch.equal(*losses)
         assert isinstance(module.predict(batch, "teacher"), Features)
 

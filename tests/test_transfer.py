@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inflate3d import create_model, publish
-from inflate3d.cli.main import main
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer import cells, probes
 from inflate3d.evaluation.transfer import study as run
-from inflate3d.evaluation.transfer.arms import Arm, arms_for, is_baseline
+from inflate3d.evaluation.transfer.arms import Arm, arms_for
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, groups_of
 from inflate3d.evaluation.transfer.features import FeatureCache, origin_of
@@ -27,14 +25,14 @@ from inflate3d.evaluation.transfer.held_out import AnswerBook, Answers
 from inflate3d.evaluation.transfer.holdout import Listed, carve, labelled_share
 from inflate3d.evaluation.transfer.intervals import score_of
 from inflate3d.evaluation.transfer.protocol import Protocol
-from inflate3d.evaluation.transfer.recalibrate import recalibrate
 from inflate3d.evaluation.transfer.report import render_overview, render_report
 from inflate3d.evaluation.transfer.study import RESULTS, run_transfer
 from inflate3d.evaluation.transfer.summary import summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.models import BackboneConfig
+from inflate3d.nn.recalibrate import recalibrating
 from inflate3d.publishing.additions import read_additions
-from inflate3d.sample import Batch
+from inflate3d.training.run.lock import one_writer
 
 SHAPES = Protocol(
     "shapes",
@@ -149,13 +147,15 @@ def test_recalibration_takes_the_mean_over_batches_and_leaves_weights_and_modes(
             super().__init__()
             self.norm = torch.nn.BatchNorm3d(2)
 
-        def forward(self, image, *, domain):
+        def forward(self, image):
             return self.norm(image)
 
     net = Net().train()
     images = [torch.randn(3, 2, 2, 2, 2) * (i + 1) + i for i in range(4)]
     weights = net.norm.weight.clone()
-    recalibrate(net, (Batch({"image": i}, {}, ["a"] * 3, "shapes", torch.ones(3, 3)) for i in images))
+    with recalibrating(net):
+        for image in images:
+            net(image)
     expected = torch.stack([i.mean((0, 2, 3, 4)) for i in images]).mean(0)
     variance = torch.stack([i.transpose(0, 1).flatten(1).var(1) for i in images]).mean(0)
     assert torch.allclose(net.norm.running_mean, expected, atol=1e-6)
@@ -208,6 +208,19 @@ def test_the_same_command_runs_nothing_again_and_more_seeds_add_only_theirs(fini
     more, ran = replace(SHAPES, modes=("probe",), seeds=(0, 1)), []
     run_transfer(ARMS, Target(root, more), output, report=lambda cell, *_: ran.append(cell))
     assert {(c.arm, c.seed) for c in ran} == {("scratch", 1), ("ours", 1)}
+
+
+@pytest.mark.slow
+def test_a_second_start_over_one_output_is_refused_but_parts_go_on_side_by_side(root, tmp_path):
+    from inflate3d.data.shards.parts import Part
+
+    target = Target(root, replace(SHAPES, modes=("knn",)))
+    with one_writer(tmp_path, name="writer-1-of-2.lock"):
+        run_transfer(ARMS, target, tmp_path, part=Part(2, 2))
+        with pytest.raises(InputError, match=r"this very process.* --output ANOTHER_FOLDER"):
+            run_transfer(ARMS, target, tmp_path, part=Part(1, 2))
+    with one_writer(tmp_path), pytest.raises(InputError, match="this very process"):
+        run_transfer(ARMS, target, tmp_path)
 
 
 def test_cells_of_another_protocol_or_start_are_refused_by_name(finished, root):
@@ -297,57 +310,6 @@ def test_rows_average_the_seeds_of_an_arm():
     assert row["value"] == 0.75
     assert row["std"] == pytest.approx(math.sqrt(0.125))
     assert row["per_seed"] == [0.5, 1.0]
-
-
-# ----------------------------------------------------------------------------------------------- arms and mistakes
-
-
-def test_every_architecture_brings_its_two_baselines(root):
-    card = Target(root, SHAPES).card
-    arms = arms_for(["test_resnet"], card, pretrained={"": "weights.safetensors"})
-    assert [a.name for a in arms] == ["scratch", "inflated"]
-    scratch, inflated = (a.backbone for a in arms)
-    assert (scratch.pretrained, scratch.inflation.taps.name) == (False, "random")
-    assert (inflated.pretrained, inflated.inflation.taps.name) == (True, "center")
-    assert inflated.timm_kwargs["pretrained_cfg_overlay"] == {"file": "weights.safetensors"}
-    assert scratch.inflation.plan == inflated.inflation.plan
-    names = [a.name for a in arms_for(["test_resnet", "test_vit"], card)]
-    assert names == ["scratch test_resnet", "inflated test_resnet", "scratch test_vit", "inflated test_vit"]
-    assert all(is_baseline(name) for name in names)
-
-
-def test_published_weights_bring_their_plan_to_their_baselines(root, tmp_path):
-    net = create_model("test_resnet", in_chans=1, plan="i3d", inflation="mean", num_classes=0)
-    publish(net, f"local-dir:{tmp_path / 'mine'}")
-    target = Target(root, SHAPES)
-    scratch, inflated, mine = arms_for([f"local-dir:{tmp_path / 'mine'}"], target.card)
-    assert [a.name for a in (scratch, inflated, mine)] == ["scratch", "inflated", "mine"]
-    assert scratch.backbone.inflation.plan == inflated.backbone.inflation.plan == net.plan
-    assert (inflated.backbone.name, inflated.backbone.inflation.taps.name) == ("test_resnet", "mean")
-    backbone = build_module(mine, target, seed=0).backbone
-    assert torch.equal(backbone.net.layer1[0].conv1.weight, net.layer1[0].conv1.weight)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--task", "volume_clasification"], "unknown task 'volume_clasification'"),
-        (
-            ["--task", "medical_segmentation"],
-            "--task medical_segmentation: MedicalSegmentation needs a MaskTarget; targets of",
-        ),
-        (["--task", "volume_classification", "--modes", "prob"], "--modes: unknown mode 'prob'; close names: 'probe'"),
-        (["--task", "volume_classification", "--fractions", "1.5"], "--fractions: 1.5 is not a share of the labels"),
-        (["--task", "volume_classification", "--metric", "dice"], "--metric: unknown metric 'dice'; allowed"),
-        (["--task", "volume_classification", "--pretrained", "x=none.st"], "--pretrained x=none.st: no file 'none.st'"),
-        (["--task", "volume_classification", "--part", "3/2"], "part is 3/2; expected I/N"),
-        (["--task", "volume_classification", "--sample", "{sizes: [1, 1, 1]}"], "unknown key 'sizes'"),
-    ],
-)
-def test_mistakes_are_answered_by_a_line_that_names_them(root, tmp_path, capsys, arguments, message):
-    command = ["transfer", "test_resnet", "--root", str(root), "--dataset", "shapes", "--output", str(tmp_path)]
-    assert main([*command, *arguments]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_whole_volumes_of_unlike_shapes_are_read_one_by_one_from_train_too(tmp_path):

@@ -13,7 +13,7 @@ from inflate3d.training import find_checkpoint
 from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.run.train_means import TrainMeans
 from loopback_servers import free_port
-from nightly import some
+from nightly import nightly_but, some
 from test_resume import assert_equal_state, keys_seen
 from warm_process import PLATFORM, WarmProcess
 
@@ -95,10 +95,15 @@ MOMENTS = [("1:batch:5",), ("0:batch:0",), ("0:batch:6",), ("1:batch:13",), ("0:
 MOMENTS += [("0:save:2",), ("0:save:5",), ("0:validation:3",), ("1:validation:6",)]
 
 
-def fit(folder: Path, trouble: str = "") -> list[subprocess.CompletedProcess[str]]:
+PROBE = """    - class_path: inflate3d.evaluation.FrozenProbe
+      init_args: {dataset: shapes, task: volume_classification, every_steps: 2, seeds: [0], max_samples: 6}
+"""
+
+
+def fit(folder: Path, trouble: str = "", config: str = CONFIG) -> list[subprocess.CompletedProcess[str]]:
     """Run both ranks; where one is killed, so is the other, as with their node."""
     folder.mkdir(exist_ok=True)
-    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "tiny.yaml").write_text(config)
     (folder / "toy_trouble.py").write_text(TROUBLE)
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1", "TROUBLE": trouble}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
@@ -135,6 +140,22 @@ def assert_ends_as(folder: Path, undisturbed: Path, *parts: str) -> None:
         assert_equal_state(one[part], other[part])
     assert (folder / "run/metrics.csv").read_bytes() == (undisturbed / "run/metrics.csv").read_bytes()
     assert [r["step"] for r in read_metrics(folder / "run/metrics.csv") if "train/loss" in r] == [4, 7]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("moment", nightly_but(["", "0:step:4"], 1))
+def test_a_probe_on_the_first_rank_leaves_both_as_they_are(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    config = CONFIG.replace("model:\n", f"{PROBE}model:\n", 1)
+    if moment:
+        fit(tmp_path, moment, config)
+    done = fit(tmp_path, config=config)
+    assert [rank.returncode for rank in done] == [0, 0], done[0].stdout + done[0].stderr + done[1].stderr
+    one, other = (torch.load(find_checkpoint(f / "run").state, weights_only=True) for f in (tmp_path, undisturbed))
+    for part in PARTS:
+        assert_equal_state(one[part], other[part])
+    rows = read_metrics(tmp_path / "run/metrics.csv")
+    assert [r["step"] for r in rows if "probe/shapes/1/accuracy" in r] == [0, 2, 4, 6, 7]
 
 
 @pytest.mark.slow

@@ -159,6 +159,34 @@ def test_mha_intensities_are_scaled_as_the_header_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume.array[0], 2 * AXES.transpose(2, 1, 0) - 5)
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_axes_that_mha_names_are_held_against_its_matrix(tmp_path: Path, axes: tuple[int, ...], sign: int) -> None:
+    image = sitk.GetImageFromArray(AXES)
+    tilt = np.deg2rad(20)
+    turn = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    image.SetDirection((turn @ np.eye(3)[list(axes)] * [sign, 1, 1]).ravel().tolist())
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    raw = (tmp_path / "a.mha").read_bytes()
+    assert "orientation contradicted" not in kinds(read_volume(tmp_path / "a.mha"))
+    start = raw.index(b"AnatomicalOrientation = ") + 24
+    opposite = bytes(dict(zip(b"RLAPIS", b"LRPASI", strict=True))[letter] for letter in raw[start : start + 3])
+    (tmp_path / "b.mha").write_bytes(raw[:start] + opposite + raw[start + 3 :])
+    assert "orientation contradicted" in kinds(read_volume(tmp_path / "b.mha"))
+    (tmp_path / "c.mha").write_bytes(raw[:start] + b"???" + raw[start + 3 :])
+    assert "orientation contradicted" not in kinds(read_volume(tmp_path / "c.mha"))
+
+
+def test_axes_that_mha_only_names_are_refused_unless_they_are_what_readers_take(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(AXES), str(tmp_path / "a.mha"))
+    raw = (tmp_path / "a.mha").read_bytes()
+    plain = b"".join(line for line in raw.splitlines(keepends=True) if not line.startswith(b"TransformMatrix"))
+    (tmp_path / "a.mha").write_bytes(plain)
+    read_volume(tmp_path / "a.mha")
+    (tmp_path / "a.mha").write_bytes(plain.replace(b"AnatomicalOrientation = RAI", b"AnatomicalOrientation = RPI"))
+    assert "AnatomicalOrientation is RPI and no TransformMatrix" in refused(tmp_path / "a.mha")
+
+
 def test_data_cut_short_in_nrrd_and_mha_are_found(tmp_path: Path) -> None:
     plain = AXES.astype("<i2").tobytes(order="F")
     packed, deflated = gzip.compress(plain), zlib.compress(plain)

@@ -107,3 +107,30 @@ def test_copies_published_weights_and_float16_keep_them(tmp_path):
         torch.testing.assert_close(loaded(x), net(x))
     assert loaded.net_spec.inflation == net.net_spec.inflation
     assert "time padding zeros" in str(loaded.net_spec.inflation)
+
+
+@pytest.mark.parametrize("frames", [6, 7])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (7, 2), (2, 2)])
+def test_same_shares_the_zeros_as_tensorflow_does(kernel, stride, frames):
+    plan = {"strides": [1, stride], "layers": {"layer.0": [kernel, stride]}}
+    net, _ = inflated(nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1)), plan=plan, time_padding="same")
+    x = torch.randn(2, 4, frames, 32, 32, dtype=torch.float64)
+    missing = max((-(-frames // stride) - 1) * stride + kernel - frames, 0)
+    padded = nn.functional.pad(x, (1, 1, 1, 1, missing // 2, missing - missing // 2))
+    own = net.layer[0]
+    expected = nn.functional.conv3d(padded, own.weight, own.bias, (stride, 2, 2))
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layer_of_its_own_reaches_and_strides_where_its_level_does_not():
+    """A 1x1 convolution, and a pool of one pixel, as SlowFast's and I3D's ResNets have them."""
+    layers = nn.Sequential(nn.Conv2d(4, 6, 1), nn.MaxPool2d(1))
+    plan = {"kernels": [1], "strides": [1], "layers": {"layer.0": [3, 1], "layer.1": [2, 2]}}
+    net, x = inflated(layers, plan=plan)
+    own = net.layer[0]
+    assert own.weight.shape == (6, 4, 3, 1, 1)
+    between = nn.functional.conv3d(x, own.weight, own.bias, padding=(1, 0, 0))
+    expected = nn.functional.max_pool3d(between[:, :, :6], (2, 1, 1))
+    found = net(x)
+    torch.testing.assert_close(found[:, :, :3], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[:, :, 3], between[:, :, 6], rtol=1e-12, atol=1e-12)  # the odd frame is kept

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
-from inflate3d.contracts import AbstractTarget, AbstractTask, DatasetCard, Features, InputSpec
+from inflate3d.contracts import (
+    AbstractDataset,
+    AbstractTarget,
+    AbstractTask,
+    Case,
+    DatasetCard,
+    Features,
+    InputSpec,
+    RawSample,
+)
 from inflate3d.sample import Batch
 from inflate3d.targets import ClassTarget, MaskTarget, MultiLabelTarget, ValueTarget
 from torch import Tensor, nn
@@ -50,6 +63,31 @@ def toy_batch(card: DatasetCard, batch: int = 3, size: tuple[int, int, int] = SI
     image = torch.randn(batch, len(card.input.channels), *size, generator=generator)
     keys = [f"k{i}" for i in range(batch)]
     return Batch({"image": image}, toy_values(card, batch, size), keys, card.name, torch.ones(batch, 3), number)
+
+
+class ToyScans(AbstractDataset):
+    """Volumes of 16^3 with a target of every type: two to train on, two held out."""
+
+    def __init__(self, card: DatasetCard) -> None:
+        self._card = card
+        self._values = toy_values(card, 4, (16, 16, 16))
+
+    @property
+    def card(self) -> DatasetCard:
+        return self._card
+
+    def cases(self) -> list[Case]:
+        return [Case(f"case_{i}", "train" if i < 2 else "val", i) for i in range(4)]
+
+    def read(self, case: Case) -> RawSample:
+        image = np.random.default_rng(case.source).integers(0, 255, (1, 16, 16, 16)).astype(np.uint8)
+        values: dict[str, Any] = {name: value[case.source].numpy() for name, value in self._values.items()}
+        masks = {name: values[name].astype(np.uint8) for name, t in self._card.targets.items() if t.per_voxel}
+        return RawSample(image, targets={**{n: v.tolist() for n, v in values.items()}, **masks})
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        return {"card": toy_card()}
 
 
 class ToyFeatureInfo:

@@ -1,4 +1,4 @@
-"""Lists plug-ins (datasets, tasks, media, targets, heads), built-in and from entry points, without importing them.
+"""Lists plug-ins (datasets, tasks, media, targets, heads, zoos), built-in and of entry points, without importing any.
 
 A plug-in is a module: its name is what users write, line 1 of its docstring says what it is, and the class that derives
 from the contract is what is built. Listing reads the source with `ast`; only `load` imports.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from inflate3d.errors import InputError, unknown_name
 
-Group = Literal["datasets", "tasks", "media", "targets", "heads"]
+Group = Literal["datasets", "tasks", "media", "targets", "heads", "zoos"]
 # The contract first; then what shares a part of it and is no plug-in itself.
 _BASES: dict[Group, tuple[str, ...]] = {
     "datasets": ("AbstractDataset", "ListedVolumes", "LabelledVolumes", "LabelledVideos"),
@@ -25,9 +25,17 @@ _BASES: dict[Group, tuple[str, ...]] = {
     "media": ("AbstractMedium",),
     "targets": ("AbstractTarget",),
     "heads": ("Head",),
+    "zoos": ("AbstractZoo",),
 }
-_ONE = {"datasets": "dataset", "tasks": "task", "media": "medium", "targets": "target type", "heads": "head"}
-_SEE = {"datasets": "platform datasets list", "tasks": "platform tasks list"}
+_ONE = {
+    "datasets": "dataset",
+    "tasks": "task",
+    "media": "medium",
+    "targets": "target type",
+    "heads": "head",
+    "zoos": "zoo",
+}
+_SEE = {"datasets": "platform datasets list", "tasks": "platform tasks list", "zoos": "platform models list"}
 
 
 @dataclass(frozen=True)

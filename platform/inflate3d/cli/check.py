@@ -11,7 +11,7 @@ from typing import Any
 from inflate3d.cli.config import Config
 from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
-from inflate3d.contracts import DatasetCard, medium_of
+from inflate3d.contracts import DatasetCard, medium_of, zoo_names
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
@@ -59,7 +59,7 @@ def check_config(config: Config) -> None:
     _check_start_heads(config, datasets)
     for name in datasets:
         _check_dataset(config, name)
-    cards = {name: _card(config, name) for name in datasets}
+    cards = {name: _restated(config, name, _card(config, name)) for name in datasets}
     for task, plug_in in plug_ins.items():
         _check_targets(config, task, plug_in, cards)
     sizes = {name: _input_size(config, name, card) for name, card in cards.items()}
@@ -243,6 +243,12 @@ def _card(config: Config, name: str) -> DatasetCard:
         raise InputError(f"{config.where(*path)}: {error}") from None
 
 
+def _restated(config: Config, name: str, card: DatasetCard) -> DatasetCard:
+    """Return the card with what the config says otherwise of its targets."""
+    path = ("data", "datasets", name, "targets")
+    return card.restated(config.get(*path) or {}, where=config.where(*path))
+
+
 def _input_size(config: Config, name: str, card: DatasetCard) -> Triple | None:
     """Check the options of a dataset's samples and views; return the (D, H, W) of the shortest, None if not stated."""
     path = ("data", "datasets", name, "sample")
@@ -301,6 +307,8 @@ def _check_stem(config: Config, name: str, card: DatasetCard) -> None:
 
 def _channels_of_stem(config: Config) -> int | None:
     """Return the channels of the net's stem; None if only a publication that cannot be read from here states them."""
+    if (net := zoo_names().get(_source(config))) is not None:
+        return net.in_chans
     if not has_place(_source(config)):
         return int(config.get("model", "backbone", "timm_kwargs", "in_chans", default=3))
     try:

@@ -1,44 +1,70 @@
-"""`platform datasets list|show|preview`: readable datasets, their licences, and previews."""
+"""`platform datasets list|show|preview`: readable datasets and built shards, their licences, and a look at them."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import textwrap
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from inflate3d.cli.dataset_arguments import dataset_from_arguments
+from inflate3d.cli.shard_facts import commercial_use, list_shards, print_shards
 from inflate3d.cli.table import print_table
 from inflate3d.contracts import DatasetCard
 from inflate3d.discover import PlugIn, find, plug_ins
+from inflate3d.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from inflate3d.data.shards.glimpse import Glimpse
+
+_OWN = ("output", "num_samples")
+_NAME_OR_FOLDER = "a name from `platform datasets list`, or a folder of shards, or one that holds several"
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform datasets`."""
-    parser = subparsers.add_parser("datasets", help="list, show and preview the datasets that shards are built from")
+    parser = subparsers.add_parser("datasets", help="list, show and preview datasets, raw or built as shards")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    commands.add_parser("list", help="every dataset, built-in and from plug-ins").set_defaults(run=_list)
-    show = commands.add_parser("show", help="layout, arguments and licence of one dataset")
-    show.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
+    listing = commands.add_parser("list", help="every dataset, built-in and from plug-ins; or what is built in folders")
+    listing.add_argument("--root", nargs="+", metavar="DIR", help="shards, or folders that hold some: list these")
+    listing.set_defaults(run=_list)
+    show = commands.add_parser("show", help="layout, arguments and licence of one dataset; or what shards hold")
+    show.add_argument("name", metavar="NAME|DIR", help=_NAME_OR_FOLDER)
     show.set_defaults(run=_show)
     preview = commands.add_parser(
         "preview",
-        help="draw a few raw cases, with masks, before any shard is built",
-        usage="platform datasets preview NAME [--root RAW] [the dataset's own arguments] [--output PNG]",
+        help="draw a few raw cases, before any shard is built, or stored ones: a picture or a page",
+        usage="platform datasets preview NAME [--root RAW] [the dataset's own arguments] [--output FILE]\n"
+        "       platform datasets preview DIR [DIR ...] [--output FILE]",
         allow_abbrev=False,  # an argument of a dataset may start like one of these
     )
-    preview.add_argument("name", metavar="NAME", help="a name from `platform datasets list`")
-    preview.add_argument("--output", default="preview.png", metavar="PNG", help="default preview.png")
-    preview.add_argument("--num_samples", type=int, default=4, metavar="N", help="default 4")
+    preview.add_argument("names", nargs="+", metavar="NAME|DIR", help=_NAME_OR_FOLDER)
+    preview.add_argument(
+        "--output",
+        default="preview.png",
+        metavar="FILE",
+        help="x.png: a picture; x.html: a page with class counts and intensities too (default preview.png)",
+    )
+    preview.add_argument("--num_samples", type=int, metavar="N", help="of each set; default 4, on a page 12")
     preview.set_defaults(run=_preview, takes_overrides=True)
 
 
 def _list(args: argparse.Namespace) -> None:
+    if args.root:
+        list_shards(args.root)
+        return
     rows = [(dataset.name, dataset.class_name, dataset.summary) for dataset in plug_ins("datasets").values()]
     print_table(("name", "class_path", "what it is"), rows)
 
 
 def _show(args: argparse.Namespace) -> None:
+    if folders := _folders(args.name):
+        for i, folder in enumerate(folders):
+            print("\n" if i else "", end="")
+            print_shards(folder)
+        return
     plug_in = find("datasets", args.name)
     dataset = plug_in.load()
     print(f"{plug_in.name}: {plug_in.summary}\n")
@@ -55,15 +81,39 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _preview(args: argparse.Namespace) -> None:
-    own = ("output", "num_samples")
-    dataset = dataset_from_arguments(args.name, args.overrides, command="datasets preview", own=own)
-    from inflate3d.evaluation import preview_dataset
+    if is_page := args.output.endswith(".html"):
+        from inflate3d.reports.preview_page import write_preview as write
+    else:
+        from inflate3d.evaluation import draw_preview as write
 
-    print(f"picture: {preview_dataset(dataset, args.output, num_samples=args.num_samples)}")
+    count = args.num_samples if args.num_samples is not None else 12 if is_page else 4
+    print(f"{'page' if is_page else 'picture'}: {write(_glimpses(args, count), args.output)}")
+
+
+def _glimpses(args: argparse.Namespace, count: int) -> list[Glimpse]:
+    """Return a glimpse of one dataset's raw files, or of each set of shards."""
+    from inflate3d.data.shards.glimpse import RawGlimpse, ShardGlimpse
+
+    folders = [_folders(name) for name in args.names]
+    if not all(folders):
+        name = args.names[folders.index([])]
+        if len(args.names) > 1:
+            raise InputError(f"datasets preview: {name!r} is no folder of shards; give one name, or folders alone")
+        return [RawGlimpse(dataset_from_arguments(name, args.overrides, command="datasets preview", own=_OWN), count)]
+    if args.overrides:
+        raise unknown_name("argument", args.overrides[0].lstrip("-"), _OWN, where="datasets preview")
+    return [ShardGlimpse(folder, count) for own in folders for folder in own]
+
+
+def _folders(name: str) -> list[str]:
+    """Return the folders of shards that a name means; none for a dataset's name, which comes first: write ./NAME."""
+    from inflate3d.data.shards.glimpse import shard_folders
+
+    is_place = os.sep in name or name in (".", "..") or Path(name).expanduser().is_dir()
+    return shard_folders(name) if is_place and name not in plug_ins("datasets") else []
 
 
 def _print_card(card: DatasetCard) -> None:
-    commercial = {True: "yes", False: "no", None: "not stated"}[card.commercial_use]
     rows = {
         "title": card.title,
         "media": card.media,
@@ -72,7 +122,7 @@ def _print_card(card: DatasetCard) -> None:
         "channels": ", ".join(card.input.channels),
         "url": card.url,
         "licence": card.licence,
-        "commercial use": commercial,
+        "commercial use": commercial_use(card),
         "publish weights": "yes" if card.weights_may_be_published else "no: only to a directory marked private",
         "cite": card.citation,
     }

@@ -32,6 +32,8 @@ SUBCOMMANDS = (
     "configs",
     "transfer",
     "publish",
+    "soup",
+    "export",
     "plot",
 )
 MOST_LINES = 8

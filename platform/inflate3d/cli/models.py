@@ -9,13 +9,16 @@ from typing import Any
 from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_sizes, times
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
+from inflate3d.contracts import AbstractZoo, ZooNet, find_zoo, zoo_names
 from inflate3d.errors import InputError
 from inflate3d.models.architectures import Architecture, table, versions
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `platform models`."""
-    parser = subparsers.add_parser("models", help="list the 2D nets, and show how one becomes 3D")
+    parser = subparsers.add_parser(
+        "models", help="list the 2D nets and the zoos of 3D ones, and show one level by level"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     listing = commands.add_parser(
         "list",
@@ -35,6 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 _LIST = """\
+ZOO/NAME, but for torchvision's image nets, are 3D nets with 3D weights of other publishers: platform models show NAME.
 levels: by how much H and W are smaller than in the image, at each level.
 time: what looks across frames once a net is inflated (conv: spatial convolutions; linear: pointwise layers; tubes: the
 patch embed only); joint: with attention="joint" its attention does so as well.
@@ -62,21 +66,23 @@ def _list(args: argparse.Namespace) -> None:
         _list_published(args.filter)
         return
     names = [*architectures("timm"), *(f"torchvision/{n}" for n in architectures("torchvision"))]
-    known = table()
-    found = sorted(n for n in {*names, *known} if fnmatch(n, args.filter))
+    known, zoos = table(), zoo_names()
+    found = sorted(n for n in {*names, *known, *zoos} if fnmatch(n, args.filter))
     if not found:
         raise InputError(f"platform models list: no name matches {args.filter!r}; try '*{args.filter.strip('*')}*'")
     if args.names:
         print("\n".join(found))
         return
-    rows = [(n, *(_facts(known[n]) if n in known else ("?", "?", "?"))) for n in found]
+    facts: dict[str, Architecture | ZooNet] = {**known, **zoos}
+    rows = [(n, *(_facts(facts[n]) if n in facts else ("?", "?", "?"))) for n in found]
     print_table(["name", "parameters", "levels", "time"], rows)
-    if unknown := [n for n in found if n not in known]:
+    if unknown := [n for n in found if n not in facts]:
         print(f"?: not in the table ({versions()}); try platform models show {unknown[0]}")
 
 
-def _facts(row: Architecture) -> tuple[str, str, str]:
-    return f"{row.parameters / 1e6:.1f} M", " ".join(map(str, row.reductions)) or "-", " ".join(row.time) or "-"
+def _facts(row: Architecture | ZooNet) -> tuple[str, str, str]:
+    time = "3D weights" if isinstance(row, ZooNet) else " ".join(row.time)
+    return f"{row.parameters / 1e6:.1f} M", " ".join(map(str, row.reductions)) or "-", time or "-"
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -102,3 +108,16 @@ def _show(args: argparse.Namespace) -> None:
         for row in levels
     ]
     print_table(["level", "kernel D x H x W", "stride D x H x W", "output D x H x W", "channels", "parameters"], rows)
+    if (found := find_zoo(args.name)) is not None:
+        _show_zoo(*found)
+
+
+def _show_zoo(zoo: AbstractZoo, name: str) -> None:
+    """Print what the 3D weights are, what they expect, where they lie and what they may be used for."""
+    given = zoo.nets[name].input or zoo.input
+    spacing = " x ".join(map(str, given.spacing_mm)) + " mm" if given.spacing_mm else "not stated"
+    bound = f"; trained on {zoo.trained_on['name']} ({zoo.trained_on['licence']})" if zoo.trained_on else ""
+    print(f"weights: {zoo.title}; licence {zoo.licence}{bound}")
+    print(f"input: {', '.join(given.channels)}; spacing (z, y, x) {spacing}; {given.intensity}")
+    print(f"from: {zoo.nets[name].weights or 'a package; ' + str(zoo.source)}")
+    print(f"cite: {zoo.citation}")

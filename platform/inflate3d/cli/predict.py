@@ -19,6 +19,8 @@ MODEL     a run folder, or published weights (with heads: platform publish --hea
 --output  segmentation: a folder with one NIfTI per case, with shape and affine of the input (or a .nii.gz for one case)
           classification: a folder for predictions.csv, or a .csv
           --features: a folder for features.npz, or a .npz
+--labels  label maps: dice.csv, each case at its own spacing. A CSV with the columns key (as in predictions.csv) and
+          label (a class; "a; b" where several may hold; a number): scores.csv, with 95 % intervals
 Files named CASE_0000, CASE_0001, ... (as in nnU-Net) are the channels of one case.
 """
 _LINE_EVERY_S = 15.0
@@ -36,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run folder or published weights; see below")
     parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder; see below")
     parser.add_argument("--output", required=True, metavar="PATH", help="see below")
-    parser.add_argument("--labels", metavar="PATH", help="true label maps, named like the cases; writes dice.csv")
+    parser.add_argument("--labels", metavar="PATH", help="true label maps, named like the cases; or a CSV: key, label")
     parser.add_argument(
         "--dataset", metavar="NAME", help="the dataset whose head predicts (default: the only one that fits)"
     )
@@ -69,11 +71,12 @@ def _run(args: argparse.Namespace) -> None:
         device=args.device,
         features=args.features,
         cache_dir=args.cache_dir,
+        labels=args.labels,
     )
     what = "features as" if args.features else "head of"
     print(f"{predictor.answerer.title}, {what} {predictor.name} ({describe(predictor.head)})", flush=True)
     with _CaseProgress() as progress:
-        place, scores = predictor.write(args.output, progress, labels=args.labels)
+        place, scores = predictor.write(args.output, progress)
     print(f"predictions: {place}")
     if scores:
         print(scores)

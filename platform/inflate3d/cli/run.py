@@ -132,6 +132,17 @@ class Run:
             published = publish_run(self.folder, config["publish"])
             print(f"published: {published.folder or published.address}\nload it anywhere:")
             print(load_line(published.address))
+        else:
+            has_heads = any(task.target is not None for task in self.module.tasks.values())
+            print(next_commands(str(self.folder), has_heads=has_heads))
+
+
+def next_commands(folder: str, *, has_heads: bool) -> str:
+    """Return what people do with a finished run, as commands to copy."""
+    run = shlex.quote(folder)
+    predict = [f"predict on files:  platform predict {run} --input FILES --output predictions"] if has_heads else []
+    publish = f"publish weights:   platform publish {run} --output local-dir:{shlex.quote(folder + '/published')}"
+    return "\n".join(["next:", *predict, publish + (" --heads" if has_heads else "")])
 
 
 def load_line(address: str) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.cli.dataset_arguments import dataset_from_arguments
+from inflate3d.cli.shard_facts import print_shards, print_splits, size_text
 from inflate3d.cli.table import print_table
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
-    from inflate3d.contracts import Intensity
-    from inflate3d.data import Manifest
+    pass
 
 EXAMPLE = """\
 card:
@@ -130,7 +129,7 @@ def _index(args: argparse.Namespace) -> None:
     manifest = index_tars(args.tars, mapping, args.output, num_workers=workers, max_rejects=args.max_rejects)
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
-    _print_splits(manifest)
+    print_splits(manifest)
     print(f"\nindexed; use it as data.root/NAME: {args.output}; more: platform shards info {args.output}")
 
 
@@ -153,7 +152,7 @@ def _build(args: argparse.Namespace) -> None:
     )
     for reject in manifest.rejects:
         print(f"rejected {reject['key']}: {reject['reason']}")
-    _print_splits(manifest)
+    print_splits(manifest)
     if part is not None:
         _print_noticed(part.folder(Path(args.output)))
         print(f"\npart {args.part} of {manifest.name} is done; when all parts are: platform shards merge {args.output}")
@@ -174,7 +173,7 @@ def _merge(args: argparse.Namespace) -> None:
     from inflate3d.data.shards.parts import merge_parts
 
     manifest = merge_parts(args.folder, max_rejects=args.max_rejects)
-    _print_splits(manifest)
+    print_splits(manifest)
     _print_report(args.folder)
     print(f"shards of {manifest.name} are in {args.folder}; more: platform shards info {args.folder}")
 
@@ -211,7 +210,7 @@ def _check(args: argparse.Namespace) -> int:
     faults = check_shards(args.folder)
     if not faults:
         manifest = Manifest.load(args.folder)
-        size = _size(sum(e.bytes for e in manifest.shards))
+        size = size_text(sum(e.bytes for e in manifest.shards))
         print(f"{args.folder}: {manifest.num_samples()} samples in {len(manifest.shards)} shards ({size}) are intact")
         return 0
     for fault in faults:
@@ -220,84 +219,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from inflate3d.data import Manifest
-
-    manifest = Manifest.load(args.folder)
-    card = manifest.card
-    commercial = {True: "yes", False: "no", None: "unknown"}[card.commercial_use]
-    print(f"{manifest.name}: {card.title}  ({card.media}, digest {manifest.digest})\n")
-    _print_splits(manifest)
-    rows = {
-        **_measured(manifest),
-        "channels": f"{', '.join(card.input.channels)} ({card.modality})",
-        "orientation": card.input.orientation or "none (no anatomy)",
-        "intensity": _intensity(card.input.intensity),
-        **{f"target {name}": f"{target.describe()}{_told(manifest, name)}" for name, target in card.targets.items()},
-        "licence": f"{card.licence}; commercial use: {commercial}; "
-        f"weights may be published: {'yes' if card.weights_may_be_published else 'no'}",
-        "url": card.url or "none",
-        "cite": card.citation or "none",
-        "rejects": ", ".join(r["key"] for r in manifest.rejects) or "none",
-        "noticed": _noticed(args.folder),
-    }
-    print()
-    for name, value in rows.items():
-        filled = textwrap.wrap(value, 107, break_long_words=False, break_on_hyphens=False)
-        print(f"{name:<13}" + f"\n{' ' * 13}".join(filled))
-
-
-def _print_splits(manifest: Manifest) -> None:
-    splits = dict.fromkeys(e.split for e in manifest.shards)
-    rows = [
-        (s, len(manifest.entries(s)), manifest.num_samples(s), _size(sum(e.bytes for e in manifest.entries(s))))
-        for s in splits
-    ]
-    print_table(("split", "shards", "samples", "size"), rows)
-
-
-def _noticed(folder: str) -> str:
-    """Return how many samples each kind holds for."""
-    from inflate3d.data.shards.findings import count_kinds, read_noticed
-
-    if (findings := read_noticed(folder)) is None:
-        return f"not looked for; do so: platform shards report {folder}"
-    return ", ".join(f"{kind}: {count}" for kind, count in count_kinds(findings).items()) or "nothing"
-
-
-def _measured(manifest: Manifest) -> dict[str, str]:
-    """Return the measured shapes and spacings as text: one value, or smallest, median and largest along each axis."""
-    rows = {}
-    for name, title in (("shape", "(C, D, H, W)"), ("spacing_mm", "(z, y, x)")):
-        numbers = manifest.statistics[name]
-        texts = [f"({', '.join(f'{v:g}' for v in numbers[row])})" for row in ("min", "median", "max")]
-        same = texts[0] == texts[2]
-        rows[name] = f"{title} {texts[0] if same else f'{texts[0]} to {texts[2]}, median {texts[1]}'}"
-    return rows
-
-
-def _told(manifest: Manifest, name: str) -> str:
-    """Return the measurements of a target as text."""
-    facts = manifest.statistics.get("targets", {}).get(name, {})
-    tables = {k: ", ".join(f"{n} {c}" for n, c in v.items()) if isinstance(v, dict) else v for k, v in facts.items()}
-    return "".join(f"; {key.replace('_', ' ')}: {value}" for key, value in tables.items())
-
-
-def _intensity(intensity: Intensity) -> str:
-    if intensity.mode == "zscore":
-        return "zscore: each volume's own mean and standard deviation"
-    low, high = intensity.window
-    return f"window {low:g} to {high:g}, then mean {intensity.mean} and std {intensity.std} of 0..1"
+    print_shards(args.folder)
 
 
 _OWN = (
     *("output", "num_workers", "max_rejects", "max_samples_per_shard", "max_bytes_per_shard", "part"),
     *("video_gop", "video_short_side"),
 )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

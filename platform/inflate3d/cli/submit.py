@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _spellings(name: str) -> tuple[str, ...]:
     """sbatch writes --gpus-per-node, other options here are like --num_workers: both spellings work."""
-    return f"--{name.replace('_', '-')}", f"--{name}"
+    return tuple(dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from inflate3d.cli.table import print_table
 from inflate3d.errors import InputError
 
+_STEP = 8  # voxels: what suggested patches are a multiple of
+
 
 class RunSummary(Callback):
     """Prints the table once, before training."""
@@ -23,6 +25,8 @@ class RunSummary(Callback):
         print_table(header, [_row(row) for row in rows])
         print(_net(pl_module))
         for warning in one_voxel_warnings(pl_module, rows):
+            print(warning)
+        for warning in padding_warnings(trainer.datamodule):  # type: ignore[attr-defined]
             print(warning)
         start = f"from step {trainer.global_step} " if trainer.global_step else ""
         window = trainer.accumulate_grad_batches
@@ -52,6 +56,22 @@ def one_voxel_warnings(module: Any, rows: list[dict[str, Any]]) -> list[str]:
         if row["batch_size"] == 1:
             raise InputError(f"{where}, and BatchNorm cannot train on a single value. Remedies: batch_size, {remedy}")
         found.append(f"warning: {where}: BatchNorm sees {row['batch_size']} values there. Remedies: {remedy}")
+    return found
+
+
+def padding_warnings(data: Any) -> list[str]:
+    """Return a line for each dataset whose patches exceed its median volume: what lies outside is padding."""
+    found = []
+    for name, patch in data.windows.items():
+        shape = [int(n) for n in data.manifests[name].statistics.get("shape", {}).get("median", [])[1:]]
+        if len(shape) != 3 or all(p <= n for p, n in zip(patch, shape, strict=True)):
+            continue
+        inside = math.prod(min(p, n) / p for p, n in zip(patch, shape, strict=True))
+        fitting = [p if p <= n else max(n - n % _STEP, 1) for p, n in zip(patch, shape, strict=True)]
+        found.append(
+            f"warning: data.datasets.{name}.sample.patch_size is {list(patch)}, its median volume {shape} (D, H, W): "
+            f"about {1 - inside:.0%} of each patch is padding. {fitting} would fit"
+        )
     return found
 
 

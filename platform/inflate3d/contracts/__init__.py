@@ -1,4 +1,4 @@
-"""The contracts that plug-ins fulfil: datasets, media, targets and tasks. No torch is imported here at run time.
+"""The contracts that plug-ins fulfil: datasets, media, targets, tasks and zoos. No torch is imported here at run time.
 
 A dataset turns raw files into shards; training never sees its class, only the shards' manifest, which carries the card.
 A card names a medium (what a sample is) and targets (what is known of it); a task turns them into a loss, metrics and
@@ -15,6 +15,8 @@ from inflate3d.contracts.dataset import AbstractDataset as AbstractDataset
 from inflate3d.contracts.dataset import Case as Case
 from inflate3d.contracts.dataset import RawSample as RawSample
 from inflate3d.contracts.dataset import Split as Split
+from inflate3d.contracts.exhibit import Exhibit as Exhibit
+from inflate3d.contracts.exhibit import Panel as Panel
 from inflate3d.contracts.medium import AbstractMedium as AbstractMedium
 from inflate3d.contracts.medium import Plane as Plane
 from inflate3d.contracts.medium import SampleOptions as SampleOptions
@@ -31,3 +33,7 @@ from inflate3d.contracts.task import AbstractTask as AbstractTask
 from inflate3d.contracts.task import Encoder as Encoder
 from inflate3d.contracts.task import FeatureInfo as FeatureInfo
 from inflate3d.contracts.task import SupervisedTask as SupervisedTask
+from inflate3d.contracts.zoo import AbstractZoo as AbstractZoo
+from inflate3d.contracts.zoo import ZooNet as ZooNet
+from inflate3d.contracts.zoo import find_zoo as find_zoo
+from inflate3d.contracts.zoo import zoo_names as zoo_names

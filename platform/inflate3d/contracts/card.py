@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from inflate3d.contracts.target import AbstractTarget
@@ -79,6 +79,21 @@ class DatasetCard:
             raise unknown_name("target", name, self.targets, where=self.name)
         return self.targets[name]
 
+    def restated(self, targets: Mapping[str, Any], *, where: str) -> DatasetCard:
+        """Return the card with what a config says otherwise of its targets: {mask: {annotated: [liver]}}.
+
+        `names` may be others, and more at the end: classes that were looked for and occur nowhere. InputError begins
+        with `where` and names an unknown target or field, a list that is empty or none, and names that are missing.
+        """
+        found = dict(self.targets)
+        if not isinstance(targets, Mapping):
+            raise InputError(f"{where} is {targets!r}; expected targets by name: {', '.join(found)}")
+        for name, changes in targets.items():
+            if name not in found:
+                raise unknown_name("target", name, found, where=where)
+            found[name] = _restated(found[name], changes, where=f"{where}.{name}")
+        return replace(self, targets=found)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain JSON values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -98,6 +113,25 @@ class DatasetCard:
         }
         raw["input"] = _input_of(raw.get("input", {}))
         return cls(**raw)
+
+
+def _restated(target: AbstractTarget, changes: Any, *, where: str) -> AbstractTarget:
+    """Return a target with other fields."""
+    stated = target.to_dict()
+    if not isinstance(changes, Mapping):
+        raise InputError(f"{where} is {changes!r}; expected fields of the target: {', '.join(sorted(stated))}")
+    for key, value in changes.items():
+        if key not in stated or key == "type":
+            raise unknown_name("field", key, [k for k in stated if k != "type"], where=where)
+        if isinstance(stated[key], tuple) and not (value and isinstance(value, list | tuple)):
+            raise InputError(f"{where}.{key} is {value!r}; expected a list that names one at least")
+    found = AbstractTarget.from_dict({**stated, **changes}, where=where)
+    if len(found.names) < len(target.names):
+        raise InputError(
+            f"{where}.names has {len(found.names)} names; the shards hold {len(target.names)} classes: "
+            f"{', '.join(target.names)}. Name each; what was not looked for is left out of `annotated`"
+        )
+    return found
 
 
 def _input_of(data: Mapping[str, Any]) -> InputSpec:

@@ -121,13 +121,21 @@ class AbstractMedium(ABC):
 
     @abstractmethod
     def planes(
-        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+        self,
+        image_CDHW: np.ndarray,
+        count: int,
+        *,
+        spacing_mm: Spacing,
+        mask_DHW: np.ndarray | None = None,
+        maxima: bool = True,
     ) -> list[Plane]:
-        """Return at most `count` pictures of an image; slices that show most of the mask, where there is one."""
+        """Return at most `count` pictures of an image, no two the same; slices that show most of the mask, where there
+        is one. maxima: the brightest voxels along an axis may be among them, which reads the whole image.
+        """
 
     @abstractmethod
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:
-        """Return what a raw sample looks like, (C, D, H, W), for a preview; of a video `count` frames."""
+        """Return what a raw sample looks like, (C, D, H, W), for a preview; of a video at most `count` frames."""
 
     def encoding(self, values: Any, *, where: str) -> dict[str, Any]:
         """Return how samples are encoded anew (a config's `build: {encode: ...}`), checked and with its defaults.

@@ -38,6 +38,11 @@ class AbstractTarget(ABC):
         """The classes in index order; () where there are none."""
         return ()
 
+    @property
+    def unannotated(self) -> tuple[int, ...]:
+        """Indices of the names that were not looked for, so that nothing is said of them."""
+        return ()
+
     @abstractmethod
     def encode(self, value: Any) -> Any:
         """Return what a dataset read, checked, as a shard holds it: a JSON value, or uint8 (D, H, W) if per_voxel.

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from inflate3d.contracts.card import DatasetCard
-from inflate3d.contracts.prediction import Features, Prediction
+from inflate3d.contracts.exhibit import Exhibit, Panel
+from inflate3d.contracts.prediction import Features, Images, Prediction
 from inflate3d.contracts.target import AbstractTarget
 from inflate3d.errors import InputError
 from inflate3d.sample import Batch, Triple
@@ -95,6 +96,14 @@ class AbstractTask(ABC):
         """Return what the task's target on this dataset is; `bind` comes first."""
         return self.cards[dataset].targets[self.target_names[dataset]]
 
+    def label_names(self, dataset: str) -> tuple[str, ...]:
+        """Return what the indices in a dataset's own label files mean, by names of `target_of`."""
+        return self.target_of(dataset).names
+
+    def value(self, batch: Batch) -> torch.Tensor | None:
+        """Return a batch's values of the task's target, as `target_of` names them; None where there is no target."""
+        return batch.targets.get(self.target_names.get(batch.dataset, ""))
+
     @abstractmethod
     def build(self, encoder: Encoder) -> None:
         """Make the task's modules, from the encoder and `self.cards`; comes once, after `bind`."""
@@ -102,6 +111,10 @@ class AbstractTask(ABC):
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Return what is trained with the run, by name; the same objects each time."""
+
+    def head_of(self, dataset: str) -> nn.Module | None:
+        """Return the module that answers for a dataset: the one of its name. None where there is none."""
+        return self.modules().get(dataset)
 
     def frozen_modules(self) -> dict[str, nn.Module]:
         """Return what is kept and saved but never trained, by name: an EMA teacher, a frozen 2D net."""
@@ -129,6 +142,19 @@ class AbstractTask(ABC):
     def predict(self, encoder: Encoder, batch: Batch) -> Prediction | Features:
         """Return the answer for a batch; without gradients, in evaluation mode. Default: the features."""
         return encoder(batch.image, domain=batch.dataset)
+
+    def show(self, encoder: Encoder, batch: Batch, *, seed: int) -> list[Exhibit]:
+        """Return what a person sees of a task without a target, one exhibit a sample; called as `predict` is.
+
+        seed: as in `step`, for the same draws. Default: the image, and beside it an answer that is an image too.
+        """
+        answer = self.predict(encoder, batch)
+        told = answer.tensor if isinstance(answer, Images) else None
+        beside = [[] if told is None else [Panel("answer", told[i])] for i in range(len(batch))]
+        return [
+            Exhibit("", [Panel("image", image), *more], one_scale=True)
+            for image, more in zip(batch.image, beside, strict=True)
+        ]
 
     def metrics(self, dataset: str) -> MetricCollection | None:
         """Return fresh metrics for one dataset, updated with (prediction.tensor, target); None: there are none."""

@@ -1,4 +1,4 @@
-"""What a run achieved: pictures of its curves and predictions. Names are imported on first use (PEP 562)."""
+"""What a run achieves: pictures and a probe of what it has learnt. Names are imported on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inflate3d.evaluation.pictures.curves import plot_curves as plot_curves
-    from inflate3d.evaluation.pictures.preview import preview_dataset as preview_dataset
+    from inflate3d.evaluation.pictures.preview import draw_preview as draw_preview
     from inflate3d.evaluation.pictures.run_picture import draw_run as draw_run
     from inflate3d.evaluation.pictures.samples import plot_samples as plot_samples
+    from inflate3d.evaluation.transfer.frozen_probe import FrozenProbe as FrozenProbe
 
 _HOME = {
+    "FrozenProbe": "inflate3d.evaluation.transfer.frozen_probe",
+    "draw_preview": "inflate3d.evaluation.pictures.preview",
     "draw_run": "inflate3d.evaluation.pictures.run_picture",
     "plot_curves": "inflate3d.evaluation.pictures.curves",
     "plot_samples": "inflate3d.evaluation.pictures.samples",
-    "preview_dataset": "inflate3d.evaluation.pictures.preview",
 }
 
-__all__ = ["draw_run", "plot_curves", "plot_samples", "preview_dataset"]
+__all__ = ["FrozenProbe", "draw_preview", "draw_run", "plot_curves", "plot_samples"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Any
 
+from timm.models import FeatureInfo
 from torch import nn
 
-from inflate3d.errors import InputError
+from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation.convolution import FoldedConv, has_known_forward
 from inflate3d.inflation.errors import InflationError
 from inflate3d.inflation.joint import JointAttention
@@ -71,6 +73,8 @@ def assign_layers(
 ) -> None:
     """Turn layers of the 2D net into folded ones, without strides along D yet."""
     modules = dict(net.named_modules())
+    if not isinstance(getattr(net, "feature_info", None), FeatureInfo):  # feature nets may lack the deeper layers
+        _check_layers(modules, plan)
     for name, module in modules.items():
         record = trace.get(name)
         if base_name(module) == "DropPath":
@@ -81,7 +85,7 @@ def assign_layers(
             _assign_convolution(name, module, record, plan, taps)
         elif is_pool(module) and record.fold == 1 and not record.is_global:
             fold_layer(module, FoldedPool)  # a pool that shrinks space reaches along D where it strides D
-            if record.level_in == record.level_out:
+            if record.level_in == record.level_out or plan.layer(name):
                 module.depth_kernel = pool_kernel(module, record, plan)  # type: ignore[assignment]
         elif attention == "joint" and record.calls_attention:
             fold_layer(module, JointAttention)
@@ -108,16 +112,25 @@ def inflate_layer(module: Any, kernel: int, taps: Taps) -> None:
     fold_layer(module, FoldedLinear if is_linear else FoldedConv, kernel)
 
 
+def _check_layers(modules: dict[str, nn.Module], plan: InflationPlan) -> None:
+    """InputError for a pattern of the plan that names no convolution or pool."""
+    known = [name for name, module in modules.items() if isinstance(module, nn.Conv2d) or is_pool(module)]
+    for pattern, *_ in plan.layers:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise unknown_name("layer", pattern, known, where=f"plan {plan.name!r}: layers")
+
+
 def _assign_convolution(name: str, conv: nn.Conv2d, record: LayerTrace, plan: InflationPlan, taps: Taps) -> None:
-    if max(conv.kernel_size) == max(conv.stride) == 1 or record.fold != 1:
+    own = plan.layer(name)
+    if record.fold != 1 or (max(conv.kernel_size) == max(conv.stride) == 1 and own is None):
         return
     if not has_known_forward(conv):
         raise InflationError(
             f"layer {name!r} is a {type(conv).__name__}, a Conv2d with a forward of its own; inflation knows "
             "torch's, and timm's SAME-padded and weight-standardised ones"
         )
-    kernel = plan.kernel(_level(record), max(conv.kernel_size))
-    if is_tile(conv):
+    kernel = own[0] if own else plan.kernel(_level(record), max(conv.kernel_size))
+    if is_tile(conv) and own is None:
         # A patch embed tiles space without overlap, and time as well: one tube of frames a token.
         kernel = plan.stride(record.level_in or 0, _level(record)) if kernel > 1 else 1
     inflate_layer(conv, kernel, taps)
@@ -188,7 +201,9 @@ def is_pointwise(module: nn.Module) -> bool:
 
 
 def pool_kernel(pool: Any, record: LayerTrace, plan: InflationPlan) -> int:
-    """Return the frames that a pool's window covers: symmetric, as far as the plan's kernels reach."""
+    """Return the frames that a pool's window covers: symmetric, as far as the plan's kernels reach, or its own."""
+    if own := plan.layer(record.name):
+        return own[0]
     spatial = _scalar(pool.kernel_size)
     return min(plan.kernel(_level(record), spatial), spatial)
 

@@ -54,14 +54,19 @@ class HeadLayout:
         """Return the layout with `time` as `forward_head`, a 2D function, shows it on random features."""
         if self.shape is None:
             return self
-        like = next(net.parameters())
-        features = torch.randn(2, *self.shape, device=like.device, dtype=like.dtype)
+        features = self.draw(net)
         modes = _evaluate(net)
         try:
             with torch.no_grad(), folding(len(features)):
                 return replace(self, time=self._time(forward_head, features))
         finally:
             _restore(modes)
+
+    def draw(self, net: nn.Module) -> Tensor:
+        """Return random features of two images, on the net's device; none where they have no one shape."""
+        like = next(net.parameters())
+        shape = (0,) if self.shape is None else (2, *self.shape)
+        return torch.randn(shape, device=like.device, dtype=like.dtype)
 
     def _time(self, forward_head: Callable[[Tensor], Any], features: Tensor) -> Literal["space", "mean", "none"]:
         once = forward_head(features)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from inflate3d.inflation.features import InflatedFeatureInfo
 from inflate3d.inflation.head import HeadLayout
 from inflate3d.inflation.kernels import keep_kernels, of_any_rank
 from inflate3d.inflation.layers import (
-    RGB,
     FoldedLayer,
     as_rgb,
     clip_told,
@@ -31,12 +29,14 @@ from inflate3d.inflation.layers import (
     folding,
     map_tensors,
 )
+from inflate3d.inflation.layout import Layout, Layouts, fingerprint, outline
+from inflate3d.inflation.look import look_at
 from inflate3d.inflation.mixing import Mixin, mix
 from inflate3d.inflation.plan import DEEPEST, InflationPlan, as_triple, resolve_plan
 from inflate3d.inflation.spec import AttentionName, Inflation, StatisticsName, TimePadding
 from inflate3d.inflation.steps import Strides
 from inflate3d.inflation.taps import Taps, inflate_kernel
-from inflate3d.inflation.trace import IMAGES, Trace, trace_net
+from inflate3d.inflation.trace import Trace
 from inflate3d.inflation.verify import settle_strides
 from inflate3d.inflation.zeros import pad_with_zeros
 from inflate3d.sample import Triple
@@ -255,62 +255,79 @@ def inflate_in_place(
     *,
     trace_sizes: Sequence[tuple[int, int]],
     in_chans: int | None = None,
+    layouts: Layouts | None = None,
 ) -> nn.Module:
     """Inflate a net that nobody else holds.
 
     trace_sizes: the (H, W) on which the 2D forward is traced and checked; the first that the net takes is used.
+    layouts: where what was found is kept; a net of the same making is then laid by it, without a forward. Only for nets
+    whose forwards are their classes' own. Raises InflationError where what was kept does not give the same net.
     """
-    taps, plan, attention, statistics = inflation.taps, inflation.laid, inflation.attention, inflation.statistics
-    weight = next(net.parameters())
     channels = in_chans or first_in_chans(net)
-    is_joint = attention == "joint"
-    try:
-        images, trace = _trace_smallest(net, trace_sizes, channels, weight, attention=is_joint)
-    except InflationError:
-        if channels == RGB:
-            raise
-        channels = in_chans or RGB  # a stem that first lays space into channels takes another number than its input has
-        images, trace = _trace_smallest(net, trace_sizes, RGB, weight, attention=is_joint)
-    head = HeadLayout.of(net, images, trace.features)
+    made_of = "" if layouts is None else fingerprint(net, inflation, sizes=trace_sizes, channels=channels)
+    if layouts is not None and (known := layouts.find(made_of)) is not None:
+        _lay_as_before(net, inflation, known)
+    else:
+        seen = look_at(net, inflation, trace_sizes, channels, in_chans)
+        strides = _lay(net, inflation, seen.trace, seen.head, seen.images.shape[1:], is_list=seen.is_list)
+        settle_strides(net, strides, seen.images, seen.trace)
+        _set_channels(net, seen.channels, seen.images.shape[1])
+        if layouts is not None:
+            layouts.keep(made_of, Layout.of(net, seen.trace, strides, seen.head, seen.images.shape[1:]))
+    if not inflation.taps.is_exact:
+        _draw_kernels(net, inflation.taps)
+    if inflation.time_padding != "replicate":
+        # At last: with zeros past its ends no clip is static, so the check was made without them.
+        pad_with_zeros(net, same=inflation.time_padding == "same")
+    return net
+
+
+def _lay(
+    net: nn.Module,
+    inflation: Inflation,
+    trace: Trace,
+    head: HeadLayout | None,
+    image: Sequence[int],
+    *,
+    is_list: bool,
+) -> Strides:
+    """Turn the net into an inflated one, but for its strides along D, which are returned."""
+    taps, plan = inflation.taps, inflation.laid
     # Random taps keep no answer to check by; they come once everything has found its place.
     settled = taps if taps.is_exact else Taps("mean")
-    assign_layers(net, trace, plan=plan, taps=settled, attention=attention, statistics=statistics)
+    words = dict(attention=inflation.attention, statistics=inflation.statistics)
+    assign_layers(net, trace, plan=plan, taps=settled, **words)  # type: ignore[arg-type]
     fold_pointwise(net)
     keep_kernels(net)
     strides = Strides(net, trace, plan)
-    net.plan, net.taps, net.in_chans_expected = plan, taps, images.shape[1]  # type: ignore[assignment]
+    net.plan, net.taps, net.in_chans_expected = plan, taps, image[0]  # type: ignore[assignment]
     net.head_layout, net.held, net.depth_reduction = head or HeadLayout(), strides.holds, strides.total  # type: ignore[assignment]
     if hasattr(net, "feature_info"):
         net.feature_info = InflatedFeatureInfo.of(net.feature_info, plan, strides.deepest)  # type: ignore[assignment]
     mix(net, InflatedTimm if head else Inflated)
-    net.trace_size = tuple(images.shape[-2:])  # type: ignore[assignment]
-    net.min_depth = 1 if isinstance(trace.output, list) else plan.min_depth  # type: ignore[assignment]
+    net.trace_size = tuple(image[1:])  # type: ignore[assignment]
+    net.min_depth = 1 if is_list else plan.min_depth  # type: ignore[assignment]
     net.takes_rgb_alone = False  # type: ignore[assignment]  # the check gives what the 2D net takes
-    settle_strides(net, strides, images, trace)
-    net.in_chans_expected, net.takes_rgb_alone = channels, images.shape[1] != channels  # type: ignore[assignment]
-    if not taps.is_exact:
-        _draw_kernels(net, taps)
-    if inflation.time_padding == "zeros":
-        pad_with_zeros(net)  # at last: with zeros past its ends no clip is static, so the check was made without them
-    return net
+    return strides
 
 
-def _trace_smallest(
-    net: nn.Module, sizes: Sequence[tuple[int, int]], channels: int, weight: Tensor, *, attention: bool
-) -> tuple[Tensor, Trace]:
-    """Trace the net on the first of `sizes` that it takes."""
-    generator = torch.Generator().manual_seed(0)
-    for size in sizes:
-        images = torch.randn(IMAGES, channels, *size, generator=generator).to(weight.device, weight.dtype)
-        try:
-            return images, trace_net(net, images, answers=not weight.is_meta, attention=attention)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            if size == sizes[-1]:
-                raise InflationError(
-                    f"{type(net).__name__} does not take images of {size[0]} x {size[1]} in 2D ({error}); give a size "
-                    "that it takes"
-                ) from error
-    raise AssertionError("no size to trace on")
+def _lay_as_before(net: nn.Module, inflation: Inflation, known: Layout) -> None:
+    """Lay a net by what was found in another of the same making."""
+    if known.head is not None:
+        known.head.draw(net)  # as a look would, so that whatever is drawn after it stays the same
+    strides = _lay(net, inflation, known.trace(), known.head, known.image, is_list=known.is_list)
+    known.apply(net, strides)
+    net.held = strides.holds  # type: ignore[assignment]
+    _set_channels(net, known.channels, known.image[0])
+    if outline(net) != known.outline:
+        raise InflationError(
+            f"{type(net).__name__}: the layout that was kept for this net gives another one; delete the folder "
+            "`layouts` of the cache (INFLATE3D_CACHE, or ~/.cache/inflate3d) and report it"
+        )
+
+
+def _set_channels(net: nn.Module, channels: int, traced: int) -> None:
+    net.in_chans_expected, net.takes_rgb_alone = channels, traced != channels  # type: ignore[assignment]
 
 
 def _draw_kernels(net: nn.Module, taps: Taps) -> None:

@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from inflate3d.errors import InputError, unknown_name
@@ -38,12 +39,16 @@ class InflationPlan:
     stride, entries past the net's deepest level are not used. Pooling windows follow: as wide as their spatial size
     where the step strides along D, 1 otherwise. head_pool: frames averaged in one window before the classifier (I3D:
     2); None averages all.
+    layers: what single convolutions and pools take in place of all that: (pattern of the module's name, kernel, stride)
+    along D, as "layer3.*.conv1": [3, 1] in a mapping; of several patterns that match, the last. So 1x1 convolutions
+    reach along D too, as in SlowFast. strides still says how many frames each level has.
     """
 
     name: str
     kernels: tuple[int | None, ...] = (None,) * NUM_LEVELS
     strides: tuple[int, ...] = (1,) * NUM_LEVELS
     head_pool: int | None = None
+    layers: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -66,6 +71,19 @@ class InflationPlan:
             raise InputError(
                 f"plan {self.name!r}: head_pool is {self.head_pool!r}; it must be null or an integer of at least 1"
             )
+        for layer in self.layers:
+            if len(layer) != 3 or not isinstance(layer[0], str) or not all(_is_count(value) for value in layer[1:]):
+                raise InputError(
+                    f"plan {self.name!r}: layers has {layer!r}; expected a pattern of module names with a kernel and a "
+                    "stride along D of at least 1, such as {'layer3.*.conv1': [3, 1]}"
+                )
+
+    def layer(self, name: str) -> tuple[int, int] | None:
+        """Return the (kernel, stride) along D that a layer has of its own; None where its level decides."""
+        name = name.removeprefix("body.")  # as which some of timm's feature nets hold the whole net
+        return next(
+            ((kernel, stride) for pattern, kernel, stride in reversed(self.layers) if fnmatchcase(name, pattern)), None
+        )
 
     def kernel(self, level: int, spatial: int) -> int:
         """Return kD for an op of kernel size `spatial` whose output lies at `level`; 1x1 ops stay 1."""
@@ -90,7 +108,8 @@ class InflationPlan:
         """One line for logs: 'slow: strides along D 1 1 1 1 1 1, kernels along D 1 1 1 1 own own'."""
         own = all(kernel is None for kernel in self.kernels)
         kernels = "as along H" if own else " ".join("own" if k is None else str(k) for k in self.kernels)
-        return f"{self.name}: strides along D {' '.join(map(str, self.strides))}, kernels along D {kernels}"
+        single = "".join(f", {pattern} {kernel}/{stride}" for pattern, kernel, stride in self.layers)
+        return f"{self.name}: strides along D {' '.join(map(str, self.strides))}, kernels along D {kernels}{single}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -99,16 +118,23 @@ class InflationPlan:
             "kernels": list(self.kernels),
             "strides": list(self.strides),
             "head_pool": self.head_pool,
+            **({"layers": {pattern: own for pattern, *own in self.layers}} if self.layers else {}),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InflationPlan:
         """Read a plan from plain values; a missing entry takes the default, an unknown one is refused."""
-        allowed = ("name", "kernels", "strides", "head_pool")
+        allowed = ("name", "kernels", "strides", "head_pool", "layers")
         for key in data:
             if key not in allowed:
                 raise unknown_name("key", str(key), allowed, where="plan")
-        return cls(**{"name": "custom", **data})
+        return cls(**{"name": "custom", **data, "layers": _layers(data.get("layers", {}))})
+
+
+def _layers(given: Any) -> tuple[Any, ...]:
+    if not isinstance(given, Mapping) or not all(isinstance(own, list | tuple) for own in given.values()):
+        raise InputError(f"plan: layers is {given!r}; expected a mapping such as {{'layer3.*.conv1': [3, 1]}}")
+    return tuple((pattern, *own) for pattern, own in given.items())
 
 
 _OWN = (None,) * NUM_LEVELS
@@ -199,7 +225,12 @@ def auto_plan(inputs: Sequence[NetInput]) -> InflationPlan:
 
 
 def plan_for_depth(plan: InflationPlan, depth: int) -> InflationPlan:
-    """Return the plan with its deepest strides along D set to 1, until `depth` slices leave one at the level of /32."""
+    """Return the plan with its deepest strides along D set to 1, until `depth` slices leave one at the level of /32.
+
+    A plan that names single layers keeps all of its strides.
+    """
+    if plan.layers:
+        return plan
     strides = list(plan.strides)
     for level in reversed(range(min(len(strides), NUM_LEVELS))):
         if depth >= max(math.prod(strides[:NUM_LEVELS]), replace(plan, strides=tuple(strides)).min_depth):

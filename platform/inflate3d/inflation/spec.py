@@ -12,7 +12,7 @@ from inflate3d.inflation.taps import Taps
 
 AttentionName = Literal["frame", "joint"]
 StatisticsName = Literal["clip", "frame"]
-TimePadding = Literal["replicate", "zeros"]
+TimePadding = Literal["replicate", "zeros", "same"]
 _CHOICES = {"attention": AttentionName, "statistics": StatisticsName, "time_padding": TimePadding}
 
 
@@ -24,7 +24,8 @@ class Inflation:
     resolve_plan). attention: within each "frame", or
     "joint" over all frames of a clip. statistics: what GroupNorm, squeeze-excite and their kin pool over, the "clip" or
     each "frame". time_padding: past its ends a clip goes on as its first and last frame ("replicate": a static clip
-    answers as the 2D net did) or as "zeros", as 3D nets from elsewhere were trained.
+    answers as the 2D net did) or as "zeros", as 3D nets from elsewhere were trained; "same": zeros too, as many at each
+    end as TensorFlow's SAME puts there, which hangs on the number of frames.
     Raises InputError for a name that there is not, with the close ones.
     """
 

@@ -41,7 +41,13 @@ class Strides:
         self.is_on = False
         self.tube = 1
         self.deepest = max((s.level_out for s in self.steps.values()), default=0)
+        self.steps |= {name: step for name, step in self._single().items() if name not in self.steps}
         self._applied: list[tuple[str, type]] = []
+
+    def _single(self) -> dict[str, Step]:
+        """The layers that the plan names one by one."""
+        named = [r for r in self.trace.values() if isinstance(self.modules[r.name], FoldedConv | FoldedPool)]
+        return {r.name: Step(r.name, r.level_in or 0, r.level_out or 0) for r in named if self.plan.layer(r.name)}
 
     @property
     def total(self) -> int:
@@ -60,7 +66,8 @@ class Strides:
         self.remove()
         self.tube = 1
         for step in self.steps.values():
-            stride = self.plan.stride(step.level_in, step.level_out)
+            own = self.plan.layer(step.name)
+            stride = own[1] if own else self.plan.stride(step.level_in, step.level_out)
             if stride > 1:
                 self._stride(step, stride)
         self._use_tubes()

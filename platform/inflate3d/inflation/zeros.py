@@ -18,9 +18,11 @@ from inflate3d.inflation.layers import FoldedLinear, FoldedPool
 from inflate3d.inflation.mixing import Mixin, mix, parts_of
 
 
-def pad_with_zeros(net: nn.Module) -> None:
+def pad_with_zeros(net: nn.Module, *, same: bool) -> None:
     """Let every layer of an inflated net that reaches along D find zeros past the ends, where frames were repeated.
 
+    same: shared between both ends as TensorFlow's SAME does, the larger half after the last frame; otherwise the first
+    window's center lies on the first frame. They differ in layers that stride.
     Max pools find nothing there, as torch's own do. Whatever averages the frames of a stride, and a patch embed's last
     tube, is completed by the last frame all the same.
     """
@@ -28,6 +30,7 @@ def pad_with_zeros(net: nn.Module) -> None:
     for module in modules:
         mixin = next((mixin for folded, mixin in _MIXINS.items() if isinstance(module, folded)), None)
         if mixin is not None and module.depth_kernel > 1 and not getattr(module, "tube", False):
+            module.shares_zeros = same
             mix(module, mixin)
 
 
@@ -93,4 +96,8 @@ def _padded(x: Tensor, layer: Any, *, value: float) -> Tensor:
     """Unfold clips, and add past their ends what the layer's windows along D reach of it: (N, ...) -> (B, D+, ...)."""
     frames = layer.frames_of(x)
     before, after = depth_padding(frames, layer.depth_kernel, layer.depth_stride)
+    if layer.shares_zeros:
+        last = (-(-frames // layer.depth_stride) - 1) * layer.depth_stride
+        missing = max(last + layer.depth_kernel - frames, 0)
+        before, after = missing // 2, missing - missing // 2
     return F.pad(x.unflatten(0, (-1, frames)), (0, 0) * (x.ndim - 1) + (before, after), value=value)

@@ -67,21 +67,25 @@ class Video(AbstractMedium):
         return read_video_case(files[0], where=where)
 
     def planes(
-        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+        self,
+        image_CDHW: np.ndarray,
+        count: int,
+        *,
+        spacing_mm: Spacing,
+        mask_DHW: np.ndarray | None = None,
+        maxima: bool = True,
     ) -> list[Plane]:
         """Return frames, evenly spaced."""
-        frames = np.linspace(0, image_CDHW.shape[1] - 1, count).round().astype(int).tolist()
-        return [Plane(f"frame {t}", 0, t, is_colour=True) for t in frames]
+        return [Plane(f"frame {t}", 0, t, is_colour=True) for t in _evenly(image_CDHW.shape[1], count)]
 
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:
-        """Return `count` frames, evenly spaced over the video."""
+        """Return `count` frames, evenly spaced over the video, or all of a shorter one."""
         from inflate3d.data.samples.frames import decode_frames
         from inflate3d.data.samples.video_info import probe_video
 
         assert raw.video is not None, "a raw sample of a video holds one"
         info = probe_video(raw.video)
-        frames = np.linspace(0, info.num_frames - 1, count).round().astype(int).tolist()
-        return decode_frames(raw.video, frames, info=info).transpose(3, 0, 1, 2)
+        return decode_frames(raw.video, _evenly(info.num_frames, count), info=info).transpose(3, 0, 1, 2)
 
     def encoding(self, values: Any, *, where: str) -> dict[str, Any]:
         """Return gop, short_side and crf (see VideoEncoding)."""
@@ -95,6 +99,12 @@ class Video(AbstractMedium):
 
         assert raw.video is not None, "a raw sample of a video holds one"
         return replace(raw, video=reencode(raw.video, VideoEncoding(**encoding)), video_suffix=SUFFIX)
+
+
+def _evenly(frames: int, count: int) -> list[int]:
+    """Return `count` frames of so many, or all of them, evenly spaced."""
+    evenly: list[int] = np.linspace(0, frames - 1, min(count, frames)).round().astype(int).tolist()
+    return evenly
 
 
 def _check_targets(card: DatasetCard) -> None:

@@ -63,11 +63,14 @@ class Volume(AbstractMedium):
         return VolumeStage(options, card, training=training, augment=augment, where=where)
 
     def files_of(self, files: Sequence[Path], card: DatasetCard) -> list[tuple[str, tuple[Path, ...]]]:
-        """Return a case a file; where the card has several channels, nnU-Net's CASE_0000, CASE_0001, ... are one."""
+        """Return a case a file; nnU-Net's CASE_0000, CASE_0001, ... are one case, of as many channels as the card has.
+
+        With one channel, files that do not all end in _0000 are cases by their whole names.
+        """
         found = [(stem(file, self.suffixes), file) for file in files]
         matches = [_CHANNEL.fullmatch(key) for key, _ in found]
         channels = len(card.input.channels)
-        if channels == 1 or not all(matches):
+        if not all(matches) or (channels == 1 and not all(key.endswith("_0000") for key, _ in found)):
             return [(key, (file,)) for key, file in found]
         parts: dict[str, set[Path]] = {}
         for (_, file), match in zip(found, matches, strict=True):
@@ -91,7 +94,13 @@ class Volume(AbstractMedium):
         return read_volume_case(files, card, where=where)
 
     def planes(
-        self, image_CDHW: np.ndarray, count: int, *, spacing_mm: Spacing, mask_DHW: np.ndarray | None = None
+        self,
+        image_CDHW: np.ndarray,
+        count: int,
+        *,
+        spacing_mm: Spacing,
+        mask_DHW: np.ndarray | None = None,
+        maxima: bool = True,
     ) -> list[Plane]:
         """Return the slices along D, H and W that hold most of the mask; without one the middle ones, with maxima."""
         planes = []
@@ -104,7 +113,8 @@ class Volume(AbstractMedium):
                 planes.append(Plane(f"{name} = {index}", axis, index, aspect))
                 continue
             planes.append(Plane(f"middle of {name}", axis, image_CDHW.shape[axis + 1] // 2, aspect))
-            planes.append(Plane(f"maximum over {name}", axis, None, aspect))
+            if maxima and image_CDHW.shape[axis + 1] > 1:
+                planes.append(Plane(f"maximum over {name}", axis, None, aspect))
         return planes[:count]
 
     def raw_image(self, raw: RawSample, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,28 @@ class Crop:
         sign = place.new_tensor([-1.0 if axis in self.flipped else 1.0 for axis in range(3)])
         grid = (place * sign).flip(-1).view(1, 1, 1, -1, 3).expand(len(maps), -1, -1, -1, -1).to(maps.dtype)
         return grid_sample(maps, grid, padding_mode="border", align_corners=False)[:, :, 0, 0].transpose(1, 2)
+
+    def marks(self, labelled: Iterable[tuple[int, Tensor]], stride: Triple) -> Tensor:
+        """Return (D, H, W) int64 of the crop, on the CPU: each label in a box about its point, 0 elsewhere.
+
+        labelled: (label, point (3,) in voxels of the image) of points in the crop. A box is one voxel along D, so that
+        points of one slice are seen in one, and as wide as `stride` along H and W, or what a person sees.
+        """
+        marks = torch.zeros(self.size, dtype=torch.int64)
+        for label, point in labelled:
+            box = []
+            for axis, (p, start, size) in enumerate(zip(point.tolist(), self.start, self.size, strict=True)):
+                place = p - start
+                place = size - place if axis in self.flipped else place
+                edge = 1 if axis == 0 else max(stride[axis], size // _SMALLEST)
+                low = max(0, min(int(place - (edge - 1) / 2), size - edge))
+                box.append(slice(low, low + edge))
+            marks[tuple(box)] = label
+        return marks
+
+
+_SMALLEST = 20
+"""Of the crop's edge, the share that a mark has at least."""
 
 
 def draw_crop(

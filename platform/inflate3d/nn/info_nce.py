@@ -17,10 +17,19 @@ def info_nce(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     Cross-entropy over cosine similarities divided by the temperature (van den Oord et al., arXiv:1807.03748, eq. 4;
     both ways as in SimCLR, arXiv:2002.05709).
     """
-    logits = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T / temperature
+    logits = _cosines(a, b) / temperature
     own = torch.arange(len(a), device=a.device)
     loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
     return loss, (logits.argmax(1) == own).float().mean()
+
+
+def nearest(a: Tensor, b: Tensor) -> Tensor:
+    """Return for each row of `a` (N, C) which row of `b` (M, C) is the most alike, (N,)."""
+    return _cosines(a, b).argmax(1)
+
+
+def _cosines(a: Tensor, b: Tensor) -> Tensor:
+    return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
 
 
 class LevelProjections(nn.Module):

@@ -38,6 +38,8 @@ def merge_unannotated(logits: Tensor, target: Tensor, unannotated: Sequence[int]
     """Return logits and target of the classes that were looked for; what was not counts as background (index 0).
 
     The background's probability becomes p(background) + sum of p(unannotated); the others keep theirs and their order.
+    So any loss of the result is the marginal loss of Shi et al. (arXiv:2007.03868), and of Fang and Yan
+    (arXiv:2001.00208), who call it target adaptive.
     Shapes: logits (B, K, ...) -> (B, K - len(unannotated), ...), target (B, ...). Nothing changes where all were
     looked for.
     """

@@ -29,16 +29,21 @@ class LevelMatch(nn.Module):
         )
 
     def cosine(self, student: Features, teacher: Features) -> Tensor:
-        """Return the mean cosine, a scalar; maps of unlike sizes meet at the student's."""
+        """Return the mean cosine, a scalar, over levels and pooled features."""
+        found = [level.mean() for level in self.cosines(student, teacher)]
+        if self.pooled:
+            found.append(F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=1).mean())
+        return torch.stack(found).mean()
+
+    def cosines(self, student: Features, teacher: Features) -> list[Tensor]:
+        """Return the cosine at each place, (B, D_l, H_l, W_l), one a level; unlike sizes meet at the student's."""
         found = []
         for i, answer in zip(self.indices, self.answers, strict=True):
             mine, theirs = answer(student.maps[i]).float(), teacher.maps[i].float()
             if theirs.shape[2:] != mine.shape[2:]:
                 theirs = F.interpolate(theirs, size=mine.shape[2:], mode="trilinear", align_corners=False)
-            found.append(F.cosine_similarity(mine, theirs, dim=1).mean())
-        if self.pooled:
-            found.append(F.cosine_similarity(student.pooled.float(), teacher.pooled.float(), dim=1).mean())
-        return torch.stack(found).mean()
+            found.append(F.cosine_similarity(mine, theirs, dim=1))
+        return found
 
     def forward(self, features: Features) -> Tensor:
         """Return the sum of what answers for the student: what an idle step touches."""

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inflate3d.publishing.export import publish as publish
     from inflate3d.publishing.from_run import publish_run as publish_run
+    from inflate3d.publishing.soup import publish_soup as publish_soup
 
-_HOME = {"publish": "inflate3d.publishing.export", "publish_run": "inflate3d.publishing.from_run"}
+_HOME = {
+    "publish": "inflate3d.publishing.export",
+    "publish_run": "inflate3d.publishing.from_run",
+    "publish_soup": "inflate3d.publishing.soup",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # publish needs only the light core, publish_run also the trainer's checkpoints.
+    # publish needs only the light core, publish_run and publish_soup also the trainer's checkpoints.
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'inflate3d.publishing' has no attribute {name!r}")

@@ -23,7 +23,8 @@ def render_card(
     source = config["source_weights"]
     data = training.get("data", [])
     licence, has_source = (source or {}).get("licence"), source is not None
-    allowed, why = commercial_use(data, licence, has_source=has_source)
+    dimensions = "3D" if "citation" in (source or {}) else "2D"  # those of a zoo say whom to cite
+    allowed, why = commercial_use(data, licence, has_source=has_source, dimensions=dimensions)
     # The card is Markdown, not HTML: nothing is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -37,6 +38,7 @@ def render_card(
         training=training,
         data=data,
         source=source,
+        dimensions=dimensions,
         commercial={"allowed": allowed, "why": why},
         licence=hub_licence(data, licence, has_source=has_source),
         pipeline=pipeline_tag(config),

@@ -28,6 +28,7 @@ from inflate3d.models.publication.schema import check_config
 from inflate3d.models.spec import NetSpec
 from inflate3d.publishing.as_it_is import twin_of, unwrapped
 from inflate3d.publishing.card import render_card
+from inflate3d.publishing.contents import Contents
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
 from inflate3d.publishing.licences import may_be_published
@@ -70,70 +71,60 @@ def publish(
     publication keeps its data, contract and source. precision "float16" halves the file; loaded, the weights are
     float32 again. The net itself stays as it was: device, modes and weights.
     """
-    outcome = export(
-        model,
-        destination,
+    contents = Contents(
+        net=model,
         input_spec=input_spec,
         norm=norm,
-        norm_domains=norm_domains,
-        extra_tensors=extra_tensors,
-        training=training,
-        precision=precision,
+        norm_domains=norm_domains or {},
+        extra_tensors=extra_tensors or {},
+        training=training or {},
     )
+    outcome = export(contents, destination, precision=precision)
     if outcome.is_private:
         warnings.warn(f"{outcome.folder} is marked private: a dataset's card forbids publishing weights", stacklevel=2)
     return outcome.folder or outcome.address
 
 
 def export(
-    model: nn.Module,
+    contents: Contents,
     destination: str,
     *,
-    input_spec: Mapping[str, Any] | None = None,
-    norm: str = "shared",
-    norm_domains: Mapping[str, str] | None = None,
-    extra_tensors: Mapping[str, Tensor] | None = None,
-    training: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    classes: list[str] | None = None,
-    heads: Mapping[str, Any] | None = None,
-    head_tensors: Mapping[str, Tensor] | None = None,
     precision: Precision = "float32",
     name: str | None = None,
     pages: Mapping[str, bytes] | None = None,
     dry_run: bool = False,
 ) -> Outcome:
-    """As publish, with heads; dry_run: everything is made and compared, but nothing is delivered.
+    """As publish, with all that contents hold; dry_run: everything is made and compared, but nothing is delivered.
 
-    inputs: the input contracts of the other domains. name: the short name that an index gives the publication, for the
-    card's loading lines. pages: further files, listed in training["reports"].
+    name: the short name that an index gives the publication, for the card's loading lines. pages: further files, listed
+    in training["reports"].
     """
-    model = unwrapped(model)
+    model = unwrapped(contents.net)
     place = parse_destination(destination)
-    training = _with_ancestors(training or {}, model)
+    training = _with_ancestors(contents.training, model)
     is_private = not may_be_published(training.get("data", [])) or _before(model).get("private", False)
     refuse_private(is_private, place)
-    twin = twin_of(model, norm=norm)
+    twin = twin_of(model, norm=contents.norm)
     config = _config_of(
         model,
         twin.net_spec,  # type: ignore[arg-type]
-        input=input_spec,
-        inputs=inputs or {},
-        classes=classes,
-        norm=norm,
-        norm_domains=norm_domains or {},
-        heads=heads or {},
+        input=contents.input_spec,
+        inputs=contents.inputs,
+        classes=contents.classes,
+        norm=contents.norm,
+        norm_domains=contents.norm_domains,
+        heads=contents.heads,
         precision=precision,
         private=is_private,
         training=training,
     )
-    tensors = stored({**twin.state_dict(), **(extra_tensors or {})}, precision)
+    tensors = stored({**twin.state_dict(), **contents.extra_tensors}, precision)
     as_loaded = rounded(twin, precision)
 
     def write(staging: Path) -> None:
         _save(tensors, staging / WEIGHTS)
-        if head_tensors:
-            _save(stored(head_tensors, precision), staging / HEADS)
+        if contents.head_tensors:
+            _save(stored(contents.head_tensors, precision), staging / HEADS)
         save_file(_replay(as_loaded), staging / REPLAY)
         draw_filters(as_loaded, staging / PICTURE)
         count = sum(p.numel() for p in as_loaded.parameters())
@@ -151,7 +142,7 @@ def _config_of(model: Any, spec: NetSpec, **stated: Any) -> dict[str, Any]:
         "net": spec.to_dict(),
         "input": _contract_of(model, spec.in_chans),
         "classes": getattr(model, "label_names", None) or None,
-        "source_weights": _source_weights(model),
+        "source_weights": source_weights(model),
         "versions": {name: version(name) for name in ("inflate3d", "torch", "timm")},
         **{key: value for key, value in stated.items() if value is not None},
     }
@@ -278,7 +269,8 @@ def _replay(model: Any) -> dict[str, Tensor]:
     return {"input": x, "features": features.contiguous()}
 
 
-def _source_weights(model: nn.Module) -> dict[str, Any] | None:
+def source_weights(model: nn.Module) -> dict[str, Any] | None:
+    """Return the 2D weights that a net came from: name, licence, origin; None for random ones."""
     if hasattr(model, "source_weights"):
         return model.source_weights  # type: ignore[return-value]
     if "source_weights" in _before(model):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,14 +20,18 @@ from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.nn.stems import first_conv_path
 from inflate3d.publishing.additions import Additions
+from inflate3d.publishing.average import averaged
+from inflate3d.publishing.contents import Contents
 from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
 from inflate3d.publishing.heads import PublishedHeads, collect_heads, install_classifier, own_classifier
 from inflate3d.publishing.precision import Precision
+from inflate3d.publishing.recalibrated import Recalibration, recalibrated
+from inflate3d.publishing.start import start_of
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run.folder import read_environment, read_run_config
+from inflate3d.training.run.folder import CONFIG, read_environment, read_run_config
 from inflate3d.training.run.saved import load_module, without_weights
 
 NOTHING = Additions()
@@ -40,6 +44,9 @@ def publish_run(
     which: str = "best",
     domain: str | None = None,
     with_heads: bool = False,
+    interpolate: float = 1.0,
+    recalibrate: Sequence[str] = (),
+    root: str | None = None,
     additions: Additions = NOTHING,
     precision: Precision = "float32",
     name: str | None = None,
@@ -49,26 +56,60 @@ def publish_run(
 
     domain: the dataset whose stem and running statistics are stored under timm's keys (default: the first); those of
     the others are extra tensors. with_heads: classifiers and decoders too; the domain's own classifier becomes
-    the net's. additions: results, notes and transfers for the card.
-    precision: "float16" halves the files. name: the short name in an index. dry_run: nothing is
-    written.
+    the net's. interpolate: how far from the run's start to the trained weights (see run_contents). recalibrate:
+    DATASET[:SPLIT], whose statistics are computed again (see recalibrated), from shards in `root` (default: the run's).
+    additions: results, notes and transfers for the card. precision: "float16" halves the files. name: the short name in
+    an index. dry_run: nothing is written.
     """
     parse_destination(destination)
+    wanted = [Recalibration.parse(text) for text in recalibrate]
+    contents = run_contents(run_or_ckpt, which=which, domain=domain, with_heads=with_heads, alpha=interpolate)
+    if wanted:
+        contents = recalibrated(contents, wanted, root or shards_root(run_or_ckpt))
+    contents = replace(contents, training={**contents.training, **additions.to_training()})
+    return export(contents, destination, precision=precision, name=name, pages=additions.reports, dry_run=dry_run)
+
+
+def run_contents(
+    run_or_ckpt: str | Path, *, which: str = "best", domain: str | None = None, with_heads: bool, alpha: float = 1.0
+) -> Contents:
+    """Return what a run publishes, with theta0 + alpha (theta - theta0) for every weight and statistic of the backbone.
+
+    theta: the checkpoint's weights, the average where the run has an EMA. theta0: those before its first step, of every
+    stem and domain. 0: the start itself, 1: the trained weights themselves, which need no start. InputError for heads
+    with alpha below 1: they were trained on theta.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"--interpolate is {alpha:g}; it must be between 0 (the run's start) and 1 (trained)")
+    if with_heads and alpha < 1:
+        raise InputError(
+            f"--interpolate {alpha:g}: heads read the trained weights and know no others; leave --heads out, and train "
+            "heads on what is published"
+        )
     checkpoint = _find(Path(run_or_ckpt), which)
-    run_folder = checkpoint.path.parent.parent
     state = torch.load(checkpoint.state, map_location="cpu", weights_only=True)
-    cards = {name: DatasetCard.from_dict(card) for name, card in state["cards"].items()}
+    trained = _trained(checkpoint, state, domain=domain, with_heads=with_heads)
+    if alpha == 1:
+        return trained
+    run_folder, config = checkpoint.path.parent.parent, BackboneConfig(**state["backbone"])
+    start = start_of(run_folder, config, _cards_of(state), seed=seed_of(run_folder))
+    net, extra = split_domains(start, trained.training["domain"])
+    between = averaged([replace(trained, net=net, extra_tensors=extra), trained], [1 - alpha, alpha])
+    told = {"metrics": {}, "interpolation": {"alpha": alpha, "start": config.name}}  # the metrics are theta's
+    return replace(between, training={**trained.training, **told})
+
+
+def _trained(checkpoint: Checkpoint, state: Mapping[str, Any], *, domain: str | None, with_heads: bool) -> Contents:
+    run_folder, cards, config = checkpoint.path.parent.parent, _cards_of(state), BackboneConfig(**state["backbone"])
     domain = _domain_of(cards, domain)
-    config = BackboneConfig(**state["backbone"])
     module = load_module(run_folder, str(checkpoint.path)) if with_heads else None
     backbone = module.backbone if module else _backbone_of(config, cards, state)
     net, extra = split_domains(backbone, domain)
     _note_source(net, config, state)
     inputs = _inputs_of(run_folder, backbone, cards)
     heads, classes = _heads_of(module, net, domain, inputs)
-    return export(
-        net,
-        destination,
+    return Contents(
+        net=net,
         input_spec=inputs[domain],
         inputs={name: spec for name, spec in inputs.items() if name != domain},
         norm=config.norm,
@@ -77,12 +118,24 @@ def publish_run(
         classes=classes,
         heads=heads.described,
         head_tensors=heads.tensors,
-        precision=precision,
-        name=name,
-        pages=additions.reports,
-        dry_run=dry_run,
-        training={**_training_of(checkpoint, state), "domain": domain, **additions.to_training()},
+        training={**_training_of(checkpoint, state), "domain": domain},
     )
+
+
+def _cards_of(state: Mapping[str, Any]) -> dict[str, DatasetCard]:
+    return {name: DatasetCard.from_dict(card) for name, card in state["cards"].items()}
+
+
+def seed_of(run_folder: Path) -> int:
+    """Return the seed of a run. InputError for a checkpoint without its run."""
+    return int(read_run_config(run_folder).get("seed_everything") or 0)
+
+
+def shards_root(run_or_ckpt: str | Path) -> str:
+    """Return where a run's shards are. InputError for a checkpoint without its run."""
+    folder = Path(run_or_ckpt)
+    run_folder = folder if (folder / "checkpoints").is_dir() else folder.parent.parent
+    return str(read_run_config(run_folder)["data"]["root"])
 
 
 def _note_source(net: Any, config: BackboneConfig, state: Mapping[str, Any]) -> None:
@@ -117,12 +170,14 @@ def _heads_of(
 
 
 def _training_of(checkpoint: Checkpoint, state: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card says of the training: data, steps, metrics, cost."""
+    """What the card says of the training: data, steps, seed, metrics, cost."""
+    run_folder = checkpoint.path.parent.parent
     return {
         "data": _with_ancestors(list(state["cards"].values()), state),
         "steps": checkpoint.step,
+        **({"seed": seed_of(run_folder)} if (run_folder / CONFIG).is_file() else {}),
         "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
-        "cost": _cost(checkpoint.path.parent.parent, checkpoint),
+        "cost": _cost(run_folder, checkpoint),
     }
 
 
@@ -142,7 +197,7 @@ def _with_ancestors(cards: list[dict[str, Any]], state: Mapping[str, Any]) -> li
 
 def _samples_of(run_folder: Path) -> dict[str, Any]:
     """The sample settings of each dataset; empty for a checkpoint without its run."""
-    if not (run_folder / "config.yaml").is_file():
+    if not (run_folder / CONFIG).is_file():
         return {}
     datasets = read_run_config(run_folder)["data"]["datasets"]
     return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}

@@ -28,19 +28,22 @@ class PublishedHeads:
 def collect_heads(module: MultiTaskModule, inputs: Mapping[str, Mapping[str, Any]]) -> PublishedHeads:
     """Return the heads of a run. inputs: each dataset's input contract.
 
-    What a task of its own kind trains beside Heads stays with the run. InputError for a supervised task's head that is
-    none, and for one whose type is no plug-in: it could not be rebuilt.
+    Datasets that share a decoder have a head each, over the same tensors. What a task of its own kind trains beside
+    Heads stays with the run. InputError for a supervised task's head that is none, and for one whose type is no
+    plug-in: it could not be rebuilt.
     """
-    found = PublishedHeads()
+    found, stored = PublishedHeads(), dict[int, str]()
     for name, placed in placed_heads(module.tasks).items():
         if isinstance(placed.module, Head):
+            tensors = stored.setdefault(id(placed.module), name)
             found.described[name] = {
                 **_described(placed, placed.module),
                 "window": list(module.windows[placed.dataset]) if placed.dataset in module.windows else None,
                 "window_overlap": module.window_overlap,
                 "input": dict(inputs[placed.dataset]),
+                **({} if tensors == name else {"tensors": tensors}),
             }
-            found.tensors.update({f"{name}.{key}": value for key, value in placed.module.state_dict().items()})
+            found.tensors.update({f"{tensors}.{key}": value for key, value in placed.module.state_dict().items()})
         elif isinstance(module.tasks[placed.task], SupervisedTask):
             raise InputError(
                 f"--heads: the head of {name!r} is a {type(placed.module).__name__}; derive it from inflate3d.nn.Head, "
@@ -50,6 +53,7 @@ def collect_heads(module: MultiTaskModule, inputs: Mapping[str, Mapping[str, Any
 
 
 def _described(placed: PlacedHead, head: Head) -> dict[str, Any]:
+    own = () if placed.target is None or placed.label_names == placed.target.names else placed.label_names
     return {
         "type": head.type_name(),
         "task": placed.task,
@@ -57,6 +61,7 @@ def _described(placed: PlacedHead, head: Head) -> dict[str, Any]:
         "media": placed.card.media,
         "target": None if placed.target is None else placed.target.to_dict(),
         "head": head.describe(),
+        **({"label_names": list(own)} if own else {}),
     }
 
 

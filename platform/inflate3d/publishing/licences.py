@@ -1,4 +1,4 @@
-"""What the licences of weights allow, computed from the data's cards and the licence of the 2D source weights."""
+"""What the licences of weights allow, computed from the data's cards and the licence of the source weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def may_be_published(cards: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def commercial_use(
-    cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool
+    cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool, dimensions: str = "2D"
 ) -> tuple[bool, str]:
-    """Return (allowed, why): the most restrictive part decides, and unknown counts as no."""
+    """Return (allowed, why): the most restrictive part decides, and unknown counts as no. dimensions: of the source."""
     for card in cards:
         if card["commercial_use"] is not True:
             word = "unknown" if card["commercial_use"] is None else "not allowed"
             return False, f"{card['name']} ({card['licence']}): commercial use {word}"
     if has_source and (source_licence or "").lower() not in COMMERCIAL:
-        return False, f"the 2D source weights' licence is {source_licence or 'unknown'}"
-    return True, "every dataset and the 2D source weights allow it"
+        return False, f"the {dimensions} source weights' licence is {source_licence or 'unknown'}"
+    return True, f"every dataset and the {dimensions} source weights allow it"
 
 
 def hub_licence(cards: Iterable[Mapping[str, Any]], source_licence: str | None, *, has_source: bool) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.contracts import SPLITS
 from inflate3d.data.shards.findings import (
@@ -19,23 +18,21 @@ from inflate3d.data.shards.findings import (
     Finding,
     count_kinds,
     find_noticed,
+    known_words,
     sample_counts,
     save_noticed,
-    shown_classes,
 )
-from inflate3d.data.shards.manifest import Manifest
+from inflate3d.data.shards.glimpse import local_manifest, raw_sample
 from inflate3d.data.shards.own_files import REPORT_FILE
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.survey import INTENSITIES, Survey, survey_shards
-from inflate3d.errors import InputError
-from inflate3d.evaluation.pictures.pixels import OPACITY, tint
 from inflate3d.files import write_whole
-from inflate3d.remote.address import is_remote
+from inflate3d.reports.pages import MOST_TEXT, mask_colours, render_page
 from inflate3d.reports.thumbnails import draw_thumbnails
 
 MOST_NOTICED, MOST_OTHERS = 36, 24
 """Samples that are drawn: of those of which something was noticed, and of the rest."""
-_MOST_ROWS, _MOST_TEXT, _BINS = 20, 300, 32
+_MOST_ROWS, _BINS = 20, 32
 
 
 def write_report(folder: str | Path) -> list[Finding]:
@@ -43,10 +40,7 @@ def write_report(folder: str | Path) -> list[Finding]:
 
     InputError for a remote folder; BrokenSample where a shard is damaged.
     """
-    if is_remote(folder):
-        raise InputError(f"{folder}: a report is written beside the shards; copy them to a local folder")
-    folder = Path(folder)
-    manifest = Manifest.load(folder)
+    manifest, folder = local_manifest(folder), Path(folder)
     survey = survey_shards(folder, manifest)
     findings = find_noticed(folder, survey)
     save_noticed(folder, findings)
@@ -55,25 +49,19 @@ def write_report(folder: str | Path) -> list[Finding]:
 
 
 def _render(folder: Path, survey: Survey, findings: list[Finding]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     card, counts = survey.manifest.card, count_kinds(findings)
     kinds = [(kind, counts[kind], KINDS.get(kind, ""), [f for f in findings if f.kind == kind]) for kind in counts]
-    return environment.get_template("build_report.html.jinja").render(
+    return render_page(
+        "build_report.html.jinja",
         card=card,
         digest=survey.manifest.digest,
         count=len(survey),
         splits=[(s, survey.splits.count(s), len(survey.manifest.entries(s))) for s in SPLITS if s in survey.splits],
         kinds=kinds,
         most_rows=_MOST_ROWS,
-        most_text=_MOST_TEXT,
+        most_text=MOST_TEXT,
         classes=list(_classes(survey)),
-        colours=_colours(survey),
+        colours=mask_colours(card),
         figures=list(_figures(survey)),
         samples=list(_samples(folder, survey, findings)),
     )
@@ -86,16 +74,6 @@ def _classes(survey: Survey) -> Iterator[tuple[str, str, list[tuple[str, list[in
         values = {s: [v for v, own in zip(survey.told[name], survey.splits, strict=True) if own == s] for s in splits}
         tables = [sample_counts(target, values[s]) for s in splits]
         yield name, target.describe(), [(n, [table[n] for table in tables]) for n in target.names], splits
-
-
-def _colours(survey: Survey) -> list[tuple[str, str]]:
-    """Return (class, CSS colour) of the mask that is drawn."""
-    targets = [t for t in survey.manifest.card.targets.values() if t.per_voxel and t.names]
-    names = targets[0].names if targets else ()
-    rows: Any = tint(np.arange(len(names)))[1:, :3] if names else []
-    return [
-        (name, f"rgb({r:.0%} {g:.0%} {b:.0%} / {OPACITY})") for name, (r, g, b) in zip(names[1:], rows, strict=True)
-    ]
 
 
 def _figures(survey: Survey) -> Iterator[dict[str, Any]]:
@@ -122,15 +100,15 @@ def _samples(folder: Path, survey: Survey, findings: list[Finding]) -> Iterator[
     for n in _chosen(findings, number, len(survey)):
         key = survey.keys[n]
         members = reader.sample(*survey.places[n])
-        decoded = members.decode()
+        raw = raw_sample(members.decode(), list(members.members), survey.manifest.card)
         yield {
             "key": key,
             "split": survey.splits[n],
-            "known": _known(survey, n),
+            "known": known_words(survey.manifest.card, {name: told[n] for name, told in survey.told.items()}),
             "size": " x ".join(f"{v:g}" for v in survey.shape[n, 1:]),
             "spacing": " x ".join(f"{v:.4g}" for v in survey.spacing_mm[n]),
             "findings": told.get(key, []),
-            "thumbnails": draw_thumbnails(decoded, list(members.members), survey.manifest.card),
+            "thumbnails": draw_thumbnails(raw, survey.manifest.card),
         }
 
 
@@ -146,15 +124,3 @@ def _chosen(findings: Sequence[Finding], number: dict[str, int], count: int) -> 
     rest = [n for n in range(count) if n not in drawn]
     even = np.unique(np.linspace(0, len(rest) - 1, min(len(rest), MOST_OTHERS)).round().astype(int))
     return [*noticed, *(rest[i] for i in even)]
-
-
-def _known(survey: Survey, n: int) -> str:
-    """Return what is known of a sample in words: the classes it shows, or its values."""
-    words = []
-    for name, target in survey.manifest.card.targets.items():
-        value = survey.told[name][n]
-        shown = shown_classes(target, value) if target.names and value is not None else ()
-        ordered = ", ".join(label for label in target.names if label in shown)
-        plain = "none" if target.names else "one value a voxel" if target.per_voxel else str(value)
-        words.append(f"{name}: {ordered or ('not known' if value is None else plain)}")
-    return "; ".join(words)

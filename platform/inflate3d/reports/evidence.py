@@ -1,6 +1,6 @@
 """The evidence, from shards to reports, in one command: every study of a YAML document is a transfer.
 
-python -m inflate3d.reports.evidence [--file FILE] [--only STUDY ...] [--output DIR]
+python -m inflate3d.reports.evidence [--file FILE] [--only STUDY ...] [--minutes N] [--output DIR]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,26 @@ from inflate3d.models.publication.layout import CONFIG
 from inflate3d.reports import lite_weights
 
 STUDIES = Path(__file__).with_name("evidence.yaml")
+GOES_ON = 75  # exit code, as of a fit that was stopped: what is finished is kept, and the same command goes on
+
+
+class SittingOver(Exception):
+    """The time is up, and a pretraining is unfinished."""
+
+
+class Sitting:
+    """The time that a call may take; None: as long as it takes."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self._ends = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds until it ends, at least 0; None where it does not."""
+        return None if self._ends is None else max(self._ends - time.monotonic(), 0.0)
+
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return self.seconds_left() == 0
 
 
 def run_study(
@@ -40,11 +61,15 @@ def run_study(
     *,
     seeds: Sequence[int] | None = None,
     only_arms: Sequence[str] | None = None,
+    sitting: Sitting | None = None,
 ) -> dict[str, Any]:
     """Build and pretrain what is missing, run one study of the document into output/name, and return its result.
 
     seeds, only_arms: a part of the study, for a smaller budget; finished cells count when more are requested later.
+    sitting: when it ends, the current cell is finished, and the result is that of the finished ones; SittingOver where
+    a pretraining is unfinished.
     """
+    sitting = sitting or Sitting()
     study = document["studies"][name]
     protocol = Protocol.from_dict({**study["protocol"], **({} if seeds is None else {"seeds": seeds})})
     folder = Path(document["root"]) / protocol.dataset
@@ -58,9 +83,9 @@ def run_study(
         arms = []
         for arm in study["arms"] if only_arms is None else [arm for arm in study["arms"] if arm in only_arms]:
             pretraining = document["arms"].get(arm, {}).get("pretraining")
-            runs = pretrain(document, pretraining, output) if pretraining else []
+            runs = pretrain(document, pretraining, output, sitting=sitting) if pretraining else []
             arms.append(study_arm(document, arm, target.card, runs=runs))
-    return run_transfer(arms, target, Path(output) / name, report=printed(target.metric))
+    return run_transfer(arms, target, Path(output) / name, report=printed(target.metric), is_over=sitting.is_over)
 
 
 def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> list[Arm]:
@@ -79,8 +104,11 @@ def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> lis
     return arms_for(list(study["models"]), card, pretrained=files, **{**document["backbone"], **study["backbone"]})
 
 
-def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list[str]:
-    """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is unfinished."""
+def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitting: Sitting) -> list[str]:
+    """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is unfinished.
+
+    SittingOver when the time is up first; a training ends after a step, saved, and goes on the next time.
+    """
     pretrainings = document.get("pretraining", {})
     if name not in pretrainings:
         raise unknown_name("pretraining", name, pretrainings, where="arms")
@@ -98,11 +126,33 @@ def pretrain(document: Mapping[str, Any], name: str, output: str | Path) -> list
             "pictures": False,
             **pretrainings[name].get("options", {}),
         }
-        given = [part for key, value in options.items() for part in (f"--{key}", yaml.safe_dump(value).split("\n")[0])]
+        given = [part for key, value in options.items() for part in (f"--{key}", _on_one_line(value))]
         print(f"pretraining {name}, seed {seed}", flush=True)
         command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", pretrainings[name]["config"], *given]
-        subprocess.run(command, check=True)
+        fit_within(command, sitting)
     return addresses
+
+
+def fit_within(command: Sequence[str], sitting: Sitting) -> None:
+    """Run a fit, and when the time is up stop it as a cluster would: it saves itself. SittingOver if it is unfinished.
+
+    CalledProcessError if it fails.
+    """
+    if sitting.is_over():
+        raise SittingOver
+    with subprocess.Popen(command) as fit:
+        try:
+            code = fit.wait(sitting.seconds_left())
+        except subprocess.TimeoutExpired:
+            fit.terminate()
+            fit.wait()
+            raise SittingOver from None
+    if code:
+        raise subprocess.CalledProcessError(code, list(command))
+
+
+def _on_one_line(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).split("\n")[0]
 
 
 def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs: Sequence[str] = ()) -> Arm:
@@ -138,9 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="STUDY", help="default: every study of the document")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="default: those of each study")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: those of each study")
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="end after the cell or training step of then; the same goes on"
+    )
     parser.add_argument("--root", metavar="DIR", help="folder of shards, instead of the document's")
     parser.add_argument("--output", default="runs/evidence", metavar="DIR", help="default: runs/evidence")
     args = parser.parse_args(arguments)
+    sitting = Sitting(args.minutes)
     try:
         document = yaml.safe_load(Path(args.file).read_text(encoding="utf-8"))
         document["root"] = args.root or document["root"]
@@ -148,11 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name not in document["studies"]:
                 raise unknown_name("study", name, document["studies"], where="--only")
             print(f"study {name}", flush=True)
-            run_study(document, name, args.output, seeds=args.seeds, only_arms=args.arms)
+            result = run_study(document, name, args.output, seeds=args.seeds, only_arms=args.arms, sitting=sitting)
             write_overview(document["studies"], args.output)
+            if result["cells"]["finished"] < result["cells"]["of"]:
+                raise SittingOver
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
+    except SittingOver:
+        print(f"{args.minutes:g} minutes are over; what is finished is in {args.output}. The same command goes on")
+        return GOES_ON
     except subprocess.CalledProcessError as fault:  # the error is printed above
         return fault.returncode
     print(f"report: {Path(args.output) / REPORT}, of each study: {args.output}/*/{REPORT}")

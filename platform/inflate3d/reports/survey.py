@@ -26,6 +26,7 @@ from rich.progress import track
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from inflate3d.contracts import zoo_names
 from inflate3d.inflation.mixing import base_name
 from inflate3d.models.architectures import COLUMNS, TABLE, Architecture
 from inflate3d.models.create import create_model
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("build/architectures.jsonl"))
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one per core")
     args = parser.parse_args()
-    names = list_models()
+    names = [name for name in list_models() if name not in zoo_names()]
     found = load_rows(args.rows)
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     waiting = [name for name in names if name not in found]

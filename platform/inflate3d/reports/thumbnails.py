@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from matplotlib.image import imsave
 
 from inflate3d.contracts import DatasetCard, Plane, RawSample, medium_of
-from inflate3d.data.shards.members import byte_members
 from inflate3d.evaluation.pictures.pixels import stretch, tint
 
 MOST_PLANES = 4
@@ -33,22 +31,18 @@ class Thumbnail:
     height: int
 
 
-def draw_thumbnails(members: Mapping[str, Any], suffixes: list[str], card: DatasetCard) -> list[Thumbnail]:
-    """Return up to four pictures of a decoded sample: slices along each axis, frames. In chunks: reads those alone.
+def draw_thumbnails(raw: RawSample, card: DatasetCard, image: Any = None) -> list[Thumbnail]:
+    """Return up to four pictures of a stored sample: slices along each axis, frames. In chunks: reads those alone.
 
-    suffixes: of the members in the shard.
+    image: what its medium shows of it (`raw_image` of MOST_PLANES), where that is at hand.
     """
-    medium, record = medium_of(card), members["json"]
-    suffix = next((s for s in suffixes if s in byte_members()), "none")
-    raw = RawSample(members.get("image"), members.get("video"), suffix)
-    image = medium.raw_image(raw, MOST_PLANES)
-    masks = [name for name, t in card.targets.items() if t.per_voxel and t.names and name in members]
-    mask = np.asarray(members[masks[0]]) if masks else None
-    spacing_mm = tuple(record.get("spacing_mm") or (1.0, 1.0, 1.0))
-    # More are asked for: maxima, which would read the whole image, are left out.
-    planes = medium.planes(image, 2 * MOST_PLANES, spacing_mm=spacing_mm, mask_DHW=mask)  # type: ignore[arg-type]
-    shown = list(dict.fromkeys(plane for plane in planes if plane.index is not None))
-    return [_draw(image, mask, plane) for plane in shown[:MOST_PLANES]]
+    medium = medium_of(card)
+    image = medium.raw_image(raw, MOST_PLANES) if image is None else image
+    own = (raw.targets.get(name) for name, t in card.targets.items() if t.per_voxel and t.names)
+    mask = next((np.asarray(value) for value in own if value is not None), None)
+    spacing_mm = raw.spacing_mm or (1.0, 1.0, 1.0)
+    planes = medium.planes(image, MOST_PLANES, spacing_mm=spacing_mm, mask_DHW=mask, maxima=False)
+    return [_draw(image, mask, plane) for plane in planes]
 
 
 def _draw(image: Any, mask: np.ndarray | None, plane: Plane) -> Thumbnail:

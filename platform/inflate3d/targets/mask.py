@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -107,3 +108,44 @@ class MaskTarget(AbstractTarget):
         """The logarithms of the classes' frequencies, (B, K, D, H, W)."""
         logits = ((tally + 1) / (tally + 1).sum()).log().float()
         return logits.view(1, -1, *[1] * (like.ndim - 1)).expand(len(like), -1, *like.shape[1:])
+
+
+MOST_CLASSES = 256
+"""Label maps are uint8."""
+
+
+def united(targets: Mapping[str, MaskTarget]) -> dict[str, MaskTarget]:
+    """Return each dataset's target over the classes of all, in the order in which they first appear.
+
+    targets: by dataset. Classes of one name are one class; one that a dataset does not name was not looked for in it.
+    Index 0 is the background of all, under the first one's name. InputError where two datasets spell a name unlike
+    ("Left Kidney", "left_kidney"), where one's class is another's background, and beyond 256 classes.
+    """
+    names = list(dict.fromkeys(name for target in targets.values() for name in target.names[1:]))
+    _refuse_lookalikes(targets)
+    for dataset, target in targets.items():
+        if target.names[0] in names:
+            raise InputError(f"{target.names[0]!r} is the background of {dataset}, and a class of another dataset")
+    whole = (next(iter(targets.values())).names[0], *names)
+    if len(whole) > MOST_CLASSES:
+        raise InputError(f"{len(whole)} classes together; one decoder tells at most {MOST_CLASSES} apart")
+    found = {}
+    for dataset, target in targets.items():
+        looked = {name for i, name in enumerate(target.names) if i not in target.unannotated}
+        annotated = (whole[0], *(name for name in names if name in looked))
+        found[dataset] = MaskTarget(whole, () if len(annotated) == len(whole) else annotated)
+    return found
+
+
+def _refuse_lookalikes(targets: Mapping[str, MaskTarget]) -> None:
+    """Refuse names of two datasets that differ in case, blanks and punctuation alone: one class, or two?"""
+    first: dict[str, tuple[str, str]] = {}
+    for dataset, target in targets.items():
+        for name in target.names[1:]:
+            before, other = first.setdefault(re.sub(r"[\W_]+", "", name).casefold() or name, (dataset, name))
+            if name not in targets[before].names:
+                raise InputError(
+                    f"{other!r} of {before} and {name!r} of {dataset} differ in their spelling alone. Give them one "
+                    "name where they are one class, unlike ones where they are two: "
+                    f"data.datasets.{dataset}.targets, {{mask: {{names: [...]}}}}"
+                )

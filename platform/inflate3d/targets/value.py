@@ -73,8 +73,9 @@ class ValueTarget(AbstractTarget):
 
     def describe(self) -> str:
         """The unit and the bounds."""
-        bounds = f" from {self.low:g} to {self.high:g}" if math.isfinite(self.low) or math.isfinite(self.high) else ""
-        return f"a number in {self.unit or 'no unit'}{bounds}"
+        low = f" from {self.low:g}" if math.isfinite(self.low) else ""
+        high = f" to {self.high:g}" if math.isfinite(self.high) else ""
+        return f"a number in {self.unit or 'no unit'}{low}{high}"
 
     def show(self, value: Tensor) -> str:
         """The number and its unit."""

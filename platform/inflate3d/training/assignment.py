@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlacedHead:
-    """One head: a task's module that serves one dataset. target: what it answers for; None: no target."""
+    """One head: a task's module that serves one dataset.
+
+    target: what it answers for; None: no target. label_names: what the dataset's own labels are of its names.
+    """
 
     task: str
     dataset: str
     card: DatasetCard
     target: AbstractTarget | None
     module: nn.Module
+    label_names: tuple[str, ...] = ()
 
 
 def tasks_of(tasks: Mapping[str, AbstractTask]) -> dict[str, list[str]]:
@@ -35,9 +39,9 @@ def tasks_of(tasks: Mapping[str, AbstractTask]) -> dict[str, list[str]]:
 def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
     """Return every head by its name: that of its dataset where it is the only one, else <dataset>-<task>.
 
-    Modules that are not named after a dataset are no heads. Building comes first.
+    Modules that answer for no dataset are no heads; one may answer for several. Building comes first.
     """
-    held = {d: [n for n in names if d in tasks[n].modules()] for d, names in tasks_of(tasks).items()}
+    held = {d: [n for n in names if tasks[n].head_of(d) is not None] for d, names in tasks_of(tasks).items()}
     return {
         (dataset if len(names) == 1 else f"{dataset}-{name}"): _placed(name, tasks[name], dataset)
         for dataset, names in held.items()
@@ -46,5 +50,9 @@ def placed_heads(tasks: Mapping[str, AbstractTask]) -> dict[str, PlacedHead]:
 
 
 def _placed(name: str, task: AbstractTask, dataset: str) -> PlacedHead:
-    target = task.target_of(dataset) if dataset in task.target_names else None
-    return PlacedHead(name, dataset, task.cards[dataset], target, task.modules()[dataset])
+    has_target = dataset in task.target_names
+    target = task.target_of(dataset) if has_target else None
+    label_names = task.label_names(dataset) if has_target else ()
+    module = task.head_of(dataset)
+    assert module is not None, f"{name} has no head for {dataset}"
+    return PlacedHead(name, dataset, task.cards[dataset], target, module, label_names)

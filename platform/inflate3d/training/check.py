@@ -49,6 +49,19 @@ def check_run(
     return found + unused_datasets([dataset for task in tasks.values() for dataset in task.datasets], cards)
 
 
+def bind_tasks(tasks: Mapping[str, AbstractTask], cards: Mapping[str, DatasetCard]) -> None:
+    """Give each task the cards of its datasets; InputError says where they do not go together."""
+    for name, task in tasks.items():
+        try:
+            task.bind(cards)
+        except InputError as fault:
+            raise InputError(str(Problem(_where(name), str(fault)))) from fault
+
+
+def _where(task: str) -> tuple[str, ...]:
+    return ("model", "tasks", task, "init_args", "datasets")
+
+
 def task_problems(
     name: str, needs: Needs, datasets: Sequence[str] | Mapping[str, str], cards: Mapping[str, DatasetCard]
 ) -> list[Problem]:
@@ -62,7 +75,7 @@ def task_problems(
             given = named.get(dataset)
             fit_target(needs.title, dataset, cards[dataset], media=needs.media, target=needs.target, given=given)
         except InputError as fault:
-            found.append(Problem(("model", "tasks", name, "init_args", "datasets"), str(fault)))
+            found.append(Problem(_where(name), str(fault)))
     return found
 
 

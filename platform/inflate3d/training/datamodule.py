@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from inflate3d.contracts import Split
+from inflate3d.contracts import DatasetCard, Split
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import GB, ShardCache
@@ -53,6 +53,7 @@ class DatasetConfig:
     build: {class_path, init_args} of the dataset class that makes the shards where there are none; for videos also
     `encode: {gop: 12, short_side: 128}`, which encodes them anew so that clips are reached fast (docs/data.md).
     eval_batch_size: default batch_size, but 1 where evaluation sees whole volumes, which differ in shape.
+    targets: what is to be taken otherwise of the card's targets, {mask: {annotated: [liver]}} (DatasetCard.restated).
     max_eval_samples: evenly spaced ones of the split. group: its group in data.groups, where it is in one.
     """
 
@@ -62,6 +63,7 @@ class DatasetConfig:
     augment: str | list[dict[str, Any]] | None = None
     views: dict[str, dict[str, Any]] | None = None
     build: dict[str, Any] | None = None
+    targets: dict[str, dict[str, Any]] | None = None
     eval_batch_size: int | None = None
     max_eval_samples: int | None = None
     group: str | None = None
@@ -165,8 +167,15 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
-        """The manifest of each dataset. Raises InputError that names the build command where there is none."""
-        return {name: Manifest.load(self.shards_of(name)) for name in self.datasets}
+        """The manifest of each dataset, with its card as the config restates it.
+
+        Raises InputError that names the build command where there is none.
+        """
+        loaded = {name: Manifest.load(self.shards_of(name)) for name in self.datasets}
+        return {name: replace(m, card=self._restated(name, m.card)) for name, m in loaded.items()}
+
+    def _restated(self, name: str, card: DatasetCard) -> DatasetCard:
+        return card.restated(self.datasets[name].targets or {}, where=f"data.datasets.{name}.targets")
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -314,7 +323,7 @@ class DataModule(pl.LightningDataModule):
             name=name,
             reader=ShardReader(self.shards_of(name), manifest, split, self.cache),
             order=SampleOrder(
-                [entry.samples for entry in manifest.entries(split)],
+                manifest.entries(split).samples,
                 mix(self.seed, "order", name),
                 window_shards=self.window_shards,
             ),

@@ -14,6 +14,7 @@ from inflate3d.training.run.record import RunRecord
 from inflate3d.training.run.state import RunState
 from inflate3d.training.run.step_record import StepRecord
 from inflate3d.training.steering.first_batches import FirstBatches
+from inflate3d.training.steering.score_watch import ScoreWatch
 from inflate3d.training.steering.stop import StopOnSignal
 
 
@@ -45,6 +46,7 @@ def default_callbacks() -> list[pl.Callback]:
         RunRecord(),
         RunProgress(),
         RunState(),
+        ScoreWatch(),
         StopOnSignal(),
         CheckpointWriter(),
     ]

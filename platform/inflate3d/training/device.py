@@ -42,6 +42,11 @@ class DeviceDefaults(pl.Callback):
         if chosen and trainer.is_global_zero:
             log.info("on this device: %s", "; ".join(chosen))
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Lay what the optimiser has kept as the weights lie: a checkpoint may come from another device."""
+        for optimizer in trainer.optimizers if trainer.strategy.root_device.type == "cuda" else ():
+            lay_state_as_weights(optimizer)
+
 
 def cuda_defaults(trainer: Any) -> list[str]:
     """Set what CUDA takes by default, and return a phrase for each."""

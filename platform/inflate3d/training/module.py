@@ -13,15 +13,15 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from inflate3d.contracts import AbstractTask, DatasetCard, Features, Prediction
+from inflate3d.contracts import AbstractTask, DatasetCard, Exhibit, Features, Prediction
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import NetInput
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.assignment import placed_heads, tasks_of
-from inflate3d.training.check import check_run
-from inflate3d.training.device import channels_last, lay_state_as_weights
+from inflate3d.training.check import bind_tasks, check_run
+from inflate3d.training.device import channels_last
 from inflate3d.training.frozen import FrozenModules
 from inflate3d.training.idle import idle_loss, unused_loss
 from inflate3d.training.optim import (
@@ -134,13 +134,13 @@ class MultiTaskModule(pl.LightningModule):
         for problem in check_run(self.tasks, cards, loss_weighting=self.loss_weighting):
             raise InputError(str(problem))
         self.cards = {name: cards[name] for name in self.tasks_of}
+        bind_tasks(self.tasks, self.cards)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(self.seed, "weights"))
             self.backbone = Backbone(self.backbone_config.resolved(self.net_inputs))
             self.backbone.setup_domains(self.cards)
             self.heads = nn.ModuleDict()
             for name, task in self.tasks.items():
-                task.bind(self.cards)
                 task.build(self.backbone)
                 self.heads[name] = nn.ModuleDict(task.modules())
             self.frozen = FrozenModules(self.tasks)
@@ -160,12 +160,7 @@ class MultiTaskModule(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Take the first step at the schedule of this very run: a checkpoint holds the rate of the one before.
-
-        What the optimiser has kept may come from another device, where weights lie otherwise.
-        """
-        for optimizer in self.trainer.optimizers if self.device.type == "cuda" else ():
-            lay_state_as_weights(optimizer)
+        """Take the first step at the schedule of this very run: a checkpoint holds the rate of the one before."""
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
             for group, base, factor in zip(
@@ -326,20 +321,25 @@ class MultiTaskModule(pl.LightningModule):
         """Update what is measured of the batch's tasks."""
         for name in self.tasks_of[batch.dataset]:
             if self.scores.has_metrics(name, batch.dataset):
-                value = batch.targets.get(self.tasks[name].target_names.get(batch.dataset, ""))
+                value = self.tasks[name].value(batch)
                 self.scores.update(name, batch.dataset, self.predict(batch, name).tensor, value)
             if self.scores.has_step(name, batch.dataset):
-                self.scores.add_step(name, batch.dataset, self._held_out_step(name, batch), len(batch))
+                values = self._held_out(name, batch, self.tasks[name].step)
+                self.scores.add_step(name, batch.dataset, values, len(batch))
             self.scores.count(name, batch.dataset, len(batch))
 
-    def _held_out_step(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        """Return what a task's step gives, its draws a function of the samples alone."""
+    def show(self, batch: Batch, task: str) -> list[Exhibit]:
+        """Return what a person sees of a task on each sample, drawn as on held-out data; called as `predict` is."""
+        return self._held_out(task, batch, self.tasks[task].show)
+
+    def _held_out(self, name: str, batch: Batch, ask: Callable[..., Any]) -> Any:
+        """Return what a task's step, or what shows it, gives, its draws a function of the samples alone."""
         if (windows := self._windows(batch.dataset)) is not None:
             batch = windows.centre(batch, self.cards[batch.dataset])
         seed = mix(self.seed, "held out", name, *batch.keys)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.tasks[name].step(StepEncoder(self.backbone), batch, seed=seed)
+            return ask(StepEncoder(self.backbone), batch, seed=seed)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update what is measured of the batch's tasks."""

@@ -24,10 +24,9 @@ def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, s
     The last layer is taken where the classes have the same names in the same order, and stays fresh otherwise; the log
     tells which. InputError for an unknown name, a head of another type or shape, or a backbone that is not published.
     """
+    _check_names(heads, wanted)
     for name, published in wanted.items():
         where = f"model.start_heads.{name}"
-        if name not in heads:
-            raise unknown_name("head", name, heads, where="model.start_heads")
         folder = published_folder(backbone.name) if backbone.pretrained else None
         if folder is None:
             raise InputError(
@@ -42,7 +41,7 @@ def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, s
         if type(head) is not theirs:
             raise InputError(f"{where}: {published!r} is a {theirs.__name__}, the task's head a {type(head).__name__}")
         assert isinstance(head, Head)
-        state = head_tensors(folder, published, check_directory(folder))
+        state = head_tensors(folder, published, described[published], check_directory(folder))
         own, same = head.state_dict(), _answers_alike(target, heads[name].target)
         taken = {key: value for key, value in state.items() if same or not key.startswith(theirs.last_layer)}
         odd = [key for key, value in taken.items() if key not in own or own[key].shape != value.shape]
@@ -53,6 +52,16 @@ def take_published_heads(heads: Mapping[str, PlacedHead], wanted: Mapping[str, s
         head.load_state_dict({**own, **taken})
         rest = "" if same else f"; {others}, so the last layer is fresh"
         _log.warning("%s: begins as %r of %s%s", where, published, backbone.name, rest)
+
+
+def _check_names(heads: Mapping[str, PlacedHead], wanted: Mapping[str, str]) -> None:
+    """Refuse names of no head, and two of one that datasets share."""
+    begun: dict[int, str] = {}
+    for name in wanted:
+        if name not in heads:
+            raise unknown_name("head", name, heads, where="model.start_heads")
+        if (other := begun.setdefault(id(heads[name].module), name)) != name:
+            raise InputError(f"model.start_heads.{name}: {other} and {name} share one head; name one of them")
 
 
 def _answers_alike(one: AbstractTarget | None, other: AbstractTarget | None) -> bool:

@@ -1,4 +1,4 @@
-"""Scenes: solids and organ shapes in one volume, with the label and the number of each object.
+"""Scenes: solids and organ shapes in one volume, with the label of each object.
 
 After randomised synthesis of anatomy from shapes (anatomix: Dey et al., arXiv:2411.02372).
 """
@@ -12,8 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inflate3d.data.formula.rendering import Shape, scan, smooth_noise
-from inflate3d.data.formula.solids import Solid, draw_turn, occupancy, vary
+from inflate3d.data.formula.rendering import Shape, blur, scan, smooth_noise
+from inflate3d.data.formula.solids import Solid, draw_turn
+
+Box = tuple[slice, slice, slice]
+_BEND = 0.1  # of the radius
+_SMALLER = 1.1  # so that what is bent and stretched stays in its box
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,51 @@ class Scene:
     labels: (D, H, W) uint8, the class of what lies on top; 0 is the background.
     """
 
-    filled: list[tuple[np.ndarray, tuple[slice, slice, slice]]]
+    filled: list[tuple[np.ndarray, Box]]
     labels: np.ndarray
 
 
-def draw_scene(solids: Sequence[Solid], organs: Sequence[np.ndarray], shape: Shape, draw: np.random.Generator) -> Scene:
-    """Draw 8 to 20 objects, each an instance of a solid or a warped organ (D, H, W) bool. Classes: solids, organs."""
+def form_of_solid(solid: Solid, edge: int) -> np.ndarray:
+    """Return a form, (edge, edge, edge) float32: how many cells about each cell is outside a shape, negative inside.
+
+    The ball that holds the solid touches the cube's faces.
+    """
+    middle, reach = solid.sphere()
+    axis = np.linspace(-1, 1, edge, dtype=np.float32) * np.float32(reach)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")).reshape(3, -1) + middle[:, None]
+    return _closed(solid.distance(points).reshape(edge, edge, edge) * ((edge - 1) / 2 / reach))
+
+
+def form_of_organ(organ_DHW: np.ndarray, edge: int) -> np.ndarray:
+    """Return the form of an organ (D, H, W) bool, which fills the cube along its longest axis."""
+    longest = max(organ_DHW.shape)
+    mask = organ_DHW
+    for axis, n in enumerate(organ_DHW.shape):
+        places = np.rint((n - 1) / 2 + np.linspace(-0.5, 0.5, edge) * (longest - 1)).astype(int)
+        is_known = ((places >= 0) & (places < n)).reshape([-1 if i == axis else 1 for i in range(3)])
+        mask = mask.take(np.clip(places, 0, n - 1), axis) & is_known
+    # At a flat border a blurred step falls by 1 / (sqrt(2 pi) sigma) a cell.
+    return _closed((0.5 - blur(mask.astype(np.float32), sigma=0.7)) * (np.sqrt(2 * np.pi) * 0.7))
+
+
+def _closed(form: np.ndarray) -> np.ndarray:
+    form = form.astype(np.float32)
+    for axis in range(3):
+        for face in (0, -1):
+            form[(slice(None),) * axis + (face,)] = len(form)
+    return form
+
+
+def draw_scene(forms: Sequence[np.ndarray], shape: Shape, draw: np.random.Generator) -> Scene:
+    """Draw 8 to 20 objects, each a form that is turned, stretched, bent and perhaps hollow. Classes: those of forms."""
     labels, filled = np.zeros(shape, np.uint8), []
     for _ in range(int(draw.integers(8, 21))):
-        kind = int(draw.integers(len(solids) + len(organs)))
+        kind = int(draw.integers(len(forms)))
         middle = draw.uniform(0, 1, 3) * (np.array(shape) - 1)
         radius = min(shape) * float(draw.uniform(0.15, 0.45))
-        if kind < len(solids):
-            solid = vary(solids[kind], draw, hollow=0.1)
-            part, box = occupancy(solid, shape, middle=middle, radius=radius, turn=draw_turn(draw))
-        else:
-            part, box = _place(organs[kind - len(solids)], shape, middle=middle, radius=radius, draw=draw)
+        part, box = place(forms[kind], shape, middle=middle, radius=radius, draw=draw)
         filled.append((part, box))
-        labels[box][part > 0.5] = kind + 1
+        np.copyto(labels[box], np.uint8(kind + 1), where=part > 0.5)
     return Scene(filled, labels)
 
 
@@ -53,29 +84,51 @@ def render(scene: Scene, draw: np.random.Generator) -> np.ndarray:
     texture = smooth_noise(shape, draw, cells=int(draw.integers(4, 12)))
     image = np.full(shape, draw.uniform(0, 1), np.float32) + float(draw.uniform(0, 0.1)) * texture
     for part, box in scene.filled:
-        own = draw.uniform(0, 1) + float(draw.uniform(-0.1, 0.1)) * texture[box]
-        image[box] += part * (own - image[box])
+        behind = image[box]
+        change = float(draw.uniform(-0.1, 0.1)) * texture[box]
+        change += draw.uniform(0, 1)
+        change -= behind
+        change *= part
+        behind += change
     return scan(image, draw)
 
 
-def _place(
-    organ_DHW: np.ndarray, shape: Shape, *, middle: np.ndarray, radius: float, draw: np.random.Generator
-) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
-    """Return an organ turned, stretched and bent, sampled to the nearest voxel, as `occupancy` does for solids."""
+def place(
+    form: np.ndarray, shape: Shape, *, middle: np.ndarray, radius: float, draw: np.random.Generator
+) -> tuple[np.ndarray, Box]:
+    """Return how much of each voxel an object fills, float32 in 0..1, in the box of the grid that can hold it.
+
+    middle: (z, y, x) in voxels; radius: in voxels. Each voxel takes the nearest cell of the form.
+    """
     low = np.clip(np.floor(middle - radius).astype(int), 0, None)
     high = np.minimum(np.ceil(middle + radius + 1).astype(int), shape)
-    box = tuple(slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))
-    sizes = [s.stop - s.start for s in box]
-    if min(sizes) == 0:
-        return np.zeros(sizes, np.float32), box  # type: ignore[return-value]
-    axes = [np.arange(s.start, s.stop, dtype=np.float32) - m for s, m in zip(box, middle, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij")) / radius
-    # Bent: each coordinate moves with a wave of the next.
-    waves = np.sin(2.5 * points[[1, 2, 0]] + draw.uniform(0, 2 * np.pi, (3, 1, 1, 1)).astype(np.float32))
-    stretch = np.exp(draw.normal(0, 0.15, 3)).astype(np.float32)
-    own = (stretch[:, None] * draw_turn(draw)) @ (points + np.float32(0.15) * waves).reshape(3, -1)
-    half = (np.array(organ_DHW.shape, np.float32) - 1) / 2
-    place = np.rint(half[:, None] + own * half.max()).astype(int).reshape(3, *sizes)
-    inside = np.logical_and.reduce([(p >= 0) & (p < n) for p, n in zip(place, organ_DHW.shape, strict=True)])
-    z, y, x = (np.clip(p, 0, n - 1) for p, n in zip(place, organ_DHW.shape, strict=True))
-    return (organ_DHW[z, y, x] & inside).astype(np.float32), box  # type: ignore[return-value]
+    box: Box = tuple(slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))  # type: ignore[assignment]
+    edge, half = len(form), (len(form) - 1) / 2
+    stretch = np.exp(draw.normal(0, 0.15, 3))
+    stretch *= _SMALLER / stretch.min()
+    turn = (half * stretch[:, None] * draw_turn(draw)).astype(np.float32)
+    bent = _bent([(np.arange(s.start, s.stop) - m) / radius for s, m in zip(box, middle, strict=True)], draw)
+    nearest = np.zeros((1, 1, 1), np.int32)
+    for row in turn:
+        cell = row[0] * bent[0] + row[1] * bent[1]
+        cell += row[2] * bent[2] + np.float32(half + 0.5)
+        # np.clip takes longer to look at its arguments than to reckon.
+        np.minimum(np.maximum(cell, np.float32(0), out=cell), np.float32(edge - 1), out=cell)
+        nearest = nearest * edge + cell.astype(np.int32)
+    outside = form.ravel().take(nearest)
+    if draw.random() < 0.1:
+        wall = np.float32(draw.uniform(0.1, 0.2) * half)
+        outside = np.abs(outside + wall / 2) - wall / 2
+    outside *= np.float32(-radius / (half * float(stretch.mean())))
+    outside += np.float32(0.5)
+    return np.minimum(np.maximum(outside, np.float32(0), out=outside), np.float32(1), out=outside), box
+
+
+def _bent(axes: Sequence[np.ndarray], draw: np.random.Generator) -> list[np.ndarray]:
+    """Return the coordinates of a grid, each moved with a wave of the next: every one is the same along one axis."""
+    found = []
+    for i, phase in enumerate(draw.uniform(0, 2 * np.pi, 3)):
+        own, following = ([-1 if j == k % 3 else 1 for j in range(3)] for k in (i, i + 1))
+        wave = _BEND * np.sin(2.5 * axes[(i + 1) % 3] + phase)
+        found.append((axes[i].reshape(own) + wave.reshape(following)).astype(np.float32))
+    return found

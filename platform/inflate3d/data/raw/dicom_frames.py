@@ -31,7 +31,8 @@ class Frame:
 
     position_mm: centre of the first pixel (0020,0032). row, column: unit vectors along growing column and row index
     (0020,0037). spacing_mm: between rows, between columns (0028,0030). thickness_mm: (0018,0050), None if not stated.
-    slope, intercept: (0028,1053), (0028,1052). unit: (0028,1054) or (0054,1001), "" if not stated.
+    slope, intercept: (0028,1053), (0028,1052). unit: (0028,1054), (0054,1001) or that of a table (0028,3004), "" if not
+    stated.
     """
 
     file: Path
@@ -87,9 +88,10 @@ def _refuse_other_kinds(header: Dataset, file: Path) -> None:
             f"{file}: is in colour ({photometric}, {samples} samples a pixel); allowed: MONOCHROME1 and MONOCHROME2. "
             "Leave colour captures out of the series"
         )
-    if "ModalityLUTSequence" in header:
+    if header.get("ModalityLUTSequence") and "RescaleSlope" in header:
         raise InputError(
-            f"{file}: its values are those of a table (0028,3000), not of slope and intercept; convert it to NIfTI"
+            f"{file}: states a table of values (0028,3000) and a rescale slope (0028,1053) too, where one is allowed "
+            "(PS3.3 C.11.1); delete the wrong one"
         )
     if "MOSAIC" in [str(word).upper() for word in _many(header.get("ImageType"))]:
         raise InputError(f"{file}: is a mosaic, many slices in one picture; convert the series by dcm2niix")
@@ -135,7 +137,7 @@ def _frame(file: Path, index: int, sources: Sequence[Dataset]) -> Frame:
         raise InputError(f"{file}: PixelSpacing (0028,0030) is {find('PixelSpacing')}; expected two sizes in mm")
     row, column = _directions(orientation, file)
     thickness = find("SliceThickness")
-    slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
+    slope, intercept, table = find("RescaleSlope"), find("RescaleIntercept"), find("ModalityLUTSequence")
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     if not all(map(math.isfinite, scale)) or scale[0] == 0:
         raise InputError(f"{file}: rescale slope {slope} and intercept {intercept} give no values; fix the header")
@@ -151,7 +153,7 @@ def _frame(file: Path, index: int, sources: Sequence[Dataset]) -> Frame:
         thickness_mm=None if thickness is None else abs(float(thickness)) or None,
         slope=scale[0],
         intercept=scale[1],
-        unit=str(find("RescaleType") or find("Units") or ""),
+        unit=str(find("RescaleType") or find("Units") or (table[0].get("ModalityLUTType") if table else None) or ""),
         is_inverted=find("PhotometricInterpretation") == "MONOCHROME1",
         place=str(find("FrameOfReferenceUID") or ""),
         traits={name: str(value) for name in _TRAITS if (value := find(name)) is not None},

@@ -1,9 +1,10 @@
-"""The stored numbers of DICOM frames, whatever their transfer syntax."""
+"""The stored numbers of DICOM frames, whatever their transfer syntax, through the table of values that a file has."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 def stored_numbers(frames: Sequence[Frame]) -> np.ndarray:
     """Return (X, Y, Z, 1): the numbers of the frames in their order, before rescale, in one type that holds all.
 
-    InputError names a file whose pixels are missing, cut short or in a syntax without a decoder.
+    Where a file has a Modality LUT (PS3.3 C.11.1.1), numbers are its entries. InputError names a file whose pixels are
+    missing, cut short or in a syntax without a decoder, or whose table is damaged.
     """
     array: np.ndarray | None = None
     opened: tuple[Path | None, np.ndarray | None] = (None, None)
@@ -58,7 +60,8 @@ def _pixels_of(file: Path) -> np.ndarray:
             "compressed in a way that no decoder here knows"
         ) from fault
     pixels = pixels.reshape(-1, *pixels.shape[-2:])
-    return _without_overlay(pixels, header)
+    pixels = _without_overlay(pixels, header)
+    return _through_table(pixels, header) if header.get("ModalityLUTSequence") else pixels
 
 
 def _has_decoder(syntax: str) -> bool:
@@ -76,15 +79,16 @@ def _decoded_by_itk(header: Dataset) -> np.ndarray:
 
     from inflate3d.data.raw.nrrd_mha import heard
 
+    header = copy(header)
     for name in ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue"):
         if name in header:
             del header[name]
     header.PhotometricInterpretation = "MONOCHROME2"
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "frame.dcm"
-        header.save_as(copy)
+        path = Path(folder) / "frame.dcm"
+        header.save_as(path)
         with heard() as warnings:
-            image = sitk.ReadImage(str(copy), imageIO="GDCMImageIO")
+            image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
         if warnings:
             raise ValueError(warnings[0])
         return sitk.GetArrayFromImage(image)
@@ -102,3 +106,15 @@ def _without_overlay(pixels: np.ndarray, header: Dataset) -> np.ndarray:
         return pixels
     left = np.left_shift(pixels, allocated - 1 - high)
     return np.right_shift(left, allocated - stored)
+
+
+def _through_table(pixels: np.ndarray, header: Dataset) -> np.ndarray:
+    """Return the entries of a file's Modality LUT, uint8 or uint16; its first and last stand for what lies beyond."""
+    from pydicom.pixels import apply_modality_lut
+
+    try:
+        return apply_modality_lut(pixels.astype(np.int32), header)  # in the pixels' own type differences may wrap
+    except Exception as fault:
+        raise InputError(
+            f"{header.filename}: its table of values (0028,3000) cannot be applied: {fault}; mend the file"
+        ) from fault

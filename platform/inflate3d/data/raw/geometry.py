@@ -29,7 +29,11 @@ def turn(array_XYZC: np.ndarray, affine: np.ndarray, orientation: str) -> tuple[
 def resample(
     array: np.ndarray, affine: np.ndarray, spacing_mm: Spacing, *, nearest: bool, where: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resample (C, D, H, W) to a spacing (z, y, x); the volume's centre stays in place."""
+    """Resample (C, D, H, W) to a spacing (z, y, x); the volume's centre stays in place. The result is contiguous.
+
+    Linear as float32, or `nearest` in the type given; as it is where the spacing is that already. Beside `array` and
+    the result, at most a channel of each is held.
+    """
     old, new = np.array(spacing_of(affine)[::-1]), np.array(spacing_mm[::-1], float)
     if not (len(new) == 3 and (new > 0).all()):
         raise InputError(f"{where}: spacing_mm is {spacing_mm}; expected three positive numbers (z, y, x)")
@@ -44,31 +48,32 @@ def resample(
         )
     # Centres coincide, so neither a rounded size nor a half voxel shifts the anatomy.
     first = ((old_size - 1) * old - (size - 1) * new) / 2
-    channels = [_resample_channel(c, old, new, first, size, nearest) for c in array]
+    resampled = np.empty((len(array), *size[::-1]), array.dtype if nearest else np.float32)
+    for channel_DHW, into_DHW in zip(array, resampled, strict=True):
+        _resample_channel(channel_DHW, into_DHW, old, new, first, nearest)
     change = np.diag([*(new / old), 1.0])
     change[:3, 3] = first / old
-    return channels[0][None] if len(channels) == 1 else np.stack(channels), affine @ change
+    return resampled, affine @ change
 
 
 def _resample_channel(
-    channel_DHW: np.ndarray, old: np.ndarray, new: np.ndarray, first: np.ndarray, size: np.ndarray, nearest: bool
-) -> np.ndarray:
+    channel_DHW: np.ndarray, into_DHW: np.ndarray, old: np.ndarray, new: np.ndarray, first: np.ndarray, nearest: bool
+) -> None:
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(channel_DHW)
-    if not nearest and channel_DHW.dtype != np.float32:
-        image = sitk.Cast(image, sitk.sitkFloat32)
     image.SetSpacing(old.tolist())
     resample = sitk.ResampleImageFilter()
     resample.SetNumberOfThreads(1)  # a build runs one process per core
     resample.SetInterpolator(sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear)
-    resample.SetSize(size.tolist())
+    resample.SetOutputPixelType(image.GetPixelID() if nearest else sitk.sitkFloat32)
+    resample.SetSize(into_DHW.shape[::-1])
     resample.SetOutputSpacing(new.tolist())
     resample.SetOutputOrigin(first.tolist())
     resample.SetOutputDirection(image.GetDirection())
     resampled = resample.Execute(image)
     del image  # a large volume is not held twice
-    return sitk.GetArrayFromImage(resampled)
+    into_DHW[...] = sitk.GetArrayViewFromImage(resampled)
 
 
 def axis_codes(affine: Any) -> str:

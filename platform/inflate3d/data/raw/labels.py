@@ -48,8 +48,8 @@ def label_map(values: Mapping[str, int], wanted: Mapping[str, Any] | None, *, wh
     values: the value of each label in the files, by its name; 0 is the background. wanted: a class and the labels that
     it is made of, one or a list, by name or value: {liver: 1, kidney: [2, left kidney]}; labels that no class takes
     become background. A class with an empty list was not looked for here (MaskTarget.annotated), so that sets of
-    unlike labels share a list of classes. None: every label is a class. InputError names what does not exist or is
-    taken twice.
+    unlike labels share a list of classes: {liver: 1, kidney: []} hides the kidney, {liver: 1, background: [0, kidney]}
+    makes it background. None: every label is a class. InputError names what does not exist or is taken twice.
     """
     known = {BACKGROUND: 0, **values}
     if wanted is None:
@@ -71,6 +71,12 @@ def label_map(values: Mapping[str, int], wanted: Mapping[str, Any] | None, *, wh
     if taken.get(0, BACKGROUND) != BACKGROUND:
         raise InputError(f"{where}: labels gives the background to {taken[0]!r}; it cannot be of another class")
     unlooked = [name for name in classes[1:] if not _listed(wanted[name])]
+    for name in unlooked:
+        if (taker := taken.get(known.get(name, -1))) is not None:
+            raise InputError(
+                f"{where}: labels gives {name!r} to {taker!r}, and an empty list says that it was not looked for; keep "
+                "one of the two"
+            )
     annotated = tuple(name for name in classes if name not in unlooked) if unlooked else ()
     return LabelMap(tuple(classes), index_of, annotated)
 

@@ -25,6 +25,8 @@ ITK = (".nrrd", ".mha", ".mhd")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANATOMICAL = re.compile(r"(right|left|[rl]).*(anterior|posterior|[ap]).*(superior|[si])", re.IGNORECASE)
 _MOST_HEADER = 2**20
+# AnatomicalOrientation names the side that an axis begins at: its row of the affine to RAS, and the sign there.
+_BEGINS = {"R": (0, -1), "L": (0, 1), "A": (1, -1), "P": (1, 1), "I": (2, 1), "S": (2, -1)}
 
 
 def load_itk(path: Path) -> Stored:
@@ -32,7 +34,8 @@ def load_itk(path: Path) -> Stored:
 
     Units are those of `space units` or `units` (NRRD) and `DistanceUnits` (MHA), which ITK ignores; values are those of
     `ElementToIntensityFunctionSlope` and `...Offset` (MHA). A place that the header leaves open is noticed. InputError
-    for units that are no length, for an axis of space without a direction, and for data cut short.
+    for units that are no length, for an axis of space without a direction, for an AnatomicalOrientation (MHA) that is
+    all that is said of the axes and which ITK ignores, and for data cut short.
     """
     import SimpleITK as sitk
 
@@ -54,7 +57,12 @@ def load_itk(path: Path) -> Stored:
         affine,
         _number(fields, "elementtointensityfunctionslope", 1.0),
         _number(fields, "elementtointensityfunctionoffset", 0.0),
-        (*told, *_doubts(fields, path), *(Noticed("warning", text) for text in warnings)),
+        (
+            *told,
+            *_doubts(fields, path),
+            *_named_axes(fields, affine, path),
+            *(Noticed("warning", text) for text in warnings),
+        ),
     )
 
 
@@ -188,3 +196,25 @@ def _doubts(fields: dict[str, str], path: Path) -> tuple[Noticed, ...]:
         return (Noticed("place unstated", "the header states no space directions; axes are taken as LPS"),)
     named = f"the space {space!r}" if space else "a space without a name"
     return (Noticed("place unstated", f"{named} says not how the patient lies; LPS is taken"),)
+
+
+def _named_axes(fields: dict[str, str], affine: np.ndarray, path: Path) -> tuple[Noticed, ...]:
+    """Hold AnatomicalOrientation (MHA) against the directions of the axes, which it names once more.
+
+    Where a matrix gives them it counts, as for ITK, and a name more than 60 degrees off is noticed. InputError if there
+    is none.
+    """
+    letters = fields.get("anatomicalorientation", "").upper()
+    if not re.fullmatch(f"[{''.join(_BEGINS)}]{{3}}", letters):
+        return ()  # "???" says nothing
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    named = [_BEGINS[letter] for letter in letters]
+    if all(sign * axes[row, i] > 0.5 for i, (row, sign) in enumerate(named)):
+        return ()
+    if {"transformmatrix", "rotation", "orientation"} & set(fields):
+        text = f"AnatomicalOrientation is {letters}, which its TransformMatrix contradicts; the matrix is taken"
+        return (Noticed("orientation contradicted", text),)
+    raise InputError(
+        f"{path}: AnatomicalOrientation is {letters} and no TransformMatrix says how its axes lie; RAI is what readers "
+        "take then. Write the file again with its TransformMatrix"
+    )

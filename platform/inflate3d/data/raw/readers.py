@@ -80,7 +80,6 @@ def place_volume(
         array = array_XYZC.transpose(3, 2, 1, 0)
         if (codes := axis_codes(volume.affine)) != axis_codes(affine):
             noticed = (*noticed, Noticed("reoriented", f"from {codes} to {axis_codes(affine)}"))
-    array = np.require(array, requirements=["C", "W"])
     if spacing_mm is not None:
         if not volume.is_placed:
             raise InputError(
@@ -91,6 +90,7 @@ def place_volume(
         if array is not before:
             sizes = (", ".join(f"{v:.4g}" for v in s) for s in (volume.spacing_mm, spacing_mm))
             noticed = (*noticed, Noticed("resampled", "from ({}) to ({}) mm along (z, y, x)".format(*sizes)))
+    array = np.require(array, requirements=["C", "W"])
     return _volume(array, affine, noticed, volume.is_placed)
 
 

@@ -15,7 +15,7 @@ from inflate3d.errors import InputError
 
 WHOLE_WITHIN = 1e-3
 """How far a mask's values may lie from whole numbers, after slope and intercept: rounding, not probabilities."""
-_SLAB_VOXELS = 2**20
+_SLAB_VOXELS = 2**17
 
 
 def image_values(stored: Stored, path: Path) -> np.ndarray:

@@ -40,7 +40,7 @@ def read_volume_case(
     spec = card.input
     parts = {n: [m] if isinstance(m, Path) else list(m) for n, m in (masks or {}).items()}
     for file in [*images, *(_path(part) for several in parts.values() for part in several)]:
-        if not file.exists():
+        if not file.exists() and not file.is_symlink():
             raise InputError(f"{where}: no file {str(file)!r}; the case is listed, but its file is missing")
     volumes, read_masks = _read_on_one_grid(images, parts, spec, where, frame)
     image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])

@@ -2,7 +2,8 @@
 
 Frames are numbered from 0 in the order in which a decode of the whole file shows them. What a container says of its
 packets is not trusted: a decode begins at the first packet, or at one of `VideoInfo.starts`, which a decode of the
-whole has proved (`video_info.py`). Pixels are as stored: rotation and pixel aspect are noticed, not applied.
+whole has proved (`video_info.py`). Frames are turned as players show them
+(`turns.py`); pixel aspect is noticed, not applied.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from inflate3d.data.samples.boxes import scaled_size
+from inflate3d.data.samples.turns import UPRIGHT, Turn, display_matrix, turn_of, turned
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def decode_frames(
 
     info: what `probe_video` said of this file, or a shard's record: only what lies between a proved start and the
     frames is decoded. Without it all is decoded from the first packet on. `short_side` scales frames, by bilinear
-    filtering, so that the shorter side has that many pixels; all frames get the size of the first, whatever their own.
+    filtering, so that the shorter side has that many pixels. All frames get the size and turn of the first.
     InputError if the file is unreadable or a number is beyond its frames. One thread: loaders run one process a core.
     """
     wanted = set(indices)
@@ -52,7 +54,7 @@ def decode_frames(
     size = (info.height, info.width) if info is not None and info.starts else None
     found: dict[int, np.ndarray] = {}
     for starts in [info.starts, ()] if info is not None and info.starts else [()]:
-        found = _pixels(source, wanted, starts, size, short_side)
+        found = _pixels(source, wanted, starts, size, short_side, None if info is None else info.turn)
         if len(found) == len(wanted):
             return np.stack([found[i] for i in indices])
     missing = sorted(wanted - found.keys())
@@ -65,15 +67,17 @@ def _pixels(
     starts: Sequence[Start],
     size: tuple[int, int] | None,
     short_side: int | None,
+    turn: Turn | None,
 ) -> dict[int, np.ndarray]:
-    """Return the wanted frames as RGB; fewer where they do not come from these starts."""
+    """Return the wanted frames as RGB, turned (None: as the first); fewer where they do not come from these starts."""
     found: dict[int, np.ndarray] = {}
     to_rgb: Pixels | None = None
     with opened(source) as (container, stream):
         for number, frame in _numbered(container, stream, starts, wanted):
             to_rgb = to_rgb or _to_rgb(scaled_size(*(size or (frame.height, frame.width)), short_side))
+            turn = turn or turn_of(display_matrix(frame)) or UPRIGHT
             if number in wanted:
-                found[number] = to_rgb(frame)
+                found[number] = turned(to_rgb(frame), turn)
             if len(found) == len(wanted):
                 break
     return found

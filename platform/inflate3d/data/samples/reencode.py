@@ -13,7 +13,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.data.samples.frames import every_frame
-from inflate3d.data.samples.video_info import VideoInfo, display_matrix, probe_video
+from inflate3d.data.samples.turns import display_matrix
+from inflate3d.data.samples.video_info import VideoInfo, probe_video
 from inflate3d.errors import InputError, unknown_name
 
 if TYPE_CHECKING:

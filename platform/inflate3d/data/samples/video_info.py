@@ -22,6 +22,7 @@ from inflate3d.data.samples.frames import (
     Source,
     Start,
     decoded,
+    every_frame,
     is_cover,
     mark,
     name_of,
@@ -30,6 +31,7 @@ from inflate3d.data.samples.frames import (
     packets,
 )
 from inflate3d.data.samples.record import is_list, is_number, is_whole
+from inflate3d.data.samples.turns import TURNS, UPRIGHT, Turn, display_matrix, turn_of
 from inflate3d.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ class VideoInfo:
     """The frames that a decode of all of a file shows, and pixels as they are stored (0: not known, of old records).
 
     fps: frames a second, the mean where they are uneven. uneven: seconds of each frame from the first; None where they
-    are even, at i / fps. pixel_aspect: width over height. starts: (packet, frame) beside the first packet, see
-    `frames.Start`. noticed: what is no error.
+    are even, at i / fps. pixel_aspect: width over height. turn: how stored frames are turned when they are shown.
+    starts: (packet, frame) beside the first packet, see `frames.Start`. noticed: what is no error.
     """
 
     num_frames: int
@@ -51,6 +53,7 @@ class VideoInfo:
     width: int
     uneven: tuple[float, ...] | None = None
     pixel_aspect: Fraction = Fraction(1)
+    turn: Turn = UPRIGHT
     starts: tuple[Start, ...] = field(default=(), compare=False)
     noticed: tuple[Noticed, ...] = field(default=(), compare=False)
 
@@ -71,12 +74,13 @@ class VideoInfo:
         record = {"shape": [3, self.num_frames, self.height, self.width], "num_frames": self.num_frames}
         told = {"fps": self.fps, "spacing_mm": [1.0 / self.fps, 1.0, 1.0], "affine": None}
         noticed = [list(fact) for fact in self.noticed]
-        optional = {"seconds": self.uneven, "starts": self.starts, "noticed": noticed}
+        turn = None if self.turn == UPRIGHT else list(self.turn)
+        optional = {"seconds": self.uneven, "turn": turn, "starts": self.starts, "noticed": noticed}
         return {**record, **told, **{name: value for name, value in optional.items() if value}}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> VideoInfo:
-        """Read what `to_record` wrote; records of shards that were built before have neither seconds nor starts.
+        """Read what `to_record` wrote; those of shards that were built before lack seconds, starts and turn.
 
         InputError for values that make no sense, since shards may be anyone's.
         """
@@ -91,10 +95,13 @@ class VideoInfo:
             raise InputError(f"seconds is {str(seconds)[:80]}; expected a rising time for each of {frames} frames")
         if not isinstance(starts, list) or (starts and not _rises(starts, (len(starts), 2), kinds="i")):
             raise InputError(f"starts is {str(starts)[:80]}; expected pairs of packet and frame that rise")
+        turn = next((each for each in TURNS if list(each) == record.get("turn", [*UPRIGHT])), None)
+        if turn is None:
+            raise InputError(f"turn is {str(record['turn'])[:80]}; expected one of {[list(each) for each in TURNS]}")
         uneven = None if seconds is None else tuple(seconds)
         pairs = tuple((packet, frame) for packet, frame in starts)
         height, width = (0, 0) if shape is None else shape[2:]
-        return cls(frames, float(fps), height, width, uneven, starts=pairs)
+        return cls(frames, float(fps), height, width, uneven, turn=turn, starts=pairs)
 
 
 def probe_video(source: Source) -> VideoInfo:
@@ -119,8 +126,10 @@ def _probed(source: Source) -> VideoInfo:
         starts = _proved_starts(stream, fed, shown)
     first = shown[0]
     size = first.height, first.width
-    info = VideoInfo(len(shown), times.fps, *size, times.seconds, claims.pixel_aspect, starts)
-    return VideoInfo(**{**vars(info), "noticed": tuple(_noticed(info, shown, len(fed), times, claims))})
+    turn = turn_of(first.matrix) or UPRIGHT
+    info = VideoInfo(len(shown), times.fps, *size, times.seconds, claims.pixel_aspect, turn, starts)
+    told = (*_noticed(info, shown, len(fed), times, claims), *_unmoved(source, shown))
+    return VideoInfo(**{**vars(info), "noticed": told})
 
 
 _probed_bytes = lru_cache(maxsize=1)(_probed)
@@ -226,15 +235,6 @@ def _holds(stream: av.VideoStream, fed: Sequence[av.Packet], shown: Sequence[_Sh
     return False
 
 
-def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
-    """Return how a frame is to be turned when it is shown, as FFmpeg's nine numbers; None: not at all."""
-    from av.sidedata.sidedata import Type
-
-    data = cast(Any, frame.side_data).get(Type.DISPLAYMATRIX)
-    matrix = None if data is None else tuple(np.frombuffer(bytes(data), "<i4").tolist())
-    return None if matrix is None or matrix[:5] == (65536, 0, 0, 0, 65536) else matrix
-
-
 def _hash(frame: av.VideoFrame) -> int:
     """Return a hash of a frame's pixels, as stored where that is fast."""
     from xxhash import xxh3_64_intdigest
@@ -265,7 +265,10 @@ def _noticed(
     if matrix is not None:
         a, b, _, c, d, *_ = matrix
         how = f"{'mirrored and ' if a * d - b * c < 0 else ''}turned by {round(math.degrees(math.atan2(b, a))) % 360}"
-        yield Noticed("rotated", f"to be shown {how} degrees clockwise; pixels stay as they are stored")
+        done = "so frames are" if turn_of(matrix) else "only multiples of 90 are, so frames stay as stored"
+        yield Noticed("rotated", f"to be shown {how} degrees clockwise; {done}")
+    if other := sum(frame.matrix != matrix for frame in shown):
+        yield Noticed("rotation changes", f"{other} of {len(shown)} frames are to be turned otherwise than the first")
     if info.pixel_aspect != 1:
         yield Noticed("pixel aspect", f"pixels are {info.pixel_aspect} times as wide as high; they stay as stored")
     if info.uneven is not None:
@@ -286,3 +289,14 @@ def _noticed(
         yield Noticed("interlaced", f"{interlaced} of {info.num_frames} frames are two half pictures of unlike times")
     if claims.videos > 1:
         yield Noticed("several videos", f"one of {claims.videos} streams of pictures is taken")
+
+
+def _unmoved(source: Source, shown: Sequence[_Shown]) -> Iterator[Noticed]:
+    """Yield whether all frames are one picture, or even one colour."""
+    if len({frame.pixels for frame in shown}) > 1:
+        return
+    first = next(every_frame(source)).to_ndarray(format="rgb24")
+    if (first == first[0, 0]).all():
+        yield Noticed("constant", f"every pixel of its {len(shown)} frames is {first[0, 0].tolist()}")
+    elif len(shown) > 1:
+        yield Noticed("still", f"its {len(shown)} frames are one picture")

@@ -73,8 +73,10 @@ class VolumeStage:
     def _draw_patch(self, shape: Any, size: Triple, members: Mapping[str, Any], seed: int) -> Triple:
         draw = generator(seed, "crop")
         if self.masks and draw.random() < self.options.foreground:
-            mask, classes = members[self.masks[0]], len(self.targets[self.masks[0]].names)
-            for label in draw.permutation(np.arange(1, classes)):
+            mask, target = members[self.masks[0]], self.targets[self.masks[0]]
+            for label in draw.permutation(np.arange(1, len(target.names))):
+                if label in target.unannotated:
+                    continue
                 voxel = _draw_voxel(mask, int(label), draw)
                 if voxel is not None:
                     return random_start(shape, size, draw, holds=voxel)

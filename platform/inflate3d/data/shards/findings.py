@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from inflate3d.contracts import DatasetCard
 from inflate3d.data.shards.own_files import NOTICED_FILE
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.survey import INTENSITIES, Survey
@@ -27,7 +28,7 @@ KINDS = {
     "rejected": "cannot be read, and is not in the shards",
     "in two splits": "the same image in training and in held-out data: scores will be too good",
     "duplicate": "the same image more than once",
-    "constant": "every voxel of the image has one value",
+    "constant": "every voxel of the image, or pixel of the video, has one value",
     "class without samples": "no sample of the train split shows it",
     "unlabelled": "a target is not known; losses and metrics leave it out",
     "empty mask": "the mask shows the background alone",
@@ -183,6 +184,30 @@ def sample_counts(target: Any, values: list[Any]) -> dict[str, int]:
     """Return in how many samples each of a target's names is seen; {} for a target without names."""
     tables = [t for t in target.summarise(values).values() if isinstance(t, dict)] if target.names else []
     return dict(tables[0]) if tables else {}
+
+
+def known_words(card: DatasetCard, told: Mapping[str, Any]) -> str:
+    """Return what is known of a sample in words, from its stored values: the classes it shows, or its numbers."""
+    words = []
+    for name, target in card.targets.items():
+        value = told[name]
+        shown = shown_classes(target, value) if target.names and value is not None else ()
+        ordered = ", ".join(label for label in target.names if label in shown)
+        plain = "none" if target.names else "one value a voxel" if target.per_voxel else shown_number(value)
+        words.append(f"{name}: {ordered or ('not known' if value is None else plain)}")
+    return "; ".join(words)
+
+
+def intensity_words(statistics: Mapping[str, Any]) -> str:
+    """Return a manifest's intensities in words, from the darkest to the spread; "" for shards that do not say."""
+    measured = statistics.get("intensity", {})
+    named = [name for name in ("p0.5", "median", "p99.5", "mean", "std") if name in measured]
+    return ", ".join(f"{name} {shown_number(measured[name])}" for name in named)
+
+
+def shown_number(value: Any) -> str:
+    """Return a measured number with as many digits as a person reads, four; what is no number as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def shown_classes(target: Any, value: Any) -> set[str]:

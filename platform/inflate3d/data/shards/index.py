@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 import xxhash
 
@@ -22,6 +20,8 @@ from inflate3d.files import write_whole
 INDEX_FORMAT = "inflate3d-index/1"
 CHECKED = "="
 """Begins the suffix of a member that a record was read from: its hash must hold, and nothing is decoded."""
+# An index file is JSON without spaces. Text holds no bare quote, so these are what they look like wherever they stand.
+_HEAD, _TAIL, _BETWEEN = f'{{"format":"{INDEX_FORMAT}","samples":['.encode(), b'],"bytes":', b']],["'
 _Content = bytes  # ShardIndex has a field of this name
 
 
@@ -70,63 +70,77 @@ class ShardIndex:
             data = orjson.loads(content)
             if data.pop("format") != INDEX_FORMAT:
                 raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            records = data.pop("records", [])
-            PackedIndex(data["samples"], data["bytes"], records, where=where)  # every place is checked
-            data["records"] = tuple(records)
+            data["records"] = tuple(data.pop("records", ()))
+            _check_records(data["records"], data["samples"], where)
             samples = [(key, [Member(*m) for m in members]) for key, members in data.pop("samples")]
+            for _, members in samples:
+                _places(members, data["bytes"], where)
             return cls(samples, **{**data, "cases": tuple(data["cases"]), "rejects": tuple(data["rejects"])})
         raise AssertionError("unreachable")
 
 
 class PackedIndex:
-    """What a reader keeps of an open shard: the places alone, in 24 bytes a member, since windows hold many shards."""
+    """What a reader keeps of an open shard: the index's own text, of which a sample's part is parsed when it is read.
 
-    def __init__(
-        self, samples: list[tuple[str, list[Any]]], size: int, records: Sequence[str] = (), *, where: str
-    ) -> None:
-        """Take (key, members) of a tar of `size` bytes. Raises InputError unless every member lies in it."""
-        self.records = [record.encode() for record in records]
-        if records and len(records) != len(samples):
-            raise InputError(f"{where}: {len(records)} records for {len(samples)} samples; index the tars again")
-        self.keys = [key for key, _ in samples]
-        shapes = [tuple([m[0] for m in found]) for _, found in samples]
-        known = {shape: shape for shape in shapes}
-        self._suffixes = [known[shape] for shape in shapes]  # shared: most samples of a shard have the same members
-        members = list(itertools.chain.from_iterable(found for _, found in samples))
-        hashes = np.frombuffer(bytes.fromhex("".join([m[3] for m in members])), ">u8")
-        rows = np.array([m[1:3] for m in members], np.int64).reshape(-1, 2)
-        ends = rows.sum(1)
-        if len(hashes) != len(rows) or rows.min(initial=0) < 0 or ends.max(initial=0) > size:
-            raise InputError(f"{where}: a member lies outside its tar or has no hash; build the shards again")
-        starts = np.cumsum([0, *map(len, shapes)])
-        follows = np.ones(len(rows), bool)
-        follows[starts[:-1][starts[:-1] < len(rows)]] = False  # the first of each sample
-        if (rows[1:, 0] < ends[:-1])[follows[1:]].any():
-            raise InputError(f"{where}: members overlap or are out of order; build the shards again")
-        self.size = size
-        table = np.column_stack([rows.astype(np.uint64), hashes.astype(np.uint64)])
-        self._places = table.reshape(-1).data  # of which a slice becomes a list faster than an array's does
-        self._starts = (3 * starts).tolist()
-        self.has_chunks = any(suffix.endswith(CHUNKED_SUFFIX) for shape in known for suffix in shape)
+    Cutting takes a tenth of parsing, and windows hold many shards, of each of which a batch needs few samples.
+    """
 
-    @classmethod
-    def decode(cls, content: bytes, *, where: str) -> PackedIndex:
-        """Read an index file's bytes; InputError names `where`."""
+    def __init__(self, content: bytes, *, where: str) -> None:
+        """Take an index file's bytes. InputError names `where`; a sample's own places are checked when it is read."""
         with _told(where):
-            data = orjson.loads(content)
-            if data["format"] != INDEX_FORMAT:
-                raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
-            return cls(data["samples"], data["bytes"], data.get("records", ()), where=where)
-        raise AssertionError("unreachable")
+            if not content.startswith(_HEAD) or _TAIL not in content:
+                content = _as_written(content, where)
+            samples, _, tail = content.removeprefix(_HEAD).partition(_TAIL)
+            data = orjson.loads(_HEAD + _TAIL + tail)
+            self._where, self.size = where, int(data["bytes"])
+            self.records = [record.encode() for record in data.get("records", ())]
+        self._parts = samples[2:-2].split(_BETWEEN) if samples else []
+        self.has_chunks = f'{CHUNKED_SUFFIX}"'.encode() in samples
+        _check_records(self.records, self, where)
 
-    def places(self, i: int) -> tuple[tuple[str, ...], list[int]]:
-        """Return the suffixes of sample `i` and, in one list, offset, size and hash of each of its members."""
-        return self._suffixes[i], self._places[self._starts[i] : self._starts[i + 1]].tolist()
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def sample(self, i: int) -> tuple[str, tuple[str, ...], list[int]]:
+        """Return sample `i`: its key, its members' suffixes and, in one list, offset, size and hash of each.
+
+        InputError unless each member lies in the tar, behind the one before.
+        """
+        with _told(self._where):
+            key, members = orjson.loads(b'["%b]]' % self._parts[i])
+            return key, tuple([m[0] for m in members]), _places(members, self.size, self._where)
+        raise AssertionError("unreachable")
 
     def members(self, i: int) -> list[tuple[str, int, int, int]]:
         """Return (suffix, offset, size, hash as a number) of each member of sample `i`."""
-        suffixes, places = self.places(i)
+        _, suffixes, places = self.sample(i)
         return list(zip(suffixes, places[::3], places[1::3], places[2::3], strict=True))
+
+
+def _check_records(records: Sized, samples: Sized, where: str) -> None:
+    if records and len(records) != len(samples):
+        raise InputError(f"{where}: {len(records)} records for {len(samples)} samples; index the tars again")
+
+
+def _as_written(content: bytes, where: str) -> bytes:
+    """Return an index with other spaces, or another order of keys, as this package writes it."""
+    data = orjson.loads(content)
+    if data["format"] != INDEX_FORMAT:
+        raise InputError(f"{where}: not an index of format {INDEX_FORMAT!r}")
+    first = {key: data.pop(key) for key in ("format", "samples", "bytes")}
+    return orjson.dumps({**first, **data})
+
+
+def _places(members: Sequence[Any], size: int, where: str) -> list[int]:
+    """Return offset, size and hash of each member in one list. InputError unless they lie in `size` bytes, in order."""
+    places: list[int] = []
+    end = 0
+    for _, offset, length, digest in members:
+        if not (end <= offset and length >= 0 and offset + length <= size):
+            raise InputError(f"{where}: a member lies outside its tar or overlaps another; build the shards again")
+        end = offset + length
+        places += (offset, length, int(digest, 16))
+    return places
 
 
 @contextmanager

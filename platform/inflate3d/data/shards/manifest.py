@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
+from inflate3d.data.shards.shard_table import ShardEntry as ShardEntry
+from inflate3d.data.shards.shard_table import ShardTable
 from inflate3d.errors import InputError
 from inflate3d.files import sealed, unsealed, write_whole
 from inflate3d.remote.address import Address, is_remote
@@ -27,20 +30,8 @@ MANIFEST_FILE = "manifest.json"
 _REPEATED = ("name", "media", "targets", "input")
 _REPEATED_FIRST = ("name", "kind", "classes", "input")
 _KEYS = {"format", "card", "statistics", "rejects", "shards", "tars", "mapping", *_REPEATED, *_REPEATED_FIRST}
+_SHARDS, _SHARDS_END = b'\n "shards": [\n', b"\n ]"  # as JSON with an indent of 1 has it; no text holds a newline
 _MOST_BYTES = 2**30  # of one that comes over the net
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One shard: names of the tar and of its index in the manifest's folder, size in bytes, and the hashes of both."""
-
-    file: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    index: str
-    index_sha256: str
 
 
 @dataclass(frozen=True)
@@ -52,11 +43,15 @@ class Manifest:
     """
 
     card: DatasetCard
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
     rejects: tuple[dict[str, str], ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
     tars: str | None = None
     mapping: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shards, ShardTable):
+            object.__setattr__(self, "shards", ShardTable.of(self.shards))
 
     @property
     def name(self) -> str:
@@ -66,20 +61,32 @@ class Manifest:
     def input(self) -> InputSpec:
         return self.card.input
 
-    def entries(self, split: str | None = None) -> list[ShardEntry]:
+    def entries(self, split: str | None = None) -> ShardTable:
         """Return the shards of one split (None: of all) in order."""
         assert split is None or split in SPLITS, split
-        return [s for s in self.shards if split in (None, s.split)]
+        assert isinstance(self.shards, ShardTable)
+        return self.shards if split is None else self.shards.of_split(split)
 
     def num_samples(self, split: str | None = None) -> int:
         """Return how many samples a split holds (None: all splits together)."""
-        return sum(s.samples for s in self.entries(split))
+        return int(self.entries(split).samples.sum())
 
     @cached_property
     def digest(self) -> str:
         """16 hex digits that change when the card or any byte of any shard or index does."""
-        content = {"card": self.card.to_dict(), "shards": [asdict(s) for s in self.shards]}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        # Of JSON with sorted keys, a shard at a time: 10^5 of them would be 100 MB of dicts.
+        card = json.dumps(self.card.to_dict(), sort_keys=True)
+        digest = hashlib.sha256(f'{{"card": {card}, "shards": ['.encode())
+        table, before = self.entries(), ""
+        texts = (map(_quoted, table.texts(name)) for name in ("file", "index", "index_sha256", "sha256", "split"))
+        for size, file, index, index_hash, count, tar_hash, split in _columns(table, *texts):
+            digest.update(
+                f'{before}{{"bytes": {size}, "file": {file}, "index": {index}, "index_sha256": {index_hash}, '
+                f'"samples": {count}, "sha256": {tar_hash}, "split": {split}}}'.encode()
+            )
+            before = ", "
+        digest.update(b"]}")
+        return digest.hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values. Name, media, targets and input repeat the card."""
@@ -102,7 +109,9 @@ class Manifest:
             known = f"{MANIFEST_FORMAT!r} and {FIRST_FORMAT!r}"
             raise InputError(f"{where}: format is {data.get('format')!r}; this version reads {known}")
         try:
-            shards = tuple(_entry(s) for s in data["shards"])
+            shards = data["shards"]
+            if not isinstance(shards, ShardTable):
+                shards = ShardTable.of(map(_entry, shards))
             card = DatasetCard.from_dict(data["card"])
             statistics = dict(data["statistics"])
             if data["format"] == FIRST_FORMAT and "class_samples" in statistics:
@@ -141,7 +150,7 @@ class Manifest:
     @classmethod
     def _decode(cls, content: bytes, *, where: str, remedy: str) -> Manifest:
         try:
-            data, has_seal = unsealed(content, keys=_KEYS)
+            data, has_seal = unsealed(content, keys=_KEYS, parse=_parse)
         except ValueError as fault:
             raise InputError(f"{where}: damaged or edited: {fault}. {remedy}") from fault
         manifest = cls.from_dict(data, where=where)
@@ -159,10 +168,30 @@ class Manifest:
 def _fault(content: bytes) -> str | None:
     """Return what is wrong with a manifest's bytes."""
     try:
-        unsealed(content, keys=_KEYS)
+        unsealed(content, keys=_KEYS, parse=_parse)
     except ValueError as fault:
         return str(fault)
     return None
+
+
+def _parse(content: bytes) -> Any:
+    """Parse a manifest; the shards of one that this package wrote as a table, without a dict for each."""
+    start = content.find(_SHARDS) + len(_SHARDS)
+    end = content.find(_SHARDS_END, start)
+    if start < len(_SHARDS) or end < 0:
+        return json.loads(content)
+    try:
+        table = ShardTable.parse(content, start, end)
+    except (ValueError, KeyError, TypeError):
+        return json.loads(content)  # one by one, so that the error names what is wrong
+    data = json.loads(content[: start - 1] + content[end + 1 :])
+    data["shards"] = table
+    return data
+
+
+def _columns(table: ShardTable, file: Any, index: Any, index_hash: Any, tar_hash: Any, split: Any) -> Any:
+    """Give a row a shard, in the order of the sorted keys."""
+    return zip(table.numbers("bytes"), file, index, index_hash, table.numbers("samples"), tar_hash, split, strict=True)
 
 
 @cache

@@ -14,7 +14,8 @@ _MOST_NAMED = 3
 
 def snapshot(manifest: Manifest) -> dict[str, Any]:
     """Return what a checkpoint keeps of a manifest, as plain values: the card, and each shard with its hashes."""
-    shards = {e.file: f"{e.sha256[:_HASH_DIGITS]} {e.index_sha256[:_HASH_DIGITS]} {e.split}" for e in manifest.shards}
+    columns = map(manifest.entries().texts, ("file", "sha256", "index_sha256", "split"))
+    shards = {f: f"{a[:_HASH_DIGITS]} {b[:_HASH_DIGITS]} {s}" for f, a, b, s in zip(*columns, strict=True)}
     return {"card": json.loads(json.dumps(manifest.card.to_dict())), "shards": shards}
 
 

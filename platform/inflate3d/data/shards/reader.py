@@ -88,7 +88,7 @@ class ShardReader:
         self._forget()
 
     def __len__(self) -> int:
-        return sum(e.samples for e in self.entries)
+        return int(self.entries.samples.sum())
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest, "split": self.split, "cache": self.cache}
@@ -111,7 +111,8 @@ class ShardReader:
 
     def keys(self, shard: int) -> list[str]:
         """Return the keys of one shard in order."""
-        return self._indexes[shard].keys
+        index = self._indexes[shard]
+        return [index.sample(i)[0] for i in range(len(index))]
 
     def sample(self, shard: int, i: int, *, borrow: bool = False) -> RawMembers:
         """Return sample `i` of a shard. BrokenSample: file missing, cut short, or a member's hash differs.
@@ -119,11 +120,10 @@ class ShardReader:
         The memory is the caller's own; if he borrows it, it is read-only and gone with the next call.
         """
         index = self._indexes[shard]
-        assert 0 <= i < len(index.keys), (self.entries[shard].file, i)
-        key = index.keys[i]
+        assert 0 <= i < len(index), (self.entries[shard].file, i)
+        key, suffixes, places = index.sample(i)
         if index.has_chunks:
             return RawMembers(key, self._read_chunked(shard, key, index.members(i), borrow))
-        suffixes, places = index.places(i)
         views = self._read_members(shard, key, suffixes, places, borrow)
         if index.records:
             own = {suffix: view for suffix, view in views.items() if not suffix.startswith(CHECKED)}
@@ -133,13 +133,14 @@ class ShardReader:
     def record(self, shard: int, i: int) -> dict[str, Any]:
         """Return only the JSON member of sample `i` of a shard: label, spacing, affine, shape, group, measurements."""
         index = self._indexes[shard]
-        key = index.keys[i]
+        key, suffixes, places = index.sample(i)
         if index.records:
             return RawMembers(key, {"json": memoryview(index.records[i])}).decode()["json"]
-        place = next((m[1:] for m in index.members(i) if m[0] == "json"), None)
-        if place is None:
+        if "json" not in suffixes:
             raise BrokenSample(f"{self._where(shard)}: {key} has no json member")
-        return RawMembers(key, self._read_members(shard, key, ("json",), list(place), False)).decode()["json"]
+        first = 3 * suffixes.index("json")
+        place = places[first : first + 3]
+        return RawMembers(key, self._read_members(shard, key, ("json",), place, False)).decode()["json"]
 
     def _region(self, shard: int, offset: int, size: int) -> Region:
         """Return a member that is read in pieces, each checked by who reads it."""
@@ -252,11 +253,11 @@ class ShardReader:
     def _open_index(self, shard: int) -> PackedIndex:
         entry = self.entries[shard]
         where = shown(self.folder, entry.index)
-        index = PackedIndex.decode(_read_index(self.folder, entry, self._outage_s), where=where)
+        index = PackedIndex(_read_index(self.folder, entry, self._outage_s), where=where)
         if index.size != entry.bytes:
             raise BrokenSample(f"{where}: describes a tar of {index.size} bytes; the manifest states {entry.bytes}")
-        if len(index.keys) != entry.samples:
-            raise BrokenSample(f"{where}: {len(index.keys)} samples; the manifest states {entry.samples}")
+        if len(index) != entry.samples:
+            raise BrokenSample(f"{where}: {len(index)} samples; the manifest states {entry.samples}")
         return index
 
 

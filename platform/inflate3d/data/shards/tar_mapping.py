@@ -18,7 +18,7 @@ from inflate3d.data.shards.members import byte_members
 from inflate3d.discover import plug_ins
 from inflate3d.errors import InputError, unknown_name
 
-_RECORD_FORMAT = 2
+_RECORD_FORMAT = 3
 """Of what an index says of a sample: indexes of another are made anew, and can be read until then."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _CARD_DEFAULTS: dict[str, Any] = {

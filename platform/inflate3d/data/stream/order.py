@@ -38,7 +38,7 @@ class _Epoch(NamedTuple):
 class SampleOrder:
     """The endless order of the samples of one dataset split."""
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, *, window_shards: int = 64) -> None:
+    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, seed: int, *, window_shards: int = 64) -> None:
         """Take the number of samples of each shard. Raises InputError if there is no sample or no window."""
         if window_shards < 1:
             raise InputError(f"window_shards is {window_shards}; it must be at least 1")

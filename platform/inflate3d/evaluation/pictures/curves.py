@@ -1,4 +1,4 @@
-"""Curves of a run, from its metrics.csv: losses on the left, validation metrics on the right."""
+"""Curves of a run, from its metrics.csv: losses on the left, validation metrics and frozen probes on the right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_rows(run_folder: str | Path) -> list[Row]:
 
 
 def draw_curves(figure: Any, rows: list[Row]) -> None:
-    """Draw losses and validation metrics into a figure or subfigure."""
+    """Draw losses, validation metrics and frozen probes into a figure or subfigure."""
     left, right = figure.subplots(1, 2)
     keys = {key for row in rows for key in row if key.startswith("train/") and key.endswith("/loss")}
     losses = sorted(keys - {"train/loss"}) if len(keys) > 1 else sorted(keys)  # the sum of all says less than its parts
@@ -45,11 +45,14 @@ def draw_curves(figure: Any, rows: list[Row]) -> None:
     for key in _main(metrics):
         _draw(right, rows, key, label=key.removeprefix("val/"), marker="o")
     _draw(right, rows, "val/score", label="score", marker="o", color="black", linewidth=2)
-    right.set(title="validation", xlabel="optimiser step", ylim=(0, 1.02))
+    probes = sorted({k for row in rows for k in row if k.startswith("probe/") and not k.endswith("/std")})
+    for key in probes:
+        _draw(right, rows, key, label=f"probe: {key.removeprefix('probe/')}", marker="s", linestyle="--")
+    right.set(title="validation and probes" if probes else "validation", xlabel="optimiser step", ylim=(0, 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=6, framealpha=0.6)
+            axes.legend(fontsize=6, framealpha=0.6, ncols=-(-len(axes.lines) // 14))
 
 
 def _draw(axes: Axes, rows: list[Row], key: str, **style: Any) -> None:
@@ -59,5 +62,6 @@ def _draw(axes: Axes, rows: list[Row], key: str, **style: Any) -> None:
 
 
 def _main(metrics: list[str]) -> list[str]:
-    """Leave out what would crowd the plot: a mean's parts (dice_<class>) where there are many."""
-    return metrics if len(metrics) <= 10 else [m for m in metrics if "_" not in m.rpartition("/")[2]]
+    """Leave out what would crowd the plot where there are many: a mean's parts (dice_<class>), and losses."""
+    named = [(metric, metric.rpartition("/")[2]) for metric in metrics]
+    return metrics if len(metrics) <= 10 else [m for m, name in named if "_" not in name and name != "loss"]

@@ -8,9 +8,9 @@ from matplotlib import colormaps
 OPACITY = 0.55
 
 
-def stretch(plane: np.ndarray) -> np.ndarray:
-    """Return intensities as 0 to 1, from the 0.5 to the 99.5 percentile."""
-    low, high = np.percentile(plane, [0.5, 99.5])
+def stretch(plane: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
+    """Return intensities as 0 to 1, from the 0.5 to the 99.5 percentile: its own, or those of `like`."""
+    low, high = np.percentile(plane if like is None else like, [0.5, 99.5])
     scaled: np.ndarray = np.clip((plane - low) / max(high - low, 1e-6), 0, 1)
     return scaled
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from inflate3d.contracts import AbstractTarget, DatasetCard, medium_of
-from inflate3d.evaluation.pictures.pixels import stretch, tint
+from inflate3d.contracts import AbstractTarget, DatasetCard, Exhibit, medium_of
+from inflate3d.evaluation.pictures.pixels import tint
+from inflate3d.evaluation.pictures.planes import COLUMNS, caption, show_plane
+from inflate3d.sample import Batch
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
-
-COLUMNS = 6
 
 
 @dataclass
 class Picture:
-    """One sample with one task's answer, on the CPU: image_CDHW, target's value and what the answer says of it.
-
-    target None: a task without one, whose answer is not drawn.
-    """
+    """One sample with one task's answer, on the CPU: image_CDHW, target's value and what the answer says of it."""
 
     name: str
     key: str
     card: DatasetCard
-    target: AbstractTarget | None
+    target: AbstractTarget
     image_CDHW: np.ndarray
-    value: Tensor | None
+    value: Tensor
     answer: Tensor
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass
+class Shown:
+    """One sample of a task without a target, by what the task shows of it."""
+
+    name: str
+    key: str
+    card: DatasetCard
+    exhibit: Exhibit
     spacing_mm: tuple[float, float, float]
 
 
@@ -50,7 +58,7 @@ def plot_samples(module: MultiTaskModule, data: DataModule, path: str | Path, *,
 
 
 @torch.no_grad()
-def predict_some(module: MultiTaskModule, data: DataModule, *, per_dataset: int = 3) -> Iterator[Picture]:
+def predict_some(module: MultiTaskModule, data: DataModule, *, per_dataset: int = 3) -> Iterator[Picture | Shown]:
     """Yield each task's answers for a few validation samples of every dataset, evenly spaced over the split."""
     for config in data.datasets.values():
         config.max_eval_samples = min(config.max_eval_samples or per_dataset, per_dataset)
@@ -59,23 +67,26 @@ def predict_some(module: MultiTaskModule, data: DataModule, *, per_dataset: int 
     for batch in data.val_dataloader():
         names = module.tasks_of[batch.dataset]
         for name in names:
-            answer = module.predict(batch.to(module.device), name).tensor.cpu()
-            task = module.tasks[name]
-            target_name = task.target_names.get(batch.dataset)
-            for i, key in enumerate(batch.keys):
-                yield Picture(
-                    name=batch.dataset if len(names) == 1 else f"{batch.dataset} {name}",
-                    key=key,
-                    card=module.cards[batch.dataset],
-                    target=task.target_of(batch.dataset) if target_name else None,
-                    image_CDHW=batch.image[i].numpy(),
-                    value=batch.targets[target_name][i] if target_name else None,
-                    answer=answer[i],
-                    spacing_mm=tuple(batch.spacing_mm[i].tolist()),
-                )
+            title = batch.dataset if len(names) == 1 else f"{batch.dataset} {name}"
+            yield from _of_task(module, batch.to(module.device), name, title)
 
 
-def draw_pictures(figure: Any, pictures: list[Picture]) -> None:
+def _of_task(module: MultiTaskModule, batch: Batch, name: str, title: str) -> Iterator[Picture | Shown]:
+    """Yield one task's pictures of a batch."""
+    task, card = module.tasks[name], module.cards[batch.dataset]
+    spacings: list[Any] = [tuple(spacing_mm) for spacing_mm in batch.spacing_mm.tolist()]
+    values = task.value(batch)
+    if values is None:
+        for key, exhibit, spacing_mm in zip(batch.keys, module.show(batch, name), spacings, strict=True):
+            yield Shown(title, key, card, exhibit, spacing_mm)
+        return
+    answer, values = module.predict(batch, name).tensor.cpu(), values.cpu()
+    for i, key in enumerate(batch.keys):
+        target = task.target_of(batch.dataset)
+        yield Picture(title, key, card, target, batch.image[i].cpu().numpy(), values[i], answer[i], spacings[i])
+
+
+def draw_pictures(figure: Any, pictures: Sequence[Picture | Shown]) -> None:
     """Draw one row an answer into a figure or subfigure."""
     if not pictures:
         return
@@ -83,23 +94,52 @@ def draw_pictures(figure: Any, pictures: list[Picture]) -> None:
     for axes, picture in zip(rows, pictures, strict=True):
         for one in axes:
             one.axis("off")
-        per_voxel = picture.target is not None and picture.target.per_voxel
-        (_draw_masks if per_voxel else _draw_image)(list(axes), picture)
+        if isinstance(picture, Shown):
+            _draw_exhibit(list(axes), picture)
+        else:
+            (_draw_masks if picture.target.per_voxel else _draw_image)(list(axes), picture)
+
+
+def _draw_exhibit(axes: list[Axes], shown: Shown) -> None:
+    """The panels of each plane side by side; panels of one size are cut alike, others by their own marks."""
+    panels = shown.exhibit.panels[: len(axes)]
+    count = len(axes) // max(len(panels), 1)
+    images = [panel.image_CDHW.float().cpu().numpy() for panel in panels]
+    marks = [None if panel.marks_DHW is None else panel.marks_DHW.cpu().numpy() for panel in panels]
+    planes = [
+        medium_of(shown.card).planes(image, count, spacing_mm=shown.spacing_mm, mask_DHW=mask, maxima=False)
+        for image, mask in zip(images, marks, strict=True)
+    ]
+    cells = [(p, n) for n in range(count) for p in range(len(panels)) if n < len(planes[p])]
+    for one, (p, n) in zip(axes, cells, strict=False):
+        plane, like = planes[p][n], images[0] if shown.exhibit.one_scale else images[p]
+        show_plane(one, plane.of(images[p]), plane.aspect, like=plane.of(like))
+        if (mask := marks[p]) is not None:
+            one.imshow(tint(plane.of_mask(mask)), origin="lower", aspect=plane.aspect)
+        caption(one, f"{panels[p].caption}\n{plane.caption}")
+    _title(axes[0], shown, shown.exhibit.said)
 
 
 def _draw_image(axes: list[Axes], picture: Picture) -> None:
     """The image as its medium shows it; what is known and what was said stands above."""
+    _draw_planes(axes, picture)
+    _title(axes[0], picture, _said(picture))
+
+
+def _draw_planes(axes: list[Axes], picture: Picture) -> None:
     planes = medium_of(picture.card).planes(picture.image_CDHW, len(axes), spacing_mm=picture.spacing_mm)
     for one, plane in zip(axes, planes, strict=False):
         show_plane(one, plane.of(picture.image_CDHW), plane.aspect)
         caption(one, plane.caption)
-    _title(axes[0], picture, _said(picture))
 
 
 def _draw_masks(axes: list[Axes], picture: Picture) -> None:
     """Image, truth and prediction, in the slices that hold most of the truth."""
-    assert picture.value is not None
     truth, guess = picture.value.numpy(), picture.answer.argmax(dim=0).numpy()
+    if not (truth.any() or guess.any()):
+        _draw_planes(axes, picture)
+        _title(axes[0], picture, f"{picture.target.names[0]} alone, in truth and prediction")
+        return
     medium, shown = medium_of(picture.card), (None, truth, guess)
     planes = medium.planes(
         picture.image_CDHW,
@@ -122,8 +162,6 @@ _SHOWN = ("image", "truth", "prediction")
 def _said(picture: Picture, count: int = 3) -> str:
     """The truth, and what was said: the likeliest of exclusive classes, the labels over one half, or the number."""
     target, answer = picture.target, picture.answer
-    if target is None or picture.value is None:
-        return "no target"
     truth = f"is {target.show(picture.value)}, said "
     if not target.names:
         return truth + target.show(answer)
@@ -137,30 +175,17 @@ def _said(picture: Picture, count: int = 3) -> str:
 
 
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
-    assert picture.target is not None
     found = []
     for k, name in enumerate(picture.target.names[1:], start=1):
+        if k in picture.target.unannotated:
+            continue
         size = (truth == k).sum() + (guess == k).sum()
         if size:
             found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")
     return "Dice " + ", ".join(found[:6])
 
 
-def show_plane(axes: Axes, plane: np.ndarray, aspect: float = 1.0) -> None:
-    """Show a frame (C, H, W) or a plane of a volume, its intensities stretched."""
-    scaled = stretch(plane)
-    if plane.ndim == 3:  # (C, H, W) frames stand upright; rows of a volume grow upwards
-        axes.imshow(scaled.transpose(1, 2, 0))
-    else:
-        axes.imshow(scaled, cmap="gray", origin="lower", aspect=aspect)
-
-
-def _title(axes: Axes, picture: Picture, text: str) -> None:
+def _title(axes: Axes, picture: Picture | Shown, text: str) -> None:
     # As a text that the layout leaves out: it runs on over the next columns.
-    title = f"{picture.name} {picture.key}: {text}"
+    title = f"{picture.name} {picture.key}" + (f": {text}" if text else "")
     axes.text(0.0, 1.03, title, transform=axes.transAxes, fontsize=8, va="bottom").set_in_layout(False)
-
-
-def caption(axes: Axes, text: str) -> None:
-    """Write a line below a plane."""
-    axes.text(0.5, -0.02, text, transform=axes.transAxes, fontsize=6, ha="center", va="top", color="dimgray")

@@ -17,7 +17,7 @@ from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.models.publication.fetch import published_folder
-from inflate3d.models.publication.heads import target_of
+from inflate3d.models.publication.heads import label_names_of, target_of
 from inflate3d.models.publication.layout import CONFIG, PREFIX
 from inflate3d.models.publication.schema import read_published_config
 from inflate3d.sample import Batch
@@ -33,12 +33,16 @@ Answer = Prediction | Features
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers under one name: a head, or a net without one. target: what it tells; None: features."""
+    """What answers under one name: a head, or a net without one.
+
+    target: what it tells; None: features. label_names: what the dataset's own label files hold of its names.
+    """
 
     dataset: str
     card: DatasetCard
     target: AbstractTarget | None
     task: str | None = None
+    label_names: tuple[str, ...] = ()
 
 
 class Answerer(Protocol):
@@ -81,7 +85,7 @@ class RunAnswerer:
         self.title = f"{self.checkpoint.path.name} of {run_folder}"
         self.module = load_module(run_folder, str(self.checkpoint.path))
         placed = placed_heads(self.module.tasks)
-        self.heads = {name: Answering(h.dataset, h.card, h.target, h.task) for name, h in placed.items()}
+        self.heads = {n: Answering(h.dataset, h.card, h.target, h.task, h.label_names) for n, h in placed.items()}
         for dataset in self.module.tasks_of.keys() - {head.dataset for head in self.heads.values()}:
             self.heads[dataset] = Answering(dataset, self.module.cards[dataset], None)
         self.precision = str(self.config.get("trainer", {}).get("precision"))
@@ -176,7 +180,7 @@ class PublishedAnswerer:
 
 def _answering(name: str, spec: Mapping[str, Any], entry: Mapping[str, Any]) -> Answering:
     dataset = entry.get("dataset", name)
-    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"))
+    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"), label_names_of(entry))
 
 
 def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:

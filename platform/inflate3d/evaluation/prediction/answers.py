@@ -21,6 +21,8 @@ from inflate3d.data.samples.boxes import centre
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.case_scores import SCORES, CaseScores, write_csv
 from inflate3d.evaluation.prediction.inputs import InputCase
+from inflate3d.evaluation.prediction.table_scores import SCORES as TABLE_SCORES
+from inflate3d.evaluation.prediction.table_scores import TableScores
 from inflate3d.files import write_whole
 from inflate3d.sample import Sample, Triple
 
@@ -30,6 +32,13 @@ _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+
+
+def _number(value: Tensor) -> list[str]:
+    return [f"{float(value):.6g}"]
+
+
+_VALUE = (["value"], _number)
 
 
 @dataclass(frozen=True)
@@ -62,18 +71,22 @@ def answers_to(
     cases: Sequence[InputCase],
     *,
     labels: Path | None = None,
+    label_names: Sequence[str] = (),
 ) -> Answers:
-    """Return what writes answers such as this one; `labels` score label maps.
+    """Return what writes answers such as this one; `labels`, where there are any, score them.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
-    InputError if it cannot be, or would overwrite an input.
+    label_names: the class of each index in label maps that hold the truth. InputError if it cannot be, or would
+    overwrite an input.
     """
     if isinstance(answer, Masks) and target is not None:
-        return LabelMaps(output, target, cases, labels=labels)
-    if isinstance(answer, Probabilities) and target is not None:
-        return Table(_file(output, TABLE), *_probabilities(target))
-    if isinstance(answer, Values):
-        return Table(_file(output, TABLE), ["value"], lambda value: [f"{float(value):.6g}"])
+        return LabelMaps(output, target, cases, labels=labels, label_names=label_names)
+    if isinstance(answer, Probabilities | Values) and target is not None:
+        place = _file(output, TABLE)
+        columns = _probabilities(target) if isinstance(answer, Probabilities) else _VALUE
+        keys = [case.key for case in cases]
+        scores = None if labels is None else TableScores(labels, keys, target, place.with_name(TABLE_SCORES))
+        return Table(place, *columns, scores=scores)
     if isinstance(answer, Features):
         return FeatureVectors(_file(output, VECTORS))
     raise InputError(f"--output: answers of type {type(answer).__name__} have no file; ask for features: --features")
@@ -83,7 +96,13 @@ class LabelMaps:
     """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known."""
 
     def __init__(
-        self, output: Path, target: AbstractTarget, cases: Sequence[InputCase], *, labels: Path | None = None
+        self,
+        output: Path,
+        target: AbstractTarget,
+        cases: Sequence[InputCase],
+        *,
+        labels: Path | None = None,
+        label_names: Sequence[str] = (),
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
@@ -91,7 +110,9 @@ class LabelMaps:
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         _spare_inputs(self.paths.values(), cases)
         table = output.with_name(SCORES) if single else output / SCORES
-        self.scores = CaseScores(labels, list(self.paths), target.names, table) if labels is not None else None
+        self.scores = None
+        if labels is not None:
+            self.scores = CaseScores(labels, list(self.paths), target, table, label_names=label_names)
 
     def add(self, answered: Answered) -> None:
         """Write the likeliest class of each voxel of the input."""
@@ -114,21 +135,30 @@ class LabelMaps:
 
 
 class Table:
-    """One CSV: a row a case, its key first."""
+    """One CSV: a row a case, its key first; scored where the truth is known."""
 
-    def __init__(self, place: Path, header: Sequence[str], cells: Callable[[Tensor], list[str]]) -> None:
+    def __init__(
+        self,
+        place: Path,
+        header: Sequence[str],
+        cells: Callable[[Tensor], list[str]],
+        *,
+        scores: TableScores | None = None,
+    ) -> None:
         """cells: what a row says after the key, of one answer; under `header`."""
-        self.place, self.header, self.cells = place, header, cells
+        self.place, self.header, self.cells, self.scores = place, header, cells, scores
         self.rows: list[list[str]] = []
 
     def add(self, answered: Answered) -> None:
         """Note the row of one case."""
         self.rows.append([answered.case.key, *self.cells(answered.tensor)])
+        if self.scores is not None:
+            self.scores.add(answered.case.key, answered.tensor.cpu())
 
     def close(self) -> str:
-        """Write the file whole and give it its name."""
+        """Write the file whole and give it its name; return the scores, if any."""
         write_csv(self.place, [["key", *self.header], *self.rows])
-        return ""
+        return "" if self.scores is None else self.scores.close()
 
 
 class FeatureVectors:

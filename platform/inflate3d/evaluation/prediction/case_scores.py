@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inflate3d.contracts import AbstractTarget
 from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.pairs import check_pair, on_grid_of
 from inflate3d.data.raw.readers import SUFFIXES, Volume, read_volume
@@ -22,14 +23,19 @@ _FIRST_CHANNEL = "_0000"
 
 
 class CaseScores:
-    """Dice of each case against a label file of the same name, at the files' own spacing."""
+    """Dice of each case against a label file of the same name, at the files' own spacing, for what was annotated."""
 
-    def __init__(self, labels: Path, keys: Sequence[str], classes: Sequence[str], table: Path) -> None:
+    def __init__(
+        self, labels: Path, keys: Sequence[str], target: AbstractTarget, table: Path, *, label_names: Sequence[str] = ()
+    ) -> None:
         """labels: a file, for one case, or a folder of files named as the cases are; a _0000 at the end may be missing.
 
-        InputError names the cases without a file.
+        label_names: the class of each label in these files; default: all of the target's, in order. InputError names
+        the cases without a file.
         """
-        self.classes, self.table = tuple(classes), table
+        self.target, self.table = target, table
+        self.label_names = tuple(label_names) or target.names
+        self.kept = [i for i in range(1, len(target.names)) if i not in target.unannotated]
         self.files = _label_files(labels, keys)
         self.rows: dict[str, list[float]] = {}
 
@@ -37,15 +43,20 @@ class CaseScores:
         """Score one case, whose image lies as `stored`. InputError if its labels have another shape, place or class."""
         where = f"--labels: {self.files[key]}"
         truth = on_grid_of(read_volume(self.files[key], orientation=None, is_mask=True), stored, where=where)
-        check_pair(stored, truth, self.classes, where=where)
+        check_pair(stored, truth, self.label_names, where=where)
         guess, true = (
             torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in (labels_XYZ.T, truth.array[0])
         )
-        dice, spoke = volume_dice(guess, true, len(self.classes))
-        self.rows[key] = torch.where(spoke, dice, float("nan"))[1:].tolist()
+        names = self.target.names
+        true = torch.tensor([names.index(name) for name in self.label_names])[true]
+        dice, spoke = volume_dice(guess, true, len(names))
+        self.rows[key] = torch.where(spoke, dice, float("nan"))[self.kept].tolist()
+
+    def _columns(self) -> list[str]:
+        return [class_name(self.target.names[i]) for i in self.kept]
 
     def mean(self) -> list[float]:
-        """Return the Dice of each foreground class, averaged over the cases that speak of it, as validation does."""
+        """Return the Dice of each annotated class, averaged over the cases that speak of it, as validation does."""
         with np.errstate(invalid="ignore"):
             table = np.array(list(self.rows.values()))
             return (np.nansum(table, axis=0) / np.isfinite(table).sum(axis=0)).tolist()
@@ -54,7 +65,7 @@ class CaseScores:
         """Write the file whole: key, dice, and a column a class; empty where neither truth nor prediction holds it."""
         if not self.rows:
             return
-        table = [["key", "dice", *(f"dice_{class_name(name)}" for name in self.classes[1:])]]
+        table = [["key", "dice", *(f"dice_{name}" for name in self._columns())]]
         for key, row in [*self.rows.items(), ("mean", self.mean())]:
             spoken = [value for value in row if np.isfinite(value)]
             cells = [float(np.mean(spoken)) if spoken else float("nan"), *row]
@@ -65,7 +76,7 @@ class CaseScores:
         """The averages, in a line; "" where no case was scored."""
         if not self.rows:
             return ""
-        named = [f"{class_name(n)} {v:.4f}" for n, v in zip(self.classes[1:], self.mean(), strict=True)]
+        named = [f"{name} {value:.4f}" for name, value in zip(self._columns(), self.mean(), strict=True)]
         return (
             f"Dice of {len(self.rows)} cases: {np.nanmean(self.mean()):.4f} ({', '.join(named)}), each in {self.table}"
         )

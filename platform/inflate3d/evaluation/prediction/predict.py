@@ -18,6 +18,7 @@ from inflate3d.evaluation.prediction.answers import Answered, Answers, answers_t
 from inflate3d.evaluation.prediction.inputs import InputCase, find_cases, media_in, read_case
 from inflate3d.sample import Batch, Sample
 
+_LABELS = {True: "a folder of label maps, or one", False: "a CSV with the columns key and label"}  # by per_voxel
 _HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
@@ -34,19 +35,22 @@ class Predictor:
         device: str | None = None,
         features: bool = False,
         cache_dir: str | None = None,
+        labels: str | Path | None = None,
     ) -> None:
         """Load the weights and list the cases of `source`.
 
         model: a run folder, or any published name that create_model takes. dataset: which head answers, by its
-        dataset's name, or <dataset>-<task> where that has several; None: the only one that takes what `source`
-        holds. checkpoint: of a run: "best" ("last" where none carries a score), "last" or a path. device: None
-        is the GPU where there is one. features: pooled features in place of the head's answer.
+        dataset's name, or <dataset>-<task> where that has several; None: the only one that takes what `source` holds
+        and gives what `labels` hold, label maps or a table. checkpoint: of a run: "best" ("last" where none carries a
+        score), "last" or a path. device: None is the GPU where there is one. features: pooled features in place of the
+        head's answer. labels: label maps, a folder or one file, or a CSV, which score the answers.
         Raises InputError for whatever is missing or does not fit.
         """
         self.source, self.features = Path(source), features
+        self.labels = None if labels is None else Path(labels)
         held = media_in(self.source)
         self.answerer = answerer_of(str(model), checkpoint=checkpoint, cache_dir=cache_dir)
-        self.name = choose_head(self.answerer.heads, held, dataset)
+        self.name = choose_head(self.answerer.heads, held, dataset, labels=self.labels)
         self.head = self.answerer.heads[self.name]
         self.cases = find_cases(self.source, self.head.card)
         options = self.answerer.sample(self.name)
@@ -59,15 +63,13 @@ class Predictor:
         self,
         output: str | Path,
         watch: Callable[[int, int], None] = lambda done, total: None,
-        *,
-        labels: str | Path | None = None,
     ) -> tuple[Path, str]:
         """Predict every case and write the answers; return the file or folder that holds them, and what they score.
 
-        watch: told after each case how many of how many are done. labels: true label maps, a folder or one file, which
-        give dice.csv; without them the score is "". InputError lists unreadable cases, after the others.
+        watch: told after each case how many of how many are done. Labels give dice.csv, or scores.csv; without them the
+        score is "". InputError lists unreadable cases, after the others.
         """
-        truth = None if labels is None else self._truth(Path(labels))
+        truth = self._truth()
         answers: Answers | None = None
         faults: dict[str, str] = {}
         watch(0, len(self.cases))
@@ -78,7 +80,7 @@ class Predictor:
                 faults[case.key] = " ".join(str(fault).split())
             else:
                 answer = self._answer(sample)
-                answers = answers or answers_to(Path(output), answer, self.head.target, self.cases, labels=truth)
+                answers = answers or self._answers(Path(output), answer, truth)
                 try:
                     answers.add(Answered(case, members, sample, answer.tensor[0].float()))
                 except InputError as fault:
@@ -90,13 +92,19 @@ class Predictor:
             raise _unreadable(faults, len(self.cases), place)
         return place, told
 
-    def _truth(self, labels: Path) -> Path:
-        if self.features or self.head.target is None or not self.head.target.per_voxel:
-            what = "features" if self.features or self.head.target is None else self.head.target.describe()
-            raise InputError(
-                f"--labels scores label maps; {self.name!r} gives {what}. Leave it out, or name another head"
-            )
-        return labels
+    def _answers(self, output: Path, answer: Prediction | Features, labels: Path | None) -> Answers:
+        names = self.head.label_names
+        return answers_to(output, answer, self.head.target, self.cases, labels=labels, label_names=names)
+
+    def _truth(self) -> Path | None:
+        if self.labels is None:
+            return None
+        target = None if self.features else self.head.target
+        if target is None or target.per_voxel is _is_table(self.labels):
+            gives = "features" if target is None else target.describe()
+            wanted = "features have none" if target is None else f"give {_LABELS[target.per_voxel]}"
+            raise InputError(f"--labels: {self.name!r} gives {gives}, and {self.labels} does not say that: {wanted}")
+        return self.labels
 
     def _read(self, case: InputCase) -> tuple[dict[str, Any], Sample]:
         members, _ = read_case(case, self.head.card)
@@ -111,8 +119,15 @@ class Predictor:
             return self.answerer.answer(batch.to(self.device))
 
 
-def choose_head(heads: Mapping[str, Answering], held: set[str], name: str | None) -> str:
-    """Return which head answers for what the input holds. InputError if none does, or several do and none is named."""
+def _is_table(labels: Path) -> bool:
+    return labels.suffix.lower() in (".csv", ".tsv", ".txt")
+
+
+def choose_head(heads: Mapping[str, Answering], held: set[str], name: str | None, *, labels: Path | None = None) -> str:
+    """Return which head answers for what the input holds, and gives what the labels hold: maps, or a table.
+
+    InputError if none does, or several do and none is named.
+    """
     if name is not None and name not in heads:
         raise unknown_name("dataset", name, heads, where="--dataset")
     what = " and ".join(f"{media}s" for media in sorted(held))
@@ -124,6 +139,9 @@ def choose_head(heads: Mapping[str, Answering], held: set[str], name: str | None
         return name
     if not fitting:
         raise InputError(f"--input holds {what}; no dataset of this model takes them. Its datasets: {listed}")
+    if labels is not None and len(fitting) > 1:
+        told = [n for n in fitting if (t := heads[n].target) is not None and t.per_voxel is not _is_table(labels)]
+        fitting = told or fitting
     if len(fitting) > 1:
         raise InputError(f"--input holds {what}; which head is to answer? Name one by --dataset: {listed}")
     return fitting[0]

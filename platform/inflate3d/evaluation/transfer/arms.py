@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from inflate3d.contracts import DatasetCard
+from inflate3d.contracts import DatasetCard, zoo_names
 from inflate3d.errors import InputError
 from inflate3d.inflation import Inflation, NetInput
 from inflate3d.models import BackboneConfig
@@ -60,19 +61,25 @@ def arms_for(
     scratch: the architecture with random weights, its temporal kernels drawn as 3D ones (`random` taps of He's scale).
     inflated: its 2D weights, inflated, and nothing else. A 2D name among the models is its own inflated baseline; the
     words of inflation hold for it, plan "auto" as `datasets` make it, while published weights bring their own, which
-    their baselines take. pretrained: files of 2D weights by architecture, "" for any. head: what the published ones
-    among the models begin a fine-tuning as. InputError for an unknown name.
+    their baselines take; those of a zoo's net are its 2D architecture. pretrained: files of 2D weights by architecture,
+    "" for any, and of 3D weights by a zoo's name. head: what the published ones among the models begin a fine-tuning
+    as. InputError for an unknown name.
     """
     value = Inflation.from_dict(inflation)
     published: list[Arm] = []
     bases: dict[str, BackboneConfig] = {}
     stems = {card.modality: len(card.input.channels)}
     for model in models:
-        if (folder := published_folder(model)) is None:
-            base = BackboneConfig(model, inflation=value, timm_kwargs=dict(timm_kwargs or {})).resolved(datasets)
+        spec = None if (folder := published_folder(model)) is None else _spec_in(folder)
+        zoo_net = zoo_names().get(spec.name if spec else model)
+        if spec is not None and zoo_net is None:
+            base = _base_of(spec)
         else:
-            base = _base_of(NetSpec.from_dict(read_published_config(folder)["net"]))
-            backbone = BackboneConfig(model, pretrained=True, stems=stems, norm="shared")
+            name = zoo_net.base if zoo_net else model
+            base = BackboneConfig(name, inflation=value, timm_kwargs=dict(timm_kwargs or {})).resolved(datasets)
+        if spec is not None or zoo_net is not None:
+            kwargs = _file_of(pretrained or {}, model)
+            backbone = BackboneConfig(model, pretrained=True, stems=stems, norm="shared", timm_kwargs=kwargs)
             published.append(Arm(_short(model), backbone, head=head))
         base = replace(base, stems=stems, norm="shared")
         bases.setdefault(base.name, base)
@@ -88,12 +95,15 @@ def arms_for(
 def _baselines(bases: Sequence[BackboneConfig], files: Mapping[str, str]) -> Iterator[Arm]:
     for base in bases:
         ending = f" {base.name}" if len(bases) > 1 else ""
-        kwargs = dict(base.timm_kwargs)
-        if file := files.get(base.name, files.get("")):
-            kwargs["pretrained_cfg_overlay"] = {"file": file}
+        kwargs = {**base.timm_kwargs, **_file_of(files, base.name, "")}
         drawn = replace(base.inflation, taps=replace(base.inflation.taps, name="random"))
         yield Arm(SCRATCH + ending, replace(base, pretrained=False, inflation=drawn))
         yield Arm(INFLATED + ending, replace(base, pretrained=True, timm_kwargs=kwargs))
+
+
+def _file_of(files: Mapping[str, str], *names: str) -> dict[str, Any]:
+    file = next((files[name] for name in names if name in files), None)
+    return {} if file is None else {"pretrained_cfg_overlay": {"file": file}}
 
 
 def is_baseline(name: str) -> bool:
@@ -117,6 +127,10 @@ def _ending(baseline: str) -> str:
     return baseline.partition(" ")[2]
 
 
+def _spec_in(folder: Path) -> NetSpec:
+    return NetSpec.from_dict(read_published_config(folder)["net"])
+
+
 def _base_of(spec: NetSpec) -> BackboneConfig:
     taps = spec.inflation.taps
     exact = replace(spec.inflation, taps=taps if taps.is_exact else replace(taps, name="center"))
@@ -124,4 +138,6 @@ def _base_of(spec: NetSpec) -> BackboneConfig:
 
 
 def _short(model: str) -> str:
+    if model in zoo_names():
+        return model.replace("/", "-")
     return model.rstrip("/").removeprefix("local-dir:").rpartition("/")[2]

@@ -9,26 +9,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer import probes
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.build import build_module
-from inflate3d.evaluation.transfer.features import READS, TARGET, FeatureCache, Part, Stored, origin_of
+from inflate3d.evaluation.transfer.features import FeatureCache
 from inflate3d.evaluation.transfer.finetune import answer, fine_tune
-from inflate3d.evaluation.transfer.held_out import AnswerBook, score
+from inflate3d.evaluation.transfer.frozen import (
+    OWN,
+    RECALIBRATED,
+    Frozen,
+    frozen_features,
+    measure_frozen,
+    recalibrate,
+)
 from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.protocol import FROZEN, Mode, digest
-from inflate3d.evaluation.transfer.recalibrate import batch_norms, recalibrate
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.files import write_whole
-from inflate3d.models import Backbone
+from inflate3d.nn.recalibrate import batch_norms
 
 CELLS, FEATURES = "cells", "features"
 _FORMAT = "inflate3d-transfer-cell/1"
-Statistics = str  # "own": BatchNorm as loaded or trained; "recalibrated": on unlabelled training data
-OWN, RECALIBRATED = "own", "recalibrated"
 _MOST_IN_MEMORY = 8  # starts whose features are kept in memory
 
 
@@ -69,7 +71,7 @@ class CellRunner:
         self.arms = {arm.name: arm for arm in arms}
         self.target, self.folder, self.device = target, Path(folder), device
         self.cache = FeatureCache(self.folder / FEATURES)
-        self._frozen: dict[tuple[str, int], dict[Statistics, dict[str, Stored]]] = {}
+        self._frozen: dict[tuple[str, int], Frozen] = {}
 
     def run(self, group: Sequence[Cell], report: Callable[[Cell, dict[str, Any]], None]) -> None:
         """Run the unfinished cells of a group."""
@@ -88,63 +90,16 @@ class CellRunner:
     # ------------------------------------------------------------------------------------------------------- frozen
 
     def _frozen_cell(self, cell: Cell) -> dict[str, Any]:
-        """Choose features, statistics and setting on the choice samples; then read the test samples.
+        return measure_frozen(self.target, self._features(cell), mode=cell.mode, fraction=cell.fraction, seed=cell.seed)
 
-        Each other pair of statistics and features, at its own best setting, is measured too and reported beside.
-        """
-        target = self.target
-        labelled = {s.key for s in target.labelled(cell.fraction, cell.seed)}
-        rows = torch.tensor([i for i, s in enumerate(target.needed()) if s.key in labelled])
-        classes = len(target.target.names)
-        choices: dict[str, dict[float, float]] = {}
-        tests: dict[str, Any] = {}
-        for statistics, parts in self._features(cell).items():
-            y, held_y, test_y = parts["train"][TARGET][rows], parts["choice"][TARGET], parts["test"][TARGET]
-            for reads in READS:
-                x, name = parts["train"][reads][rows], f"{statistics}, {reads}"
-                fitted = {s: probes.fit(cell.mode, x, y, classes, setting=s) for s in probes.grid(cell.mode)}
-                choices[name] = {s: score(target, f(parts["choice"][reads]), held_y) for s, f in fitted.items()}
-                book = AnswerBook(target)
-                book.add(
-                    [s.key for s in target.test],
-                    fitted[probes.best(choices[name])](parts["test"][reads]),
-                    test_y,
-                )
-                tests[name] = book.close().to_dict()
-        best = max(choices, key=lambda name: max(choices[name].values()))
-        return {
-            "chosen": {"features": best, "setting": probes.best(choices[best])},
-            "choice": {name: {f"{k:g}": v for k, v in scores.items()} for name, scores in choices.items()},
-            "labels": len(labelled),
-            "test": tests[best],
-            "beside": {name: a["total"] for name, a in tests.items()},
-        }
-
-    def _features(self, cell: Cell) -> dict[Statistics, dict[str, Stored]]:
-        """Return features of the training, choice and test samples under both statistics."""
+    def _features(self, cell: Cell) -> Frozen:
         key = (cell.arm, cell.seed)
         if key not in self._frozen:
-            target, arm = self.target, self.arms[cell.arm]
-            backbone = build_module(arm, target, seed=cell.seed, device=self.device).backbone.eval()
-            parts: dict[str, Part] = {
-                "train": (target.needed(), "train"),
-                "choice": (target.choice, "train"),
-                "test": (target.test, target.test_split),
-            }
-            origin = origin_of(backbone)
-            found = {OWN: self.cache.features(backbone, target, parts, origin=origin)}
-            if batch_norms(backbone):
-                origin = digest(origin, RECALIBRATED, target.protocol.fixed(), target.manifest.digest)
-                found[RECALIBRATED] = self.cache.features(
-                    backbone, target, parts, origin=origin, prepare=lambda: self._recalibrate(backbone)
-                )
+            backbone = build_module(self.arms[cell.arm], self.target, seed=cell.seed, device=self.device).backbone
             while len(self._frozen) >= _MOST_IN_MEMORY:
                 del self._frozen[next(iter(self._frozen))]
-            self._frozen[key] = found
+            self._frozen[key] = frozen_features(backbone, self.target, self.cache)
         return self._frozen[key]
-
-    def _recalibrate(self, backbone: Backbone) -> None:
-        recalibrate(backbone, (batch.to(self.device) for batch in self.target.unlabelled_batches()))
 
     # -------------------------------------------------------------------------------------------------- fine-tuning
 
@@ -157,7 +112,7 @@ class CellRunner:
         own = answer(module, target, target.test, target.test_split).to_dict()
         beside = {OWN: own["total"]}
         if batch_norms(module.backbone):
-            self._recalibrate(module.backbone)
+            recalibrate(module.backbone, target)
             beside[RECALIBRATED] = answer(module, target, target.test, target.test_split).to_dict()["total"]
         return {
             "chosen": {"features": OWN, "setting": choice["chosen"]},

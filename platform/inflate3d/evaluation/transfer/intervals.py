@@ -57,7 +57,8 @@ class AreaScore:
                 yes, no = samples_RN[:, own], samples_RN[:, ~own]
                 pairs = yes.sum(1) * no.sum(1)
                 areas.append(np.where(pairs > 0, ((yes @ won) * no).sum(1) / np.maximum(pairs, 1), np.nan))
-            per_seed.append(np.nanmean(areas, axis=0))
+            known = np.isfinite(areas).sum(0)  # a draw of one class alone has no area
+            per_seed.append(np.where(known > 0, np.nansum(areas, axis=0) / np.maximum(known, 1), np.nan))
         return (np.stack(per_seed, 1) * seeds_RS).sum(1) / seeds_RS.sum(1)
 
 

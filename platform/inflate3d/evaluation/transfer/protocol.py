@@ -14,7 +14,11 @@ from inflate3d.errors import InputError, unknown_name
 Mode = Literal["probe", "knn", "finetune"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 FROZEN: tuple[Mode, ...] = ("probe", "knn")
-_ON_REQUEST = ("target", "init_args")  # said where they are given alone: results without them stay comparable
+_ON_REQUEST = (
+    "target",
+    "init_args",
+    "max_train",
+)  # said where they are given alone: results without them stay comparable
 # What may grow in an output folder: more cells beside finished ones.
 _MAY_GROW = ("modes", "fractions", "seeds")
 
@@ -29,7 +33,9 @@ class Protocol:
     of it. learning_rates: the grid of fine-tuning; choice_steps: the budget of each choice (None: steps).
     val_fraction: share of the training samples held out for choices, by group where there are groups; nothing is
     ever trained on them. sample, augment: as in a config's data.datasets.<name>. max_test: at most that many test
-    samples, evenly spaced. recalibration_batches: batches of unlabelled training data for BatchNorm's statistics.
+    samples, evenly spaced; max_train: about that many at most to train on, and to choose by: each class keeps its
+    share, and one sample at least. recalibration_batches: batches of unlabelled training data for BatchNorm's
+    statistics.
     """
 
     dataset: str
@@ -50,6 +56,7 @@ class Protocol:
     sample: dict[str, Any] = field(default_factory=dict)
     augment: str | list[dict[str, Any]] | None = None
     max_test: int | None = None
+    max_train: int | None = None
     recalibration_batches: int = 16
 
     def __post_init__(self) -> None:
@@ -68,7 +75,7 @@ class Protocol:
         for rate in self.learning_rates:
             if not rate > 0:
                 raise InputError(f"--learning_rates: {rate:g}; it must be above 0")
-        for name in ("steps", "batch_size", "recalibration_batches", "choice_steps", "max_test"):
+        for name in ("steps", "batch_size", "recalibration_batches", "choice_steps", "max_test", "max_train"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} is {value}; it must be at least 1")
         if not 0 < self.val_fraction < 1:

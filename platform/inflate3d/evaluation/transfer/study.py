@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,12 +13,14 @@ import torch
 
 from inflate3d.data.shards.parts import Part
 from inflate3d.evaluation.transfer.arms import Arm
+from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
 from inflate3d.evaluation.transfer.report import render_report
 from inflate3d.evaluation.transfer.summary import published_results, summarise
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.files import write_whole
 from inflate3d.training.run.folder import git_commit
+from inflate3d.training.run.lock import LOCK, one_writer
 
 TRANSFER, RESULTS, REPORT = "transfer.json", "results.json", "report.html"  # publishing reads the last two
 FORMAT = "inflate3d-transfer/1"
@@ -35,31 +37,53 @@ def run_transfer(
     part: Part | None = None,
     device: str = "cpu",
     report: Report | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run the unfinished cells, write the result of all finished ones, and return it.
 
     part: this process's share of the cells, for many machines over one output folder; it writes only finished cells,
     and a run without `part` then joins them. report: called with each new cell, its record, and the
-    progress of this process.
+    progress of this process. is_over: asked before each cell, whether to leave the rest to a later call. InputError if
+    another process is at the same work there.
     """
     output = Path(output)
     runner = CellRunner(arms, target, output, device=device)
     groups = groups_of(arms, target)
     mine = groups if part is None else groups[part.number - 1 :: part.count]
-    left = sum(runner.read(cell) is None for cell in flat(mine))
+    lock = LOCK if part is None else f"writer-{part.number}-of-{part.count}.lock"
+    with one_writer(output, name=lock, other_folder="--output"):
+        left = [cell for cell in flat(mine) if runner.read(cell) is None]
+        for arm in arms:  # what cannot begin is told before hours of others
+            if any(cell.arm == arm.name for cell in left):
+                build_module(arm, target, seed=target.protocol.seeds[0])
+        _run_cells(runner, left, report, is_over)
+        found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
+        result = _result(arms, target, found, of=sum(map(len, groups)), device=device)
+        if part is None:
+            write_result(result, output)
+    return result
+
+
+def _run_cells(runner: CellRunner, cells: Sequence[Cell], report: Report | None, is_over: Callable[[], bool]) -> None:
     done = 0
 
     def count(cell: Cell, record: dict[str, Any]) -> None:
         nonlocal done
         done += 1
         if report is not None:
-            report(cell, record, done, left)
+            report(cell, record, done, len(cells))
 
-    for group in mine:
-        runner.run(group, count)
-    found = {cell: record for cell in flat(groups) if (record := runner.read(cell)) is not None}
-    rows = summarise(found, target.metric)
-    result = {
+    for cell in cells:
+        if is_over():
+            break
+        runner.run([cell], count)
+
+
+def _result(
+    arms: Sequence[Arm], target: Target, found: Mapping[Cell, dict[str, Any]], *, of: int, device: str
+) -> dict[str, Any]:
+    """Return what transfer.json holds, from the cells that are finished; `of` is the number of all."""
+    return {
         "format": FORMAT,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": {"card": target.card.to_dict(), "digest": target.manifest.digest},
@@ -67,14 +91,11 @@ def run_transfer(
         "protocol": target.protocol.to_dict(),
         "arms": [arm.to_dict() for arm in arms],
         "splits": target.splits(),
-        "cells": {"finished": len(found), "of": sum(map(len, groups))},
+        "cells": {"finished": len(found), "of": of},
         "versions": {name: version(name) for name in _PACKAGES} | {"git": git_commit()},
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "rows": rows,
+        "rows": summarise(found, target.metric),
     }
-    if part is None:
-        write_result(result, output)
-    return result
 
 
 def printed(metric: str) -> Report:

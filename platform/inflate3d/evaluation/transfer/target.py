@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from inflate3d.contracts import AbstractTarget, AbstractTask, Split
 from inflate3d.data.samples.views import make_stage
@@ -47,6 +47,8 @@ class Target:
         self.fit, self.choice = carve(
             list_samples(self._reader("train"), classes), val_fraction=protocol.val_fraction, seed=protocol.split_seed
         )
+        if (most := protocol.max_train) is not None:
+            self.fit, self.choice = (_at_most(part, most, protocol.split_seed) for part in (self.fit, self.choice))
         self.test = list_samples(self._reader(self.test_split), classes)
         if (most := protocol.max_test) is not None and most < len(self.test):
             self.test = [self.test[i * len(self.test) // most] for i in range(most)]
@@ -78,9 +80,12 @@ class Target:
         return batch.targets[self.new_task().target_names[self.protocol.dataset]]
 
     def metrics(self) -> MetricCollection:
-        """Return fresh metrics of the task."""
+        """Return fresh metrics of the task, which wait for no other rank: a process alone measures."""
         metrics = self.new_task().metrics(self.protocol.dataset)
         assert metrics is not None, "tasks with a target have metrics"
+        for metric in metrics.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = _no_ranks  # sync_on_compute is read on construction only
         return metrics
 
     @cached_property
@@ -151,3 +156,11 @@ class Target:
         stage = make_stage(self.card, config.sample, training=training, augment=config.augment)
         order = PickedOrder([s.place for s in samples], mix(seed, "order", self.protocol.dataset))
         return replace(self.data.source(self.protocol.dataset, split), order=order, stage=stage)
+
+
+def _no_ranks() -> bool:
+    return False
+
+
+def _at_most(samples: list[Listed], most: int, seed: int) -> list[Listed]:
+    return labelled_share(samples, most / len(samples), seed=seed) if len(samples) > most else samples

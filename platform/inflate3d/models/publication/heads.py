@@ -34,19 +34,33 @@ def target_of(entry: Mapping[str, Any]) -> AbstractTarget | None:
     return None if described is None else AbstractTarget.from_dict(described, where="the head's target")
 
 
+def label_names_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the indices in label files of a head's dataset mean, by names of its target: unless stated, in order.
+
+    InputError for a name that is none of the target's.
+    """
+    target = target_of(entry)
+    names = () if target is None else target.names
+    for name in entry.get("label_names", ()):
+        if name not in names:
+            raise unknown_name("class", name, names, where="the head's label_names")
+    return tuple(entry.get("label_names", names))
+
+
 def is_per_voxel(entry: Mapping[str, Any]) -> bool:
     """Whether a head answers for every voxel: what create_segmenter loads."""
     target = target_of(entry)
     return target is not None and target.per_voxel
 
 
-def head_tensors(folder: Path, name: str, stated: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors of one published head, under its module's own keys."""
+def head_tensors(folder: Path, name: str, entry: Mapping[str, Any], stated: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of one published head, under its module's own keys; several heads may be over the same."""
     if HEADS not in stated:
         raise InputError(f"{folder}: SHA256SUMS does not list {HEADS}; publish or download the directory again")
     header = read_header(plain_file(folder, HEADS))
-    tensors = read_tensors(folder / HEADS, [key for key in header if key.startswith(f"{name}.")])
-    return {key.removeprefix(f"{name}."): value for key, value in tensors.items()}
+    prefix = f"{entry.get('tensors', name)}."
+    tensors = read_tensors(folder / HEADS, [key for key in header if key.startswith(prefix)])
+    return {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
 def load_head(
@@ -67,7 +81,7 @@ def load_head(
     is_fresh = num_classes is not None and described.get("num_classes") != num_classes
     if is_fresh:
         described["num_classes"] = num_classes
-    state = head_tensors(folder, name, stated)
+    state = head_tensors(folder, name, entry, stated)
     most = 2 * sum(value.numel() for value in state.values()) + _ROOM
     try:
         head = cast(Head, build_within(lambda: cls.rebuild(described, feature_info), most, where=f"{folder}: {name!r}"))

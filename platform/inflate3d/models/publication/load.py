@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import Inflation, NetInput, resolve_plan
@@ -77,7 +77,7 @@ def load_published(
     }
     own = NetSpec.from_dict(config["net"])
     inputs = NetInput(input_size, spacing_mm)
-    inflation = _inflation_of(own, given, inputs, contract, folder, pretrained=pretrained)
+    inflation = carried_inflation(own, given, inputs, contract, folder, pretrained=pretrained)
     spec = _adapted(own, inflation, {**brought, **options})
     most = _TIMES * sum(s.numbers for s in header.values()) if pretrained else (folder / WEIGHTS).stat().st_size
     net = build_within(lambda: build(spec), most + _ROOM, where=str(folder / CONFIG))
@@ -88,7 +88,8 @@ def load_published(
     _load(net, header, config, norm_domain, fresh_classifier=fresh, is_whole=spec == own, folder=folder)
     describe_changes(own, spec, str(folder))
     if classifier and spec.num_classes == entry["head"]["num_classes"] and not spec.features_only:
-        _load_classifier(net, folder, str(head), stated, prefix=classifier)
+        tensors = head_tensors(folder, str(head), entry, stated)
+        _load_classifier(net, folder, str(head), tensors, prefix=classifier)
     if spec == own and norm_domain is None:
         check_replay(net, folder)
     return net if not entry or classifier else headed(net, folder, str(head), entry, stated)
@@ -124,12 +125,12 @@ def _input_of(config: Mapping[str, Any], norm_domain: str | None) -> dict[str, A
     return config.get("inputs", {}).get(norm_domain) or head.get("input") or unknown
 
 
-def _inflation_of(
+def carried_inflation(
     own: NetSpec,
     given: Inflation,
     inputs: NetInput,
     contract: Mapping[str, Any],
-    folder: Path,
+    where: Path | str,
     *,
     pretrained: bool,
 ) -> Inflation:
@@ -140,7 +141,7 @@ def _inflation_of(
     for word, value in {**asked, **({} if spacing_mm is None else {"spacing_mm": list(spacing_mm)})}.items():
         if pretrained and value != carried[word]:
             raise InputError(
-                f"{folder}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
+                f"{where}: {word} is {value!r}, but the published weights carry their own: {carried[word]!r}. "
                 f"Leave {word} out, or start from random weights: pretrained=False"
             )
     # Random weights for a spacing have no strides to keep.
@@ -191,9 +192,9 @@ def _load(
     stem = first_conv_path(net)
     stored = domain_keys(list(header), config, norm_domain, stem)
     own = net.state_dict()
-    found = {key: _lookup(stored, key) for key in own}
+    found = {key: lookup(stored, key) for key in own}
     missing = [k for k, v in found.items() if v is None]
-    classifier = _classifier_prefix(net) if fresh_classifier else None
+    classifier = classifier_prefix(net) if fresh_classifier else None
     if classifier is not None:
         missing = [k for k in missing if not k.startswith(classifier)]
         found = {k: v for k, v in found.items() if not k.startswith(classifier)}
@@ -236,7 +237,7 @@ def _misfit(folder: Path, key: str, found: Sequence[int], wanted: Sequence[int])
     )
 
 
-def _lookup(stored: Mapping[str, str], key: str) -> str | None:
+def lookup(stored: Mapping[str, str], key: str) -> str | None:
     """Find a tensor under the full net's key; timm's feature nets put a prefix before it or flatten `a.0` to `a_0`."""
     candidates = [key, key.partition(".")[2]]
     head, _, tail = key.partition(".")
@@ -246,7 +247,8 @@ def _lookup(stored: Mapping[str, str], key: str) -> str | None:
     return next((stored[c] for c in candidates if c in stored), None)
 
 
-def _classifier_prefix(net: nn.Module) -> str | None:
+def classifier_prefix(net: nn.Module) -> str | None:
+    """Return what the keys of a net's classifier begin with; None for a net without one."""
     classifier = net.get_classifier() if hasattr(net, "get_classifier") else None  # type: ignore[operator]
     return next((f"{n}." for n, m in net.named_modules() if m is classifier), None)
 
@@ -270,11 +272,10 @@ def headed(net: nn.Module, folder: Path, name: str, entry: Mapping[str, Any], st
     return whole
 
 
-def _load_classifier(net: nn.Module, folder: Path, head: str, stated: Mapping[str, str], *, prefix: str) -> None:
+def _load_classifier(net: nn.Module, folder: Path, head: str, tensors: Mapping[str, Tensor], *, prefix: str) -> None:
     classifier: Any = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise InputError(f"{folder}: this net's classifier is a {type(classifier).__name__}; take head=None")
-    tensors = head_tensors(folder, head, stated)
     try:
         classifier.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
     except RuntimeError as fault:

@@ -11,6 +11,7 @@ from inflate3d.models.publication.layout import PREFIX
 HUB = "hf-hub:"
 SCHEMES = ("https://", "http://", "s3://")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 _REVISION = re.compile(r"\w[\w./-]*")
 
 
@@ -38,3 +39,12 @@ def parse_hub(name: str) -> HubPlace:
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise InputError(f"{name!r}: {revision!r} is no branch, tag or commit")
     return HubPlace(repository, revision or None)
+
+
+def parse_hub_file(name: str) -> tuple[HubPlace, str]:
+    """Read "hf-hub:org/name[@revision]/file". InputError for anything else."""
+    organisation, _, rest = name.removeprefix(HUB).partition("/")
+    repository, _, file = rest.partition("/")
+    if not file or not all(_FILE.fullmatch(part) for part in file.split("/")):
+        raise InputError(f"{name!r}: expected {HUB}ORG/NAME/FILE, or {HUB}ORG/NAME@REVISION/FILE")
+    return parse_hub(f"{organisation}/{repository}"), file

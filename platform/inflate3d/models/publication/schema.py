@@ -246,7 +246,8 @@ _PLAN = record(
         "kernels": list_of(nullable(_COUNT), 16, least=1),
         "strides": list_of(_COUNT, 16, least=1),
         "head_pool": nullable(_COUNT),
-    }
+    },
+    {"layers": mapping_of(text(128, r"[\w.*?\[\]-]+"), list_of(_COUNT, 2, least=2))},
 )
 _NET_ENTRIES = record(
     {
@@ -288,6 +289,8 @@ _HEAD = record(
         "window": nullable(_window),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,
+        "tensors": text(128, _WORD),
+        "label_names": _CLASSES,
     },
 )
 _CARD = record(
@@ -299,7 +302,13 @@ _CARD = record(
     },
     is_open=True,
 )
-_TRAINING = _both(record({}, {"data": list_of(_CARD, 4096)}, is_open=True), plain(depth=6, most=100_000))
+_SHARE = number(0, 1)
+_WAYS = {  # how weights came about that no training ended in
+    "interpolation": record({"alpha": _SHARE, "start": text(4096)}, is_open=True),
+    "soup": list_of(record({"name": text(4096), "share": _SHARE}, {"alpha": _SHARE}, is_open=True), 4096, least=1),
+    "recalibrated": mapping_of(text(128), record({"split": text(64), "samples": number(1, 1e12)}, is_open=True)),
+}
+_TRAINING = _both(record({}, {"data": list_of(_CARD, 4096), **_WAYS}, is_open=True), plain(depth=6, most=100_000))
 _CONFIG = record(
     {
         "format": one_of(FORMAT),

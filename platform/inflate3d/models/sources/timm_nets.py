@@ -8,6 +8,7 @@ import timm
 from timm.models import is_model, split_model_name_tag
 from torch import nn
 
+from inflate3d.contracts import zoo_names
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.models.publication.index import list_pretrained
 from inflate3d.models.spec import NetSpec
@@ -29,10 +30,12 @@ def build_timm(spec: NetSpec, *, pretrained: bool, cache_dir: str | None = None)
         return timm.create_model(spec.name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
     except (OSError, RuntimeError) as error:
         if pretrained and _is_about_fetching(error):
+            told = next(iter(str(error).splitlines()), "no such file, as timm's log says")[:160]
             raise InputError(
-                f"the 2D weights of {spec.name!r} cannot be fetched "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:160]}). "
-                "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors'), or pretrained=False"
+                f"the 2D weights of {spec.name!r} cannot be fetched ({type(error).__name__}: {told}). "
+                "Give a local file: pretrained_cfg_overlay=dict(file='weights.safetensors') in Python, "
+                "model.backbone.timm_kwargs.pretrained_cfg_overlay: {file: weights.safetensors} in a config, "
+                "--pretrained weights.safetensors to `platform transfer`; or do without: pretrained false"
             ) from error
         raise
 
@@ -41,7 +44,7 @@ def check_timm_name(name: str, *, pretrained: bool = False) -> None:
     """Raise InputError with close names unless timm has the architecture (and the tag, where one is given)."""
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        known = [*timm.list_models(), *list_pretrained()]
+        known = [*timm.list_models(), *list_pretrained(), *zoo_names()]
         raise unknown_name("model", name, known, see="platform models list, inflate3d.list_pretrained()")
     tags = timm.list_models(f"{architecture}.*", include_tags=True) if tag else []
     if tag and name not in tags:

@@ -50,9 +50,9 @@ def build_torchvision(spec: NetSpec, *, pretrained: bool) -> nn.Module:
             if hasattr(net, head):
                 setattr(net, head, None)
     _adapt_stem(net, spec.in_chans)
-    _give_contract(net)
+    give_contract(net)
     if spec.features_only:
-        return _feature_net(net, spec)
+        return feature_net(net, spec)
     if spec.num_classes is not None:
         net.reset_classifier(spec.num_classes)
     return net
@@ -164,7 +164,8 @@ def _captured(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
             handle.remove()
 
 
-def _give_contract(net: Any) -> None:
+def give_contract(net: Any) -> None:
+    """Give a trunk with a pool and a last Linear (or 1x1 convolution) timm's contract, by what a forward shows."""
     layers = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     net.classifier_name, last = layers[-1]
     net.classifies_maps = isinstance(last, nn.Conv2d)
@@ -231,14 +232,15 @@ def _feature_info(net: Any) -> tuple[list[dict[str, Any]], str]:
     return (levels if len(levels) > 1 else []), output_fmt  # a ViT's patch embed alone is no feature map
 
 
-def _feature_net(net: Any, spec: NetSpec) -> nn.Module:
-    """Return the net as timm's features_only nets are, without its head."""
+def feature_net(net: Any, spec: NetSpec) -> nn.Module:
+    """Return a net with feature_info as timm's features_only nets are, without its head."""
     if not net.feature_info:
         raise InputError(f"{spec.name!r} gives no feature maps: it has tokens only; timm's ViTs give maps of them")
-    net.classifier_name = net.classifier_name.partition(".")[0]  # timm's feature net resets it: the whole head goes
+    if hasattr(net, "classifier_name"):
+        net.classifier_name = net.classifier_name.partition(".")[0]  # timm's feature net resets it: the whole head goes
     indices: Any = spec.out_indices if spec.out_indices is not None else len(net.feature_info)
     taken, _ = feature_take_indices(len(net.feature_info), indices)
-    features: Any = FeatureHookNet(net, out_indices=tuple(taken), output_fmt=net.output_fmt)
+    features: Any = FeatureHookNet(net, out_indices=tuple(taken), output_fmt=getattr(net, "output_fmt", "NCHW"))
     features.pretrained_cfg = net.pretrained_cfg
     return features
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inflate3d.errors import InputError
 from inflate3d.training.run.step_record import in_accumulation_window
+from inflate3d.training.strategies.whole_weights import is_sharded
 
 ENTRY = "ema"
 
@@ -36,8 +37,8 @@ class EMA(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse strategies under which there is nothing whole to average."""
-        name = type(trainer.strategy).__name__
-        if getattr(trainer.strategy, "stage", None) == 3 or name.startswith(("FSDP", "ModelParallel")):
+        if is_sharded(trainer.strategy):
+            name = type(trainer.strategy).__name__
             raise InputError(f"EMA cannot average weights that are sharded ({name}); use DDP or DeepSpeed stage 1 or 2")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -1,4 +1,4 @@
-"""One writer for a run folder: who writes holds the lock on `writer.lock`, and says there who he is.
+"""One writer for a folder of results: who writes holds the lock on `writer.lock`, and says there who he is.
 
 The rule, in the order in which it is applied:
 
@@ -41,16 +41,21 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def one_writer(run_folder: str | Path) -> Iterator[None]:
-    """Be the one who writes into this folder, which is made if need be. InputError names who is it already."""
-    path = Path(run_folder) / LOCK
+def one_writer(
+    folder: str | Path, *, name: str = LOCK, other_folder: str = "--trainer.default_root_dir"
+) -> Iterator[None]:
+    """Be the one who writes into this folder, which is made if need be. InputError names who is it already.
+
+    name: of the lock, where several share a folder and write different files. other_folder: the option that names one.
+    """
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     # Looked at before it is opened: closing any handle on it would give up the lock that this process holds.
     if path.exists() and _identity(path.stat()) in _held:
-        raise _taken(path, "this very process")
+        raise _taken(path, "this very process", other_folder)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _take(handle, path)
+        _take(handle, path, other_folder)
         _write(handle, json.dumps(_own_record()).encode())
         _held.add(identity := _identity(os.fstat(handle)))
         ended = threading.Event()
@@ -68,14 +73,14 @@ def one_writer(run_folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _take(handle: int, path: Path) -> None:
+def _take(handle: int, path: Path, other_folder: str) -> None:
     """Lock the file, or raise what refuses the start."""
     locks = True
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as fault:
         if fault.errno in (errno.EACCES, errno.EAGAIN):
-            raise _taken(path, _name_of(_read_patiently(handle))) from None
+            raise _taken(path, _name_of(_read_patiently(handle)), other_folder) from None
         if fault.errno not in _NO_LOCKS:
             raise
         locks = False
@@ -83,7 +88,7 @@ def _take(handle: int, path: Path) -> None:
     if other is None or (locks and _is_this_machine(other)):
         return
     if _is_alive(handle, path, other):
-        raise _taken(path, _name_of(other))
+        raise _taken(path, _name_of(other), other_folder)
 
 
 def _is_alive(handle: int, path: Path, other: dict[str, Any]) -> bool:
@@ -148,12 +153,26 @@ def _read(handle: int) -> dict[str, Any] | None:
 
 
 def _read_patiently(handle: int) -> dict[str, Any]:
-    """Return who holds the lock, who may just be about to say so."""
+    """Return who holds the lock, who may just be about to say so where it still names one who died."""
     for _ in range(20):
-        if found := _read(handle):
+        if (found := _read(handle)) and not _is_dead(found):
             return found
         time.sleep(0.05)
     return {}
+
+
+def _is_dead(other: dict[str, Any]) -> bool:
+    """Whether the file names a process of this host that is no more."""
+    pid = other.get("pid")
+    if other.get("host") != socket.gethostname() or not _is_this_machine(other) or not isinstance(pid, int) or pid < 1:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return False
 
 
 def _write(handle: int, content: bytes) -> None:
@@ -173,8 +192,8 @@ def _name_of(other: dict[str, Any]) -> str:
     return f"process {other.get('pid')} on host {other.get('host')}{job}, since {other.get('since')}"
 
 
-def _taken(path: Path, who: str) -> InputError:
+def _taken(path: Path, who: str, other_folder: str) -> InputError:
     return InputError(
         f"{path.parent}: another start of this run is writing there: {who}. "
-        "Wait for it or stop it, or start another run: --trainer.default_root_dir ANOTHER_FOLDER"
+        f"Wait for it or stop it, or start another run: {other_folder} ANOTHER_FOLDER"
     )

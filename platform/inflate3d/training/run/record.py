@@ -31,9 +31,9 @@ class RunRecord(pl.Callback):
             run_folder.record_environment(root, device=device_name(trainer.strategy.root_device))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drop the rows past the checkpoint that the run goes on from: these steps are run again."""
+        """Drop the rows past the checkpoint that the run goes on from, or all of a run without: they come again."""
         if trainer.is_global_zero:
-            dropped = drop_rows_after(Path(trainer.default_root_dir) / run_folder.METRICS, trainer.global_step)
+            dropped = drop_rows_after(Path(trainer.default_root_dir) / run_folder.METRICS, trainer.global_step or -1)
             if dropped:
                 log.info("%s: %d rows past step %d dropped", run_folder.METRICS, dropped, trainer.global_step)
 

@@ -18,7 +18,7 @@ from inflate3d.training.checkpoints.writer import CheckpointWriter, validation_f
 from inflate3d.training.run.loader import Fault, fault_ahead
 from inflate3d.training.run.step_record import in_accumulation_window
 from inflate3d.training.steering import stop_signals
-from inflate3d.training.steering.stop_signals import EXIT_STOPPED, RunStopped
+from inflate3d.training.steering.stop_signals import RunStopped
 from inflate3d.training.steering.wandb_service import mark_preempted, outlive_service, wandb_runs
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,9 @@ _SIGNAL, _FAULT = 1, 2  # why to stop; of two reasons the higher one
 class StopOnSignal(Checkpoint):
     """Saves after the next optimiser step and ends the run, on all ranks, at a signal to, or a fault of, any of them.
 
-    After SIGUSR1 or SIGTERM all raise RunStopped. Where a rank's loader cannot go on (an outage past its budget), which
-    it knows before that batch is due, the first rank raises the fault with what is saved, and the others RunStopped. A
-    fault within the first steps of a start ends it as it began.
+    After SIGUSR1, SIGTERM or Ctrl-C all raise RunStopped. Where a rank's loader cannot go on (an outage past its
+    budget), which it knows before that batch is due, the first rank raises the fault with what is saved, and the others
+    RunStopped. A fault within the first steps of a start ends it as it began.
 
     A validation that was due is not waited for, and one under way is broken off: the run that goes on begins with it,
     so that metrics.csv and the best checkpoint are those of a run never stopped. By a signal the last step's validation
@@ -145,6 +145,7 @@ class StopOnSignal(Checkpoint):
             end_by_fault(
                 trainer, fault_ahead(trainer), f"step {trainer.global_step} of {trainer.max_steps} is saved{missing}"
             )
+        stop = RunStopped(trainer.global_rank)
         if trainer.is_global_zero:
             received = stop_signals.received()
             log.info(
@@ -152,11 +153,11 @@ class StopOnSignal(Checkpoint):
                 received.name if received else "a signal on another rank",
                 trainer.global_step,
                 trainer.max_steps,
-                EXIT_STOPPED,
+                stop.code,
             )
             for run in wandb_runs(trainer):
                 mark_preempted(run)
-        raise RunStopped(trainer.global_rank)
+        raise stop
 
 
 def end_by_fault(trainer: Any, fault: Fault | None, state: str) -> NoReturn:

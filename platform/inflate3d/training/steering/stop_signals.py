@@ -1,8 +1,9 @@
-"""SIGUSR1 and SIGTERM as a flag: nothing is saved or torn down inside a signal handler.
+"""SIGUSR1, SIGTERM and Ctrl-C as a flag: nothing is saved or torn down inside a signal handler.
 
 SLURM sends SIGUSR1 some minutes before the time limit (`--signal`), and SIGTERM when it preempts a job; containers and
 other schedulers send SIGTERM. Before training there is nothing to save, so the process ends at once; during training
 StopOnSignal asks for the flag. Either way the exit code is 75 (EX_TEMPFAIL of sysexits.h): start me again, I go on.
+Ctrl-C (SIGINT) is a person's: it saves as well, the code is 130, and the second one ends the process at once.
 No torch is imported here: the command listens before it loads anything heavy.
 """
 
@@ -16,12 +17,15 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+_TOLD = b"Ctrl-C: the run is saved after this step; once more ends it at once, without saving\n"
 
 
 class RunStopped(SystemExit):
-    """The run has stopped as it was asked to, and can go on: ends the process, with 75 in the first rank, else 0.
+    """The run has stopped as it was asked to, and can go on: ends the process, with 75 in the first rank (130 after
+    Ctrl-C), else 0.
 
     Launchers kill every rank when one fails, and the first may still be closing its loggers. For a script that starts
     several ranks and sees one exit code, the first rank also makes the file that INFLATE3D_STOPPED_FILE names; no other
@@ -29,8 +33,9 @@ class RunStopped(SystemExit):
     """
 
     def __init__(self, rank: int = 0) -> None:
-        super().__init__(0 if rank else EXIT_STOPPED)
-        if not rank and (file := os.environ.get("INFLATE3D_STOPPED_FILE")):
+        code = EXIT_INTERRUPTED if _State.received is signal.SIGINT else EXIT_STOPPED
+        super().__init__(0 if rank else code)
+        if not rank and code == EXIT_STOPPED and (file := os.environ.get("INFLATE3D_STOPPED_FILE")):
             with contextlib.suppress(OSError):
                 open(file, "a").close()
 
@@ -42,7 +47,7 @@ class _State:
 
 
 def listen() -> dict[signal.Signals, Any]:
-    """Let SIGUSR1 and SIGTERM set the flag from now on; return the handlers before, for `restore`.
+    """Let these signals set the flag from now on; return the handlers before, for `restore`.
 
     Only a main thread can: elsewhere nothing happens.
     """
@@ -79,7 +84,7 @@ def set_failed() -> None:
 
 
 def shield_worker() -> None:
-    """In a loading process: ignore SIGUSR1, and SIGTERM unless it comes from the parent, who ends workers by it.
+    """In a loading process: ignore SIGUSR1 and Ctrl-C, and SIGTERM unless the parent sends it, who ends workers so.
 
     torch's own handler lets a worker die of any other SIGTERM, and the trainer with it, before anything is saved.
     """
@@ -96,6 +101,10 @@ def shield_worker() -> None:
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
+    if signum == signal.SIGINT:
+        if not _State.training or _State.received is signal.SIGINT:
+            raise KeyboardInterrupt
+        os.write(2, _TOLD)  # print is not reentrant
     if _State.received is None:
         _State.received = signal.Signals(signum)
     if not _State.training and not _State.failed:

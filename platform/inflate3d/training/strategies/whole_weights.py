@@ -1,9 +1,10 @@
-"""Weights of a module whole on every rank for a while, under any strategy."""
+"""Weights of a module whole on every rank for a while, under any strategy; and under which they never are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -19,3 +20,8 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
     with GatheredParameters(sharded):
         yield
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether no rank holds a whole weight: ZeRO-3, FSDP and model parallelism."""
+    return getattr(strategy, "stage", None) == 3 or type(strategy).__name__.startswith(("FSDP", "ModelParallel"))

@@ -1,0 +1,130 @@
+"""Formats of portable files: how each is written, with which axes free, and how its file is run again."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.portable.part import Part
+
+KEY = "inflate3d"
+"""Where a file holds the facts, as JSON: a key of ONNX's metadata_props, else an extra file of this name."""
+INPUT, OUTPUT = "clip", "answer"
+MOST_CLIPS = MOST_STEPS = 4096
+MOST_ONNX_BYTES = 2**31 - 2**20  # protobuf's limit, and room for the graph
+Run = Callable[[Tensor], Tensor]
+
+
+class PortableFormat(ABC):
+    """One format. needs: packages beyond the light core."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
+        """Write a part; the axes named in `free` ("batch", "depth") take other sizes later."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Run:
+        """Return a written file's answer to a clip (B, C, D, H, W), by the format's own runtime."""
+
+
+class TorchExport(PortableFormat):
+    """torch.export: `torch.export.load(file).module()(clip)`, in PyTorch of the same or a later version."""
+
+    def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
+        """Depths are multiples of the part's step, two at the least."""
+        with path.open("wb") as file:  # a path would have to end in .pt2
+            torch.export.save(_program(part, free), file, extra_files={KEY: json.dumps(facts)})
+
+    def load(self, path: Path) -> Run:
+        """By torch.export."""
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
+
+
+class Onnx(PortableFormat):
+    """ONNX with the input `clip` and the output `answer`; onnxruntime runs it without PyTorch."""
+
+    needs = ("onnx", "onnxscript", "onnxruntime")
+
+    def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
+        """As TorchExport's; in one file, so InputError past 2 GiB."""
+        size = sum(t.numel() * t.element_size() for t in [*part.net.parameters(), *part.net.buffers()])
+        if size > MOST_ONNX_BYTES:
+            raise InputError(f"the weights have {size / 2**30:.1f} GiB; a file of ONNX holds 2: --format torch-export")
+        names: Any = dict(input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=_axes(part, free))
+        # With the exporter's own optimiser: without it onnxruntime refuses the computed bias of a conv3d that has none.
+        written = torch.onnx.export(_program(part, free), verbose=False, **names)
+        assert written is not None
+        written.model.metadata_props[KEY] = json.dumps(facts)
+        written.save(path, external_data=False)
+
+    def load(self, path: Path) -> Run:
+        """By onnxruntime on the CPU."""
+        import onnxruntime
+
+        def run(clip: Tensor) -> Tensor:
+            try:
+                return torch.from_numpy(session.run([OUTPUT], {INPUT: clip.numpy()})[0])
+            except Exception as fault:  # of onnxruntime's own kinds, which derive from nothing else
+                raise RuntimeError(f"onnxruntime: {fault}") from fault
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return run
+
+
+class TorchScript(PortableFormat):
+    """TorchScript by tracing: `torch.jit.load(file)(clip)`, also in C++. PyTorch calls it deprecated."""
+
+    def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
+        """A trace says of no axis that it is free; that other sizes hold is found by running it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated, and of each size that a trace fixes
+            traced = torch.jit.trace(part.net, _example(part), check_trace=False)
+        with path.open("wb") as file:  # a path would have to have a stem, which a hidden one has not
+            torch.jit.save(traced, file, _extra_files={KEY: json.dumps(facts)})
+
+    def load(self, path: Path) -> Run:
+        """By torch.jit."""
+        return torch.jit.load(path)
+
+
+FORMATS: dict[str, PortableFormat] = {"onnx": Onnx(), "torch-export": TorchExport(), "torchscript": TorchScript()}
+
+
+def format_named(name: str) -> PortableFormat:
+    """Return a format. InputError for an unknown one, and for one whose packages are missing."""
+    if name not in FORMATS:
+        raise unknown_name("format", name, FORMATS, where="--format")
+    if missing := [package for package in FORMATS[name].needs if find_spec(package) is None]:
+        raise InputError(f"--format {name} needs {', '.join(missing)}: pip install 'inflate3d[export]'")
+    return FORMATS[name]
+
+
+def _example(part: Part) -> Tensor:
+    return torch.zeros(2, part.channels, *part.size)  # of two clips, since tracers take 1 for a constant
+
+
+def _axes(part: Part, free: Collection[str]) -> Any:
+    axes: dict[int, Any] = {}
+    if "batch" in free:
+        axes[0] = torch.export.Dim("batch", min=1, max=MOST_CLIPS)
+    if "depth" in free:
+        assert part.depth_step is not None
+        steps = torch.export.Dim("depth", min=2, max=MOST_STEPS)
+        axes[2] = steps if part.depth_step == 1 else part.depth_step * steps
+    return (axes,)
+
+
+def _program(part: Part, free: Collection[str]) -> Any:
+    return torch.export.export(part.net, (_example(part),), dynamic_shapes=_axes(part, free), strict=False)

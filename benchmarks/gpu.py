@@ -4,8 +4,7 @@
     python benchmarks/gpu.py --counts         operations and saved bytes of a step; needs no GPU (benchmarks/counted.py)
 
 Needs torch, timm, lightning, torchmetrics, safetensors and numpy; a section whose imports or time are missing is
-skipped with a line that says so. Without an installed package the repository's root will do:
-python -m pip install --no-deps --no-build-isolation . needs setuptools alone.
+skipped with a line that says so.
 """
 
 from __future__ import annotations
@@ -145,9 +144,10 @@ def ways(args: Any) -> Iterator[Row]:
         [(64, 32, 16), (128, 16, 16)] if args.tiny else [(c, d, 28) for c in (64, 128, 256, 512) for d in (4, 8, 16)]
     )
     for channels, frames, side in sizes:
-        x = torch.randn(4 * frames, channels, side, side, device=args.device)
-        x = x.contiguous(memory_format=torch.channels_last).to(torch.bfloat16).requires_grad_()
-        weight = torch.randn(channels, channels, 3, 3, 3, device=args.device, dtype=torch.bfloat16)
+        dtype = torch.float32 if args.device == "cpu" else torch.bfloat16  # which a CPU emulates, minutes long
+        x = torch.randn(4 * frames, channels, side, side, device=args.device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.randn(channels, channels, 3, 3, 3, device=args.device, dtype=dtype)
         weight = weight.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
         row: Row = {"channels": channels, "frames": frames}
         for way in (convolve_copied, convolve_edges):
@@ -203,7 +203,7 @@ def measured_step(make: Callable[[], nn.Module], shape: tuple[int, ...], args: A
     x = torch.randn(shape, device=args.device).to(memory_format=torch.channels_last_3d)
 
     def step() -> None:
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.device != "cpu"):
             y = run(x)
         y.float().sum().backward()
         net.zero_grad(set_to_none=True)
@@ -276,7 +276,7 @@ def timed_fit(root: Path, names: list[str], args: Any) -> Row:
     data = DataModule(str(root), {n: {"batch_size": batch} for n in names}, num_workers=0 if args.tiny else 8, seed=0)
     backbone = BackboneConfig(name="test_resnet" if args.tiny else "resnet50", stems={"ct": 1})
     module = MultiTaskModule(backbone, {n: VolumeClassification(datasets=[n]) for n in names})
-    settings = {**trainer_defaults(), "max_steps": count, "limit_val_batches": 0, "enable_progress_bar": False}
+    settings = {**trainer_defaults(), "max_steps": count, "limit_val_batches": 0}
     settings |= {"accelerator": "gpu" if args.device == "cuda" else "cpu", "devices": 1}
     settings |= {"default_root_dir": root / f"run{len(names)}", "callbacks": [*default_callbacks(), Clock()]}
     pl.Trainer(**settings).fit(module, datamodule=data)

@@ -71,7 +71,7 @@ def _input_gradient(grad_PO: Tensor, x: Tensor, weight: Tensor, sizes: Sizes) ->
     shape = (channels, depth, math.prod(kernel), clips, -(-frames // sizes.depth_stride), -1)
     grads = grad_KP.view(shape).permute(1, 3, 4, 0, 2, 5)  # (kD, B, D', C, A, HW)
     columns = taps_gradient(list(grads), frames, sizes.depth_stride).flatten(1, 2)
-    return F.fold(columns, x.shape[2:], kernel, sizes.dilation, sizes.padding, sizes.stride)
+    return F.fold(columns, x.shape[2:], tuple(kernel), sizes.dilation, sizes.padding, sizes.stride)
 
 
 def _small_plainly(x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:

@@ -274,7 +274,7 @@ def timed_fit(root: Path, names: list[str], args: Any) -> Row:
             steps_done.append(time.perf_counter())
 
     data = DataModule(str(root), {n: {"batch_size": batch} for n in names}, num_workers=0 if args.tiny else 8, seed=0)
-    backbone = BackboneConfig(name="test_resnet" if args.tiny else "resnet50", stems={"ct": 1})
+    backbone = BackboneConfig(name="test_resnet" if args.tiny else "resnet50", stems={"mask": 1})
     module = MultiTaskModule(backbone, {n: VolumeClassification(datasets=[n]) for n in names})
     settings = {**trainer_defaults(), "max_steps": count, "limit_val_batches": 0}
     settings |= {"accelerator": "gpu" if args.device == "cuda" else "cpu", "devices": 1}

@@ -22,7 +22,7 @@ OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
 LIKE_ZERO3 = ("trainer/deepspeed_zero1.yaml", "trainer/deepspeed_zero2.yaml")
-MADE = ["label_free.yaml"]
+MADE = ["label_free.yaml", "foundation_lite0.yaml"]
 TOYS = ("video_classification", "volume_segmentation", "volume_classification")
 
 

@@ -182,7 +182,7 @@ def all_peers(name: str, shape: tuple[int, ...]) -> dict[str, Callable[[], nn.Mo
 
 def steps(args: Any) -> Iterator[Row]:
     """Yield one row a net, shape, peer and mode (eager, compiled): ms a step, peak MB, kernels, share of peak FLOPS."""
-    for shape in [(1, 3, 8, 32, 32)] if args.tiny else SHAPES:
+    for shape in [(2, 3, 8, 32, 32)] if args.tiny else SHAPES:
         for name in ("resnet18",) if args.tiny else NETS:
             for peer, make in all_peers(name, shape).items():
                 for compiles in (False,) if args.tiny else (False, True):

@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback
@@ -200,7 +200,7 @@ class _Cli(LightningCLI):
         progress_bar = config.get("enable_progress_bar") is not False
         config["callbacks"] = [RunSummary(), *with_default_callbacks(given, progress_bar=progress_bar)]
         config["plugins"] = cluster_plugins(config)
-        return super()._instantiate_trainer(config, callbacks)
+        return cast(Trainer, super()._instantiate_trainer(config, callbacks))
 
 
 def _quiet() -> None:

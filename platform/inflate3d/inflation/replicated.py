@@ -124,7 +124,8 @@ def _edges_gradients(grad: Tensor, x: Tensor, weight: Tensor, size: Sizes, wante
     edges, taps, options = _edges_of(clips, weight, size)
     swapped = torch.cat([grad[:, :, -1:], grad[:, :, :1]], 2) if taps.shape[2] == 2 else grad[:, :, :1]
     mask = [*wanted[:2], False]
-    grad_edges, grad_taps, _ = _convolution_gradients(swapped, edges, taps, *options, wanted=mask)
+    strides, padding, dilation, groups = options
+    grad_edges, grad_taps, _ = _convolution_gradients(swapped, edges, taps, strides, padding, dilation, groups, mask)
     if grad_edges is not None:
         _first_and_last(found[0], grad_edges.shape[2]).add_(grad_edges)  # type: ignore[arg-type]
     if grad_taps is not None:

@@ -3,10 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from inflate3d.inflation import convolution
-from inflate3d.inflation.convolution import FoldedConv, FoldedPointwise, depth_padding, fold_pointwise
+from gpu_ways import take_gpu_ways
+from inflate3d.inflation import ways
+from inflate3d.inflation.convolution import FoldedConv, FoldedPointwise, fold_pointwise
+from inflate3d.inflation.ends import depth_padding
 from inflate3d.inflation.layers import FoldedDropPath, FoldedPool, fold_layer, folding
 from inflate3d.inflation.minimal_filtering import convolve_filtered
+from inflate3d.inflation.replicated import Sizes
+from inflate3d.inflation.ways import way_of
 from timm.layers import Conv2dSame, DropPath, ScaledStdConv2d, StdConv2d
 from torch import nn
 
@@ -55,6 +59,25 @@ def test_folded_conv_equals_conv3d_with_replicated_time_forward_and_backward(gro
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=1, groups=groups).double()
     conv.weight = nn.Parameter(torch.randn(6, 6 // groups, kernel, 3, 3, dtype=torch.float64))
     check_against_conv3d(conv, torch.randn(2, 6, depth, 8, 9, dtype=torch.float64, requires_grad=True), stride)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 7])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_the_ways_of_a_gpu_equal_conv3d_forward_and_backward(groups, kernel, stride, depth, monkeypatch):
+    take_gpu_ways(monkeypatch)
+    test_folded_conv_equals_conv3d_with_replicated_time_forward_and_backward(groups, kernel, stride, depth)
+
+
+def test_the_ways_of_a_gpu_are_these():
+    """By counted rules: nothing is copied of long clips with few channels, and the net's other clips are."""
+    taken = {}
+    for frames, channels, groups in [(1, 64, 1), (4, 64, 1), (8, 64, 1), (8, 256, 1), (32, 256, 1), (8, 64, 64)]:
+        x, weight = torch.empty(frames, channels, 8, 8), torch.empty(64, channels // groups, 3, 3, 3)
+        sizes = Sizes(frames, 1, (1, 1), (1, 1), (1, 1), groups)
+        taken[frames, channels, groups] = way_of(x.to("meta"), weight.to("meta"), sizes).name
+    assert list(taken.values()) == ["SUMMED", "COPIED", "EDGES", "COPIED", "EDGES", "EDGES"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 9)])
@@ -135,14 +158,14 @@ def test_minimal_filtering_equals_conv3d_forward_and_backward(dilation, clips, d
     conv = nn.Conv2d(4, 6, (3, 5), padding=(dilation, 2 * dilation), dilation=dilation).double()
     conv.weight = nn.Parameter(torch.randn(6, 4, 3, 3, 5, dtype=torch.float64))
     x = torch.randn(clips, 4, depth, 12, 13, dtype=torch.float64, requires_grad=True)
-    assert clips * depth * 12 * 13 >= convolution.FILTER_POSITIONS
+    assert clips * depth * 12 * 13 >= ways.FILTER_POSITIONS
     check_against_conv3d(conv, x)
 
 
 def test_minimal_filtering_rounds_as_finely_as_conv3d():
     torch.manual_seed(0)
     x, weight = torch.randn(8, 64, 14, 14), torch.randn(64, 64, 3, 3, 3) / 40
-    got = convolve_filtered(x, weight, 8, (1, 1), (1, 1))
+    got = convolve_filtered(x, weight, None, Sizes(8, 1, (1, 1), (1, 1), (1, 1), 1))
     exact = to_frames(F.conv3d(replicate(x[None].transpose(1, 2), 3, 1).double(), weight.double(), padding=(0, 1, 1)))
     assert ((got - exact).abs().max() / exact.abs().max()).item() < 5e-6
 
@@ -154,7 +177,7 @@ def test_small_maps_equal_conv3d_forward_and_backward(kernel, stride, depth):
     torch.manual_seed(0)
     conv = nn.Conv2d(240, 3, 3, stride=stride, padding=1).double()
     conv.weight = nn.Parameter(torch.randn(3, 240, kernel, 3, 3, dtype=torch.float64))
-    assert conv.weight[0].numel() >= convolution.LONG_KERNEL
+    assert conv.weight[0].numel() >= ways.LONG_KERNEL
     check_against_conv3d(conv, torch.randn(2, 240, depth, 3, 4, dtype=torch.float64, requires_grad=True), stride)
 
 

@@ -28,7 +28,7 @@ from inflate3d.training import (
 )
 from inflate3d.training.check import Needs, check_run, task_problems
 from inflate3d.training.idle import evaluation_mode
-from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
+from inflate3d.training.optim import fuse, parameter_groups, warmup_cosine
 from inflate3d.training.run.metrics_csv import read_metrics
 from inflate3d.training.steering.loss_watch import LossWatch, TrainingFailure
 from nightly import slow_but
@@ -332,7 +332,7 @@ def test_one_kernel_takes_the_step_that_torch_takes_in_a_loop(make):
     nets = [torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)]
     nets[1].load_state_dict(nets[0].state_dict())
     steps = [make(net.parameters(), lr=0.1, weight_decay=0.1) for net in nets]
-    fuse_on_cpu(steps[0])
+    fuse(steps[0])
     for _ in range(4):
         for net, optimizer in zip(nets, steps, strict=True):
             optimizer.zero_grad()

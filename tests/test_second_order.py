@@ -1,12 +1,13 @@
-"""Gradients of gradients: each Function of ours against finite differences, and whole nets against torch's conv3d."""
+"""Gradients of gradients: each Function of ours against finite differences, and whole nets by either set of ways."""
 
 import inflate3d
 import pytest
 import torch
-from inflate3d.inflation import convolution, layers
-from inflate3d.inflation.convolution import _SummedTaps
-from inflate3d.inflation.depthwise import _Depthwise, sum_of_taps
+from gpu_ways import take_gpu_ways
+from inflate3d.inflation.depthwise import _Depthwise, convolve_by_taps
+from inflate3d.inflation.ends import trim_depth
 from inflate3d.inflation.minimal_filtering import convolve_filtered
+from inflate3d.inflation.replicated import Sizes, convolve_copied, convolve_edges, convolve_in_channels, convolve_summed
 from inflate3d.inflation.small_maps import convolve_small
 from nightly import slow_but
 
@@ -19,16 +20,21 @@ def randn(*shape):
 @pytest.mark.parametrize("frames", [2, 3])
 def test_functions_are_right_to_second_order(frames):
     torch.manual_seed(0)
-    x, weight = randn(2 * frames, 2, 3, 4), randn(3, 2, 3, 3, 3)
+    x, weight, bias = randn(frames, 1, 3, 3), randn(2, 1, 3, 3, 3), randn(2)
+    first = (x[:1].detach().requires_grad_(), weight, bias)
+    plain, strided = (Sizes(frames, d, (s, 1), (1, 1), (1, 1), 1) for d, s in ((1, 1), (2, 2)))
+    grouped = (randn(frames, 2, 2, 3), randn(2, 1, 3, 3, 3))
     functions = {
-        "filtered": (lambda x, w: convolve_filtered(x, w, frames, (1, 1), (1, 1)), (x, weight)),
-        "small": (lambda x, w: convolve_small(x, w, frames, (2, 1, 2), (1, 1), (1, 1)), (x, weight)),
-        "depthwise": (lambda x, w: _Depthwise.apply(x, w, frames), (randn(frames, 2, 3, 3), randn(2, 1, 3, 3, 3))),
-        "summed taps": (_SummedTaps.apply, (weight,)),
-        "sum of taps": (
-            lambda *t: sum_of_taps(list(t), frames, None).square(),
-            [randn(frames, 2, 1, 2) for _ in "123"],
-        ),
+        "filtered": (lambda x, w: convolve_filtered(x, w, None, plain), (x, weight)),
+        "small": (lambda x, w: convolve_small(x, w, None, strided), (x, weight)),
+        "copied": (lambda *inputs: convolve_copied(*inputs, strided), (x, weight, bias)),
+        "edges": (lambda *inputs: convolve_edges(*inputs, strided), (x, weight, bias)),
+        "summed": (lambda *inputs: convolve_summed(*inputs, plain._replace(frames=1)), first),
+        "in channels": (lambda *inputs: convolve_in_channels(*inputs, strided), (x, weight, bias)),
+        "depthwise": (lambda x, w: _Depthwise.apply(x, w, frames), grouped),
+        "trimmed": (lambda w: trim_depth(w, frames - 1).square(), (weight,)),
+        "taps": (lambda x, w: convolve_by_taps(x, w, None, plain._replace(groups=2)).square(), grouped),
+        "picked taps": (lambda x, w: convolve_by_taps(x, w, None, strided._replace(groups=2)), grouped),
     }
     for name, (function, inputs) in functions.items():
         assert torch.autograd.gradcheck(function, tuple(inputs)), name
@@ -36,7 +42,7 @@ def test_functions_are_right_to_second_order(frames):
 
 
 @pytest.mark.parametrize("name", slow_but(["test_resnet", "test_efficientnet"], 1))
-def test_a_gradient_penalty_learns_as_through_torchs_own_conv3d(name, monkeypatch):
+def test_a_gradient_penalty_learns_alike_on_every_way(name, monkeypatch):
     torch.manual_seed(0)
     net = inflate3d.create_model(name, num_classes=3, inflation="overshoot").double().eval()
     x = torch.randn(2, 3, 6, 64, 64, dtype=torch.float64, requires_grad=True)
@@ -48,8 +54,7 @@ def test_a_gradient_penalty_learns_as_through_torchs_own_conv3d(name, monkeypatc
         return {key: p.grad.clone() for key, p in net.named_parameters() if p.grad is not None}
 
     got = penalty()
-    for module in (convolution, layers):
-        monkeypatch.setattr(module, "is_eager_on_cpu", lambda x: False)
+    take_gpu_ways(monkeypatch)
     expected = penalty()
     assert got.keys() == expected.keys()
     for key, value in expected.items():

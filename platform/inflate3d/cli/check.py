@@ -29,7 +29,7 @@ from inflate3d.training.run.build_record import check_build_record
 
 # Key paths whose keys are the arguments of a class.
 _CLASSES = {
-    ("trainer",): "lightning.pytorch.Trainer",
+    ("trainer",): "inflate3d.training.device.Trainer",
     ("model",): "inflate3d.training.MultiTaskModule",
     ("model", "backbone"): "inflate3d.models.BackboneConfig",
     ("data",): "inflate3d.training.DataModule",

@@ -8,10 +8,10 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from inflate3d.cli.config import Config
@@ -24,6 +24,7 @@ from inflate3d.training import (
     Checkpoint,
     DataModule,
     MultiTaskModule,
+    Trainer,
     check_same_config,
     find_checkpoint,
     trainer_defaults,
@@ -164,6 +165,7 @@ class _Cli(LightningCLI):
             MultiTaskModule,
             DataModule,
             save_config_callback=None,
+            trainer_class=Trainer,
             trainer_defaults=trainer_defaults(),
             seed_everything_default=0,
             parser_class=ConfigParser,
@@ -198,7 +200,7 @@ class _Cli(LightningCLI):
         progress_bar = config.get("enable_progress_bar") is not False
         config["callbacks"] = [RunSummary(), *with_default_callbacks(given, progress_bar=progress_bar)]
         config["plugins"] = cluster_plugins(config)
-        return super()._instantiate_trainer(config, callbacks)
+        return cast(Trainer, super()._instantiate_trainer(config, callbacks))
 
 
 def _quiet() -> None:

@@ -5,36 +5,36 @@ Legend: B clips, D frames, n what else is folded into the batch (heads, windows)
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.call import is_recorded
-from inflate3d.inflation.depthwise import convolve_depthwise, has_costly_weight_gradient, sum_of_taps
-from inflate3d.inflation.layers import (
-    FoldedLayer,
-    frame_index,
-    is_eager_on_cpu,
-    is_free,
-    pick_frames,
-    replicate_ends,
-    select_frames,
-    trim_depth,
-)
-from inflate3d.inflation.minimal_filtering import TAPS as FILTER_TAPS
+from inflate3d.inflation.depthwise import convolve_by_taps, convolve_by_taps_plainly, convolve_depthwise
+from inflate3d.inflation.ends import trim_depth
+from inflate3d.inflation.layers import FoldedLayer, pick_frames
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.mixing import Mixin, base_name, mix
+from inflate3d.inflation.replicated import (
+    Sizes,
+    convolve_copied,
+    convolve_edges,
+    convolve_in_channels,
+    convolve_plainly,
+    convolve_summed,
+)
 from inflate3d.inflation.small_maps import convolve_small
-from inflate3d.inflation.taps import center_of
-
-# Where one way of convolving overtakes another on a CPU (docs/LOG.md); positions: of the answer, over the batch.
-SMALL_MAPS = 128
-LONG_KERNEL = 2048
-FILTER_POSITIONS = 256
-POINTWISE_POSITIONS, POINTWISE_CHANNELS = 1024, 256
+from inflate3d.inflation.ways import (
+    POINTWISE_CHANNELS,
+    POINTWISE_POSITIONS,
+    Way,
+    is_eager_on_cpu,
+    is_on_gpu,
+    is_trimmed,
+    way_of,
+)
 
 
 class FoldedConv(FoldedLayer):
@@ -56,12 +56,16 @@ class FoldedConv(FoldedLayer):
             return F.conv2d(x_NCHW, weight, self.bias, self.stride, padding, self.dilation)  # type: ignore[attr-defined]
         return self._convolve(x_NCHW, weight, padding)
 
-    def _pad_space(self, x: Tensor) -> tuple[Tensor, Any]:
+    def _pad_space(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         if self.same_pad:
             from timm.layers import pad_same
 
             return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)  # type: ignore[attr-defined]
-        return x, self.padding  # type: ignore[attr-defined]
+        padding: Any = self.padding  # type: ignore[attr-defined]
+        if not isinstance(padding, str):
+            return x, padding
+        left, right, top, bottom = self._reversed_padding_repeated_twice  # type: ignore[attr-defined]
+        return (x, (top, left)) if (left, top) == (right, bottom) else (F.pad(x, (left, right, top, bottom)), (0, 0))
 
     def _standardised_weight(self) -> Tensor:
         weight: Tensor = self.weight  # type: ignore[attr-defined, assignment]
@@ -76,99 +80,39 @@ class FoldedConv(FoldedLayer):
         shape = (-1, 1, 1, 1, 1)
         return (weight - (mean / self.depth_kernel).view(shape)) * gain.view(shape)
 
-    def _convolve(self, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
         frames = self.frames_of(x)
-        if is_eager_on_cpu(x) and frames == 1 < weight.shape[2]:
-            weight = _SummedTaps.apply(weight).unsqueeze(2)
-        weight = trim_depth(weight, frames)
-        if self.stride == (1, 1) and not isinstance(padding, str) and not torch.jit.is_tracing():  # type: ignore[attr-defined]
-            weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:])  # type: ignore[attr-defined]
-        options = (self.stride, padding, self.dilation, self.groups)  # type: ignore[attr-defined]
-        is_dense = self.groups == 1 and not isinstance(padding, str)  # type: ignore[attr-defined]
-        if is_dense and is_eager_on_cpu(x):
-            return self._convolve_fast(x, weight, frames, padding)
-        if weight.shape[2] == 1:
-            x = pick_frames(x, frames, self.depth_stride)
-            return F.conv2d(x, weight[:, :, 0], self.bias, *options)  # type: ignore[attr-defined]
-        return self._conv3d(x, weight, frames, padding) if is_dense else self._sum_of_2d(x, weight, frames, options)
-
-    def _convolve_fast(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        """A dense convolution in the cheapest of the ways that give the same; measured in docs/LOG.md."""
-        stride, dilation, bias = self.stride, self.dilation, self.bias  # type: ignore[attr-defined]
-        depth = weight.shape[2]
-        positions = x.shape[0] * x.shape[2] * x.shape[3] // math.prod((self.depth_stride, *stride))
-        if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
-            y = convolve_small(x, weight, frames, (self.depth_stride, *stride), padding, dilation)
-        elif depth == 1:
-            return F.conv2d(pick_frames(x, frames, self.depth_stride), weight[:, :, 0], bias, stride, padding, dilation)
-        elif depth == FILTER_TAPS and self.depth_stride == 1 == max(stride) and positions >= FILTER_POSITIONS:
-            y = convolve_filtered(x, weight, frames, padding, dilation)
-        elif frames == x.shape[0] and max(weight.shape[-2:]) <= 3:
-            return self._channels_as_time(x, weight, frames, padding)  # torch's conv3d is slow on a single clip there
-        else:
-            return self._conv3d(x, weight, frames, padding)
-        return y if bias is None else y + bias.view(-1, 1, 1)
-
-    def _channels_as_time(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        """One 2D convolution of frames that hold, in their channels, all that the kernel sees of their neighbours."""
-        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
-        taps = range(weight.shape[2])
-        seen = [frame_index(frames, len(taps), self.depth_stride, tap, x.device) for tap in taps]
-        x_BDHWK = torch.cat([x_BDHWC.index_select(1, index) for index in seen], -1)
-        return F.conv2d(
-            x_BDHWK.flatten(0, 1).permute(0, 3, 1, 2),
-            weight.transpose(1, 2).flatten(1, 2),
-            self.bias,  # type: ignore[attr-defined]
-            self.stride,  # type: ignore[attr-defined]
-            padding,
-            self.dilation,  # type: ignore[attr-defined]
-        )
-
-    def _sum_of_2d(self, x: Tensor, weight: Tensor, frames: int, options: tuple[Any, ...]) -> Tensor:
-        """One 2D convolution a slice; several times faster than conv3d where channels do not mix (depthwise)."""
-        kernel, stride = weight.shape[2], self.depth_stride
-        if stride == 1 and has_costly_weight_gradient(weight, x, options) and is_eager_on_cpu(x):
-            return convolve_depthwise(x, weight, frames, self.bias)  # type: ignore[attr-defined]
-        if stride == 1 and (torch.compiler.is_compiling() or not is_recorded()):
-            taps = [F.conv2d(x, weight[:, :, tap], None, *options) for tap in range(kernel)]
-            return sum_of_taps(taps, frames, self.bias)  # type: ignore[attr-defined]
-        total: Tensor | None = None
-        for tap in range(kernel):
-            picked = select_frames(x, frames, frame_index(frames, kernel, stride, tap, x.device))
-            bias = self.bias if tap == 0 else None  # type: ignore[attr-defined]
-            part = F.conv2d(picked, weight[:, :, tap], bias, *options)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
-
-    def _conv3d(self, x: Tensor, weight: Tensor, frames: int, padding: tuple[int, int]) -> Tensor:
-        before, after = depth_padding(frames, weight.shape[2], self.depth_stride)
-        x_BDHWC = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
-        y_BODHW = F.conv3d(
-            replicate_ends(x_BDHWC, 1, before, after).permute(0, 4, 1, 2, 3),
-            weight,
-            self.bias,  # type: ignore[attr-defined]
-            (self.depth_stride, *self.stride),  # type: ignore[attr-defined]
-            (0, *padding),
-            (1, *self.dilation),  # type: ignore[attr-defined]
-        )
-        return y_BODHW.transpose(1, 2).flatten(0, 1)
+        if self.stride == (1, 1) and not torch.jit.is_tracing():  # type: ignore[attr-defined]
+            least = 2 if is_on_gpu(x) else 1  # there the slices are copied, so it pays where they are half as large
+            weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:], least)  # type: ignore
+        sizes = Sizes(frames, self.depth_stride, self.stride, padding, self.dilation, self.groups)  # type: ignore
+        if is_trimmed(x, weight, sizes):
+            weight = trim_depth(weight, frames)
+        return _CONVOLVE[way_of(x, weight, sizes)](x, weight, self.bias, sizes)  # type: ignore[attr-defined]
 
 
-class _SummedTaps(torch.autograd.Function):
-    """The sum over the slices of a kernel, (O, I, kD, kH, kW) -> (O, I, kH, kW); nothing is written twice."""
+def _convolve_plane(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+    return F.conv2d(pick_frames(x, sizes.frames, sizes.depth_stride), weight.squeeze(2), bias, *sizes[2:])
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        ctx.depth = weight.shape[2]
-        total = weight[:, :, 0] + weight[:, :, 1]
-        for tap in range(2, ctx.depth):
-            total += weight[:, :, tap]
-        return total
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].unsqueeze(2).expand(-1, -1, ctx.depth, -1, -1)
+def _convolve_recorded(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+    if sizes.groups == 1:
+        return convolve_plainly(x, weight, bias, *sizes)
+    return convolve_by_taps_plainly(x, weight, bias, *sizes)
+
+
+_CONVOLVE: dict[Way, Callable[[Tensor, Tensor, Tensor | None, Sizes], Tensor]] = {
+    Way.PLANE: _convolve_plane,
+    Way.SMALL: convolve_small,
+    Way.FILTERED: convolve_filtered,
+    Way.IN_CHANNELS: convolve_in_channels,
+    Way.SUMMED: convolve_summed,
+    Way.COPIED: convolve_copied,
+    Way.EDGES: convolve_edges,
+    Way.TAPS: convolve_by_taps,
+    Way.ROWS: convolve_depthwise,
+    Way.RECORDED: _convolve_recorded,
+}
 
 
 class FoldedPointwise(Mixin):
@@ -193,31 +137,24 @@ def fold_pointwise(net: nn.Module) -> None:
 
 
 def trim_space(
-    weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int], size: torch.Size
+    weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int], size: torch.Size, least: float = 1
 ) -> tuple[Tensor, tuple[int, int]]:
     """Return the kernel and padding (stride 1) without the rows and columns that only ever see zeros.
 
-    Exact; libraries run kernels that are larger than the map many times slower.
+    Exact; libraries run kernels that are larger than the map many times slower. least: how many times smaller an axis
+    of the kernel must become; else it stays.
     """
     trimmed = [
         max(0, (kernel - 1) // 2 - (n - 1) // step) if 2 * pad == step * (kernel - 1) else 0
         for kernel, pad, step, n in zip(weight.shape[-2:], padding, dilation, size, strict=True)
     ]
-    height, width = trimmed
+    kept = zip(trimmed, weight.shape[-2:], strict=True)
+    height, width = (cut if least * (kernel - 2 * cut) <= kernel else 0 for cut, kernel in kept)
     if height:
         weight = weight[..., height:-height, :]
     if width:
         weight = weight[..., width:-width]
     return weight, (padding[0] - height * dilation[0], padding[1] - width * dilation[1])
-
-
-def depth_padding(frames: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return how many frames are replicated before and after, so that the output has ceil(frames / stride)."""
-    before = center_of(kernel)
-    if is_free(frames):
-        return before, kernel - 1 - before  # what no output frame reaches is not read
-    out = -(-frames // stride)
-    return before, max((out - 1) * stride + kernel - frames - before, 0)
 
 
 _STANDARDISED = "StdConv2d"  # timm's StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame

@@ -5,7 +5,7 @@ Legend: B clips, D frames, N = B*D, C channels, H W space, k kernel sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inflate3d.inflation.layers import replicate_ends
+from inflate3d.inflation.ends import replicate_ends, seen_by_taps, taps_gradient
+from inflate3d.inflation.replicated import Sizes
+from inflate3d.inflation.second_order import differentiable_gradients
 from inflate3d.inflation.taps import center_of
 
 _CHEAP_KERNEL = 3  # up to here the library's own weight gradient is fast
@@ -33,12 +35,12 @@ def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ..
     return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
 
 
-def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, frames: int, bias: Tensor | None) -> Tensor:
+def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
     """Convolve each channel of folded clips, stride 1, H and W padded by zeros, D by replication: shapes stay.
 
     The weight's gradient is a few matrix products over rows of the map, in place of the library's own.
     """
-    y = _Depthwise.apply(x_NCHW, weight_C1DHW, frames).flatten(0, 1)
+    y = _Depthwise.apply(x_NCHW, weight_C1DHW, sizes.frames).flatten(0, 1)
     return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
 
 
@@ -146,11 +148,69 @@ def _shifted_back(grad: Tensor, count: int) -> list[Tensor]:
     return results
 
 
-def sum_of_taps(taps: list[Tensor], frames: int, bias: Tensor | None) -> Tensor:
-    """Add the 2D answers of every tap, each shifted along D; the ends are replicated. (N, C, H, W) each."""
-    shape = (-1, frames, *taps[0].shape[1:])
+def convolve_by_taps(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+    """Convolve by one 2D convolution a slice, D padded by replication: (N, C, H, W) -> (N', O, H', W')."""
+    if sizes.depth_stride > 1:
+        return _PickedTaps.apply(x_NCHW, weight_OIDHW, bias, *sizes)  # type: ignore[no-any-return]
+    taps = [F.conv2d(x_NCHW, slice_, None, *sizes[2:]) for slice_ in weight_OIDHW.unbind(2)]
+    shape = (-1, sizes.frames, *taps[0].shape[1:])
     total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
-    return total if bias is None else total + bias.view(-1, 1, 1)
+    return total if bias is None else total + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
+
+
+def convolve_by_taps_plainly(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
+    """The same by plain operations: each slice convolves a copy of the frames that it reads."""
+    total: Tensor | None = None
+    for seen, slice_ in zip(_frames_seen(x_NCHW, weight_OIDHW, Sizes(*sizes)), weight_OIDHW.unbind(2), strict=True):
+        part = F.conv2d(seen, slice_, bias if total is None else None, *sizes[2:])
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _frames_seen(x: Tensor, weight: Tensor, sizes: Sizes) -> Iterator[Tensor]:
+    """Yield the frames (N', C, H, W) that each slice of the kernel reads, channels-last."""
+    for seen in seen_by_taps(x.permute(0, 2, 3, 1), sizes.frames, weight.shape[2], sizes.depth_stride):
+        yield seen.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+class _PickedTaps(torch.autograd.Function):
+    """convolve_by_taps with a stride along D; what is saved is `x`, not the frames that every slice picks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes, ctx.has_bias = sizes, bias is not None
+        return convolve_by_taps_plainly(x, weight, bias, *sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            bias = (
+                weight.new_zeros(len(weight), requires_grad=True) if ctx.has_bias else None
+            )  # its value is not needed
+            inputs = (x, weight, bias, *ctx.sizes)
+            return differentiable_gradients(convolve_by_taps_plainly, inputs, ctx.needs_input_grad, grads[0])
+        found = _picked_gradients(grads[0], x, weight, Sizes(*ctx.sizes), ctx.needs_input_grad)
+        return *found, *(None,) * len(ctx.sizes)
+
+
+def _picked_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, weight and bias."""
+    stride, padding, dilation, groups = sizes[2:]
+    options = ([len(weight)], stride, padding, dilation, False, [0, 0], groups)
+    masks = [[*wanted[:2], wanted[2] and tap == 0] for tap in range(weight.shape[2])]
+    seen = zip(_frames_seen(x, weight, sizes), weight.unbind(2), masks, strict=True)
+    found = [torch.ops.aten.convolution_backward(grad, part, slice_, *options, mask) for part, slice_, mask in seen]
+    grad_x = None
+    if wanted[0]:
+        parts = [g.permute(0, 2, 3, 1).unflatten(0, (len(x) // sizes.frames, -1)) for g, *_ in found]
+        grad_x = taps_gradient(parts, sizes.frames, sizes.depth_stride).permute(0, 3, 1, 2)
+    grad_weight = torch.stack([g for _, g, _ in found], 2) if wanted[1] else None
+    return grad_x, grad_weight, found[0][2]
 
 
 def _shifts(taps: Any) -> list[tuple[int, Any]]:

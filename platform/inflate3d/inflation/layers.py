@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.errors import InputError
-from inflate3d.inflation.call import is_recorded, is_transformed, telling, told
+from inflate3d.inflation.call import is_transformed, telling, told
+from inflate3d.inflation.ends import is_free, seen_by_taps, trim_depth
 from inflate3d.inflation.mixing import Mixin, base_name, mix, parts_of
-from inflate3d.inflation.taps import center_of
+from inflate3d.inflation.ways import is_eager_on_cpu, is_on_gpu
 
 RGB = 3
 
@@ -92,16 +93,14 @@ class FoldedPool(FoldedLayer):
         frames = self.frames_of(x_NCHW)
         if self.depth_kernel == 1:
             return super().forward(pick_frames(x_NCHW, frames, self.depth_stride))  # type: ignore[misc]
-        if self.depth_kernel % 2 and self.is_plain_max and is_eager_on_cpu(x_NCHW):
+        if self.depth_kernel % 2 and self.is_plain_max and (is_eager_on_cpu(x_NCHW) or is_on_gpu(x_NCHW)):
             return self._max_pool3d(x_NCHW, frames)
         y = super().forward(x_NCHW)  # type: ignore[misc]
+        total, *others = seen_by_taps(y.permute(0, 2, 3, 1), frames, self.depth_kernel, self.depth_stride)
         is_max = isinstance(self, nn.MaxPool2d)
-        total: Tensor | None = None
-        for tap in range(self.depth_kernel):
-            index = frame_index(frames, self.depth_kernel, self.depth_stride, tap, y.device)
-            part = select_frames(y, frames, index)
-            total = part if total is None else torch.maximum(total, part) if is_max else total + part
-        assert total is not None
+        for part in others:
+            total = torch.maximum(total, part) if is_max else total + part
+        total = total.flatten(0, 1).permute(0, 3, 1, 2)
         return total if is_max else total / self.depth_kernel
 
     def _max_pool3d(self, x: Tensor, frames: int) -> Tensor:
@@ -111,7 +110,8 @@ class FoldedPool(FoldedLayer):
         options = [(d, *hw) for d, hw in zip(along_d, size, strict=True)]
         x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
         y: Tensor = F.max_pool3d(x_BCDHW, *options, ceil_mode=self.ceil_mode)  # type: ignore
-        return y[:, :, : -(-frames // self.depth_stride)].transpose(1, 2).flatten(0, 1)
+        kept = -(-frames // self.depth_stride)
+        return (y if y.shape[2] == kept else y[:, :, :kept]).transpose(1, 2).flatten(0, 1)
 
 
 class FoldedLinear(FoldedLayer):
@@ -122,8 +122,7 @@ class FoldedLinear(FoldedLayer):
         frames, weight = self.frames_of(x), trim_depth(self.weight, self.frames_of(x))  # type: ignore[attr-defined]
         kernel = weight.shape[2]
         if kernel > 1:
-            taps = [frame_index(frames, kernel, 1, tap, x.device) for tap in range(kernel)]
-            x = torch.cat([select_frames(x, frames, index) for index in taps], -1)
+            x = torch.cat(seen_by_taps(x, frames, kernel, 1), -1).flatten(0, 1)
         return F.linear(x, weight.transpose(1, 2).flatten(1), self.bias)  # type: ignore[attr-defined]
 
 
@@ -250,27 +249,6 @@ def fold_layer(layer: nn.Module, mixin: type[FoldedLayer], kernel: int = 1, stri
     layer.prepare()  # type: ignore[operator]
 
 
-def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
-    """Return the kernel with the slices that only ever see a replicated end added to the outermost that sees more.
-
-    Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
-    """
-    depth = weight_OIDHW.shape[2]
-    if depth == 1 or is_free(frames):
-        return weight_OIDHW
-    middle = center_of(depth)
-    before, after = min(middle, frames - 1), min(depth - 1 - middle, frames - 1)
-    if before + after + 1 == depth:
-        return weight_OIDHW
-    if frames == 1:
-        first, *others = weight_OIDHW.unbind(2)
-        return sum(others, first).unsqueeze(2)  # faster than .sum(2), forward and backward
-    low, high = middle - before, middle + after
-    first = weight_OIDHW[:, :, : low + 1].sum(2, keepdim=True)
-    last = weight_OIDHW[:, :, high:].sum(2, keepdim=True)
-    return torch.cat([first, weight_OIDHW[:, :, low + 1 : high], last], 2)
-
-
 def pick_frames(x: Tensor, frames: int, stride: int) -> Tensor:
     """Return every `stride`-th frame of every clip; x itself if the stride is 1."""
     if stride == 1:
@@ -305,51 +283,11 @@ def as_rgb(x_BCDHW: Tensor) -> Tensor:
     return x_BCDHW.unflatten(1, (-1, RGB)).sum(1) * (RGB / channels)
 
 
-def replicate_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Return x with its first slice along `dim` repeated `before` times more, and its last `after` times."""
-    shape = [-1] * x.ndim
-    parts = [x]
-    if before > 0:
-        shape[dim] = before
-        parts.insert(0, x.narrow(dim, 0, 1).expand(shape))
-    if after > 0:
-        shape[dim] = after
-        parts.append(x.narrow(dim, x.shape[dim] - 1, 1).expand(shape))
-    return torch.cat(parts, dim)
-
-
-def frame_index(frames: int, kernel: int, stride: int, tap: int, device: torch.device) -> Tensor:
-    """Return, for each output frame, the input frame that a tap reads; the ends are replicated."""
-    start = tap - center_of(kernel)
-    return (torch.arange(0, frames, stride, device=device) + start).clamp_(0, frames - 1)
-
-
-def select_frames(x: Tensor, frames: int, index: Tensor) -> Tensor:
-    """Return the frames of every clip that `index` names, in its order."""
-    return _keep_layout(x, lambda rows: rows.unflatten(0, (-1, frames)).index_select(1, index).flatten(0, 1))
-
-
 def _keep_layout(x: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
     """Choose frames of maps so that what is copied stays channels-last; a graph need not be told."""
     if x.ndim != 4 or torch.compiler.is_compiling():
         return choose(x)
     return choose(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def is_eager_on_cpu(x: Tensor) -> bool:
-    """Whether x is computed with right here, by CPU kernels in full precision: where other ways of computing pay."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and not is_recorded()
-        and x.shape[0] > 0
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def is_free(size: int) -> bool:
-    """Whether what is recorded just now (jit.trace, export) must hold for other sizes too, so that none may decide."""
-    return not isinstance(size, int) or torch.compiler.is_exporting()
 
 
 def _pair(value: Any) -> tuple[int, int]:

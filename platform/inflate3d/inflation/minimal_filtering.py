@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inflate3d.inflation.second_order import convolve_plainly, differentiable_gradients
+from inflate3d.inflation.replicated import Sizes, convolve_plainly
+from inflate3d.inflation.second_order import differentiable_gradients
 
 TAPS = 3  # the kernel along D that these filters are for
 
@@ -30,73 +31,74 @@ class _Filter(NamedTuple):
     products: int
 
 
-def convolve_filtered(
-    x_NCHW: Tensor, weight_OIDHW: Tensor, frames: int, padding: tuple[int, int], dilation: tuple[int, int]
-) -> Tensor:
-    """Convolve folded clips of at least two frames with a kernel of three, stride 1, D padded by replication.
+def convolve_filtered(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+    """Convolve folded clips of at least two frames with a kernel of three, all strides 1, D padded by replication.
 
     Shapes: (B*D, C, H, W) and (O, C, 3, kH, kW) -> (B*D, O, H', W'), channels-last. float32 and float64 on a CPU; the
     sums cost about one bit of precision.
     """
-    size = _out_size(x_NCHW.shape[2:], weight_OIDHW.shape[3:], padding, dilation)
-    y_BDX = _Filtered.apply(x_NCHW, weight_OIDHW, frames, padding, dilation)
-    return y_BDX.view(-1, *size, weight_OIDHW.shape[0]).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+    size = _out_size(x_NCHW.shape[2:], weight_OIDHW.shape[3:], sizes.padding, sizes.dilation)
+    y_BDX = _Filtered.apply(x_NCHW, weight_OIDHW, sizes)
+    y = y_BDX.view(-1, *size, weight_OIDHW.shape[0]).permute(0, 3, 1, 2)
+    return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
 
 
 class _Filtered(torch.autograd.Function):
     """The answer as (B, D, H'*W'*O): of a view made in here, a ReLU in place would lose the gradient.
 
-    What is saved are sums of `x`, so gradients that shall have gradients themselves are those of plain operations.
+    What is saved is `x` alone; its sums and the kernel's are cheap to make again.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int, padding: Any, dilation: Any) -> Tensor:
-        filter_ = _filter_for(frames, x.dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
+        filter_ = _filter_for(sizes.frames, x.dtype)
         kernels, sums = _sum_taps(weight, filter_), _sum_frames(x, filter_.frames, filter_.products)
-        clips = x.shape[0] // frames
-        answers = [F.conv2d(s, k, None, 1, padding, dilation) for s, k in zip(sums, kernels, strict=True)]
-        ctx.save_for_backward(x, weight, sums, *kernels)
-        ctx.size = (frames, padding, dilation, weight.shape)
-        return _gather(answers, filter_.answers, clips)
+        options = (None, 1, sizes.padding, sizes.dilation)
+        answers = [F.conv2d(s, k, *options) for s, k in zip(sums, kernels, strict=True)]
+        return _gather(answers, filter_.answers, x.shape[0] // sizes.frames)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, sums, *kernels = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs = (x, weight, *ctx.size[:3])
-            return differentiable_gradients(_filtered_plainly, inputs, ctx.needs_input_grad, grads[0])
-        return *_filtered_gradients(ctx, grads[0], sums, kernels), None, None, None
+            return differentiable_gradients(_filtered_plainly, (x, weight, ctx.sizes), ctx.needs_input_grad, grads[0])
+        return *_filtered_gradients(grads[0], x, weight, ctx.sizes, ctx.needs_input_grad), None
 
 
-def _filtered_gradients(ctx: Any, grad_BDX: Tensor, sums: Tensor, kernels: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _filtered_gradients(
+    grad_BDX: Tensor, x: Tensor, weight: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and weight."""
-    frames, padding, dilation, shape = ctx.size
-    filter_ = _filter_for(frames, sums.dtype)
+    frames, padding, dilation, shape = sizes.frames, sizes.padding, sizes.dilation, weight.shape
+    filter_ = _filter_for(frames, x.dtype)
     clips = grad_BDX.shape[0]
-    wanted = [*ctx.needs_input_grad[:2], False]
-    size = _out_size(sums.shape[3:], shape[3:], padding, dilation)
+    mask = [*wanted[:2], False]
+    size = _out_size(x.shape[2:], shape[3:], padding, dilation)
     grad = grad_BDX.reshape(-1, *size, shape[0]).permute(0, 3, 1, 2)
     gradients = _sum_frames(grad, filter_.answers.t(), filter_.products)
+    sums, kernels = _sum_frames(x, filter_.frames, filter_.products), _sum_taps(weight, filter_)
     parts = [
-        torch.ops.aten.convolution_backward(g, s, k, None, (1, 1), padding, dilation, False, (0, 0), 1, wanted)
+        torch.ops.aten.convolution_backward(g, s, k, None, (1, 1), padding, dilation, False, (0, 0), 1, mask)
         for g, s, k in zip(gradients, sums, kernels, strict=True)
     ]
     grad_x = None
-    if wanted[0]:
+    if mask[0]:
         grad_x = _gather([x for x, *_ in parts], filter_.frames.t(), clips)
-        grad_x = grad_x.view(-1, *sums.shape[3:], sums.shape[2]).permute(0, 3, 1, 2)
+        grad_x = grad_x.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
     grad_weight = None
-    if wanted[1]:
+    if mask[1]:
         stacked = torch.stack([w.flatten(1) for _, w, _ in parts])  # (m, O, C*kH*kW)
         per_tap = torch.tensordot(filter_.taps, stacked, ([0], [0]))  # (3, O, C*kH*kW)
         grad_weight = per_tap.view(TAPS, shape[0], shape[1], *shape[3:]).permute(1, 2, 0, 3, 4)
     return grad_x, grad_weight
 
 
-def _filtered_plainly(x: Tensor, weight: Tensor, frames: int, padding: Any, dilation: Any) -> Tensor:
+def _filtered_plainly(x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
     """Return the same answer by operations that autograd knows."""
-    y = convolve_plainly(x, weight, frames, (1, 1, 1), padding, dilation)
-    return y.permute(0, 2, 3, 1).reshape(x.shape[0] // frames, frames, -1)
+    y = convolve_plainly(x, weight, None, *sizes)
+    return y.permute(0, 2, 3, 1).reshape(x.shape[0] // sizes.frames, sizes.frames, -1)
 
 
 def _sum_taps(weight: Tensor, filter_: _Filter) -> list[Tensor]:

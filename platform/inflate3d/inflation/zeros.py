@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflate3d.inflation.convolution import FoldedConv, depth_padding
+from inflate3d.inflation.convolution import FoldedConv
+from inflate3d.inflation.ends import depth_padding
 from inflate3d.inflation.layers import FoldedLinear, FoldedPool
 from inflate3d.inflation.mixing import Mixin, mix, parts_of
 
@@ -38,9 +39,7 @@ class ZeroPaddedConv(Mixin):
 
     prefix = "ZeroPadded"
 
-    def _convolve(self: Any, x: Tensor, weight: Tensor, padding: Any) -> Tensor:
-        if isinstance(padding, str):
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice), (0, 0)
+    def _convolve(self: Any, x: Tensor, weight: Tensor, padding: tuple[int, int]) -> Tensor:
         y_BODHW = F.conv3d(
             _padded(x, self, value=0).transpose(1, 2),
             weight,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inflate3d.training.defaults import default_callbacks as default_callbacks
     from inflate3d.training.defaults import trainer_defaults as trainer_defaults
     from inflate3d.training.defaults import with_default_callbacks as with_default_callbacks
+    from inflate3d.training.device import Trainer as Trainer
     from inflate3d.training.module import MultiTaskModule as MultiTaskModule
     from inflate3d.training.run.folder import check_same_config as check_same_config
     from inflate3d.training.run.folder import write_config as write_config
@@ -27,6 +28,7 @@ _NAMES = {
     "checkpoints.writer": ("CheckpointWriter",),
     "datamodule": ("DataModule", "DatasetConfig"),
     "defaults": ("default_callbacks", "trainer_defaults", "with_default_callbacks"),
+    "device": ("Trainer",),
     "strategies.deepspeed": ("DeepSpeed",),
     "checkpoints.ema": ("EMA",),
     "steering.first_batches": ("FirstBatches",),

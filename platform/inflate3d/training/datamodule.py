@@ -339,6 +339,12 @@ class DataModule(pl.LightningDataModule):
             max_broken=max(_LEAST_BROKEN, math.ceil(self.max_broken * total)) if self.max_broken else 0,
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; from pinned memory without waiting, which Lightning asks of single tensors alone."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=device.type == "cuda")
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def _loader(self, stream: Any, *, ahead: int) -> RunLoader:
         loader = RunLoader(
             stream,

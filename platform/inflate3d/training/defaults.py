@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from inflate3d.training.checkpoints.writer import CheckpointWriter
+from inflate3d.training.device import DeviceDefaults
 from inflate3d.training.run.progress import RunProgress
 from inflate3d.training.run.record import RunRecord
 from inflate3d.training.run.state import RunState
@@ -39,6 +40,7 @@ def trainer_defaults() -> dict[str, Any]:
 def default_callbacks() -> list[pl.Callback]:
     """Return what every run has. Put a CheckpointWriter or RunProgress of your own in place of the one here."""
     return [
+        DeviceDefaults(),
         FirstBatches(),
         StepRecord(),
         RunRecord(),

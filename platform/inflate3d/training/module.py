@@ -21,10 +21,11 @@ from inflate3d.sample import Batch, Triple
 from inflate3d.seeds import mix
 from inflate3d.training.assignment import placed_heads, tasks_of
 from inflate3d.training.check import bind_tasks, check_run
+from inflate3d.training.device import channels_last
 from inflate3d.training.frozen import FrozenModules
 from inflate3d.training.idle import idle_loss, unused_loss
 from inflate3d.training.optim import (
-    fuse_on_cpu,
+    fuse,
     group_factor,
     is_below,
     layer_scales,
@@ -121,6 +122,8 @@ class MultiTaskModule(pl.LightningModule):
         if not self.cards:
             manifests = self.trainer.datamodule.manifests  # type: ignore[attr-defined]
             self.build({name: manifest.card for name, manifest in manifests.items()})
+            if self.trainer.strategy.root_device.type == "cuda":
+                channels_last(self)
 
     def build(self, cards: Mapping[str, DatasetCard]) -> MultiTaskModule:
         """Build the backbone and the heads for these datasets, and return the module; needs no trainer.
@@ -276,8 +279,8 @@ class MultiTaskModule(pl.LightningModule):
             raise InputError("model.freeze leaves nothing to train")
         self.optimizer_parameters = [list(group["params"]) for group in groups]
         optimizer = self.make_optimizer(groups)
-        if self.trainer.strategy.root_device.type == "cpu":
-            fuse_on_cpu(optimizer)
+        if self.trainer.strategy.root_device.type in ("cpu", "cuda"):
+            fuse(optimizer)
         self.base_learning_rate = float(optimizer.defaults["lr"])
         self.schedule = warmup_cosine(
             warmup_steps=self.warmup_steps, max_steps=max_steps, final_fraction=self.final_lr_fraction

@@ -37,11 +37,11 @@ def parameter_groups(
     ]
 
 
-def fuse_on_cpu(optimizer: Optimizer) -> None:
+def fuse(optimizer: Optimizer) -> None:
     """Let Adam, AdamW, SGD and Adagrad take one kernel a step, unless the config chose: 7 times faster on a CPU.
 
-    The update is the same up to rounding. On GPUs torch takes few kernels by default, and Lightning refuses to clip
-    the gradients of an optimiser that was made with fused=True there.
+    The update is the same up to rounding. Set in the groups, not at making: an optimiser made with fused=True unscales
+    gradients itself, and Lightning refuses to clip what it cannot see.
     """
     if optimizer.defaults.get("fused", False) is None and optimizer.defaults.get("foreach") is None:
         for group in optimizer.param_groups:

@@ -15,7 +15,7 @@ from inflate3d.evaluation.transfer.holdout import Listed
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.seeds import mix
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.optim import fuse_on_cpu, parameter_groups, warmup_cosine
+from inflate3d.training.optim import fuse, parameter_groups, warmup_cosine
 from inflate3d.training.step_encoder import StepEncoder
 
 _CLIP_NORM = 1.0
@@ -41,7 +41,7 @@ def fine_tune(
     groups = parameter_groups(module, no_weight_decay=module._no_weight_decay())
     optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=target.protocol.weight_decay)
     if device == "cpu":
-        fuse_on_cpu(optimiser)
+        fuse(optimiser)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warmup_cosine(warmup_steps=steps // 10, max_steps=steps))
     module.train()
     batches = target.train_batches(samples, seed=seed)

@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "ckpt_path",
     "trainer.accelerator",
     "trainer.callbacks*",
+    "trainer.compile",
     "trainer.default_root_dir",
     "trainer.devices",
     "trainer.enable_*",

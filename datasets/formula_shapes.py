@@ -12,14 +12,16 @@ from inflate3d.seeds import generator
 from inflate3d.targets import ClassTarget
 
 RENDERINGS = ("binary", "textured", "mixed")
+TURNS = ("any", "upright")
 
 
 class FormulaShapes(AbstractDataset):
     """Volumes drawn from (seed, index): case 7 is the same whatever else is made. Nothing is read from disk.
 
-    A formula joins and cuts one to four superquadrics, prisms, tori, cones and shells. Each case turns it in any way,
-    moves its numbers a little, and makes a quarter of them hollow. rendering: binary (255 inside), textured (a scan
-    with noise, bias field and blur, in random contrast), or mixed, half and half.
+    A formula joins and cuts one to four superquadrics, prisms, tori, cones and shells. Each case turns it, moves its
+    numbers a little, and makes a quarter of them hollow. rendering: binary (255 inside), textured (a scan with noise,
+    bias field and blur, in random contrast), or mixed, half and half. turns: any, or upright (about the z axis, and up
+    to 15 degrees aslant), as things stand and scans lie.
 
     After FDSL (arXiv:2101.08515) and its volumes (arXiv:2603.23199).
     """
@@ -45,6 +47,7 @@ class FormulaShapes(AbstractDataset):
         num_val: int = 1000,
         size: int = 32,
         rendering: str = "binary",
+        turns: str = "any",
         seed: int = 0,
     ) -> None:
         """size: edge in voxels. num_classes: formulas; cases go through them in turn."""
@@ -58,8 +61,10 @@ class FormulaShapes(AbstractDataset):
                 raise InputError(f"formula_shapes: {name} is {value}; it must be at least {least}")
         if rendering not in RENDERINGS:
             raise unknown_name("rendering", rendering, RENDERINGS, where="formula_shapes")
+        if turns not in TURNS:
+            raise unknown_name("turns", turns, TURNS, where="formula_shapes")
         self.num_classes, self.counts = num_classes, {"train": num_train, "val": num_val}
-        self.size, self.rendering, self.seed = size, rendering, seed
+        self.size, self.rendering, self.turns, self.seed = size, rendering, turns, seed
 
     @property
     def card(self) -> DatasetCard:
@@ -76,7 +81,7 @@ class FormulaShapes(AbstractDataset):
         """Draw the case."""
         import numpy as np
         from inflate3d.data.formula.rendering import scan, smooth_noise
-        from inflate3d.data.formula.solids import draw_solid, draw_turn, occupancy, vary
+        from inflate3d.data.formula.solids import draw_solid, draw_turn, draw_upright_turn, occupancy, vary
 
         label = case.source % self.num_classes
         draw = generator(self.seed, "case", case.split, case.source)
@@ -85,7 +90,8 @@ class FormulaShapes(AbstractDataset):
         middle = (self.size - 1) / 2 + draw.uniform(-1, 1, 3) * (self.size / 2 - radius)
         shape = (self.size,) * 3
         filled = np.zeros(shape, np.float32)
-        part, box = occupancy(solid, shape, middle=middle, radius=radius, turn=draw_turn(draw))
+        turn = draw_upright_turn(draw) if self.turns == "upright" else draw_turn(draw)
+        part, box = occupancy(solid, shape, middle=middle, radius=radius, turn=turn)
         filled[box] = part
         is_textured = self.rendering == "textured" or (self.rendering == "mixed" and draw.random() < 0.5)
         if is_textured:

@@ -10,7 +10,7 @@ import pytest
 from inflate3d.data.formula.motions import CHANGES, Motion, draw_clip
 from inflate3d.data.formula.rendering import bias_field, blur, smooth_noise
 from inflate3d.data.formula.scenes import form_of_organ, form_of_solid, place
-from inflate3d.data.formula.solids import Part, Solid, draw_solid, draw_turn, occupancy
+from inflate3d.data.formula.solids import Part, Solid, draw_solid, draw_turn, draw_upright_turn, occupancy
 from inflate3d.datasets.formula_motions import FormulaMotions
 from inflate3d.datasets.formula_scenes import FormulaScenes
 from inflate3d.datasets.formula_shapes import FormulaShapes
@@ -123,6 +123,15 @@ def test_shapes_of_one_formula_are_alike_and_of_two_are_not() -> None:
     assert (labels[:80][nearest] == labels[80:]).mean() > 0.5  # a quarter by chance
 
 
+def test_an_upright_turn_keeps_z_within_fifteen_degrees_and_turns_about_it_in_any_way() -> None:
+    draw = np.random.default_rng(0)
+    turns = np.array([draw_upright_turn(draw) for _ in range(500)])
+    np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1), np.broadcast_to(np.eye(3), turns.shape), atol=1e-6)
+    assert np.cos(np.deg2rad(15)) - 1e-6 <= turns[:, 0, 0].min() < np.cos(np.deg2rad(13))
+    around = np.arctan2(turns[:, 2, 1], turns[:, 1, 1])
+    assert np.histogram(around, bins=8, range=(-np.pi, np.pi))[0].min() > 30
+
+
 def test_both_contrasts_of_a_scene_lie_on_one_grid_and_share_edges_but_no_rule() -> None:
     scenes = FormulaScenes(num_train=12, num_val=1, size=32)
     correlations = []
@@ -200,6 +209,7 @@ def shift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     [
         (lambda: FormulaShapes(num_classes=1), "num_classes is 1; it must be at least 2"),
         (lambda: FormulaShapes(rendering="binry"), "binary"),
+        (lambda: FormulaShapes(turns="uprite"), "upright"),
         (lambda: FormulaScenes(size=4), "size is 4"),
         (lambda: FormulaScenes(organs="nowhere"), "nowhere"),
         (lambda: FormulaMotions(size=33), "size is 33; it must be even"),

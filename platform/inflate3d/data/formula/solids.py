@@ -100,7 +100,20 @@ def vary(solid: Solid, draw: np.random.Generator, *, hollow: float = 0.25) -> So
 
 def draw_turn(draw: np.random.Generator) -> np.ndarray:
     """Draw a rotation, each as likely: (3, 3) float32 from a random unit quaternion (Shoemake 1992)."""
-    w, x, y, z = (q := draw.normal(size=4)) / np.linalg.norm(q)
+    return _turn_of(draw.normal(size=4))
+
+
+def draw_upright_turn(draw: np.random.Generator, *, tilt_degrees: float = 15.0) -> np.ndarray:
+    """Draw a rotation about the first axis (z), each as likely, after a tilt of at most so much: (3, 3) float32."""
+    angle, towards = draw.uniform(0, 2 * np.pi, 2)
+    tilt = np.deg2rad(draw.uniform(0, tilt_degrees)) / 2
+    tilted = np.array([np.cos(tilt), 0, np.sin(tilt) * np.cos(towards), np.sin(tilt) * np.sin(towards)])
+    return _turn_of(np.array([np.cos(angle / 2), np.sin(angle / 2), 0, 0])) @ _turn_of(tilted)
+
+
+def _turn_of(quaternion: np.ndarray) -> np.ndarray:
+    """Return (3, 3) float32 of a quaternion (w, and the three axes) of any length."""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.files import read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.labelled_volumes import Labels
 from inflate3d.data.raw.labels import MaskFile, chosen
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.stated_labels import stated_labels
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
 
@@ -79,7 +80,8 @@ class NnunetRaw(AbstractDataset):
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
-        self._labels = chosen(label_names(self._json["labels"], where=str(file)), labels, where=self.where)
+        stated = stated_labels(self._json["labels"], self._json.get("regions_class_order"), where=str(file))
+        self._labels = chosen(stated, labels, where=self.where)
         self._said: dict[str, Any] = {
             "name": name or self.root.name.partition("_")[2].lower() or self.root.name.lower(),
             "url": url or str(self._json.get("reference", "")),

@@ -106,7 +106,7 @@ class LabelMaps:
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
-        self.place = output
+        self.place, self.target = output, target
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         _spare_inputs(self.paths.values(), cases)
         table = output.with_name(SCORES) if single else output / SCORES
@@ -115,9 +115,9 @@ class LabelMaps:
             self.scores = CaseScores(labels, list(self.paths), target, table, label_names=label_names)
 
     def add(self, answered: Answered) -> None:
-        """Write the likeliest class of each voxel of the input."""
+        """Write the label of each voxel of the input: its likeliest class, or what its regions are written as."""
         case, record = answered.case, answered.members["json"]
-        labels_DHW = answered.tensor.argmax(dim=0).byte().cpu().numpy()
+        labels_DHW = self.target.label_map(answered.tensor[None])[0].byte().cpu().numpy()
         labels_DHW = _without_padding(labels_DHW, answered.members["image"].shape[1:], answered.sample, record)
         stored = read_volume(case.files[0], orientation=None)
         shape_XYZ = stored.array.shape[:0:-1]

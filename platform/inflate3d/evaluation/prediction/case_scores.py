@@ -23,7 +23,9 @@ _FIRST_CHANNEL = "_0000"
 
 
 class CaseScores:
-    """Dice of each case against a label file of the same name, at the files' own spacing, for what was annotated."""
+    """Dice of each case against a label file of the same name, at the files' own spacing: of what was annotated, or of
+    the regions.
+    """
 
     def __init__(
         self, labels: Path, keys: Sequence[str], target: AbstractTarget, table: Path, *, label_names: Sequence[str] = ()
@@ -35,7 +37,6 @@ class CaseScores:
         """
         self.target, self.table = target, table
         self.label_names = tuple(label_names) or target.names
-        self.kept = [i for i in range(1, len(target.names)) if i not in target.unannotated]
         self.files = _label_files(labels, keys)
         self.rows: dict[str, list[float]] = {}
 
@@ -49,14 +50,14 @@ class CaseScores:
         )
         names = self.target.names
         true = torch.tensor([names.index(name) for name in self.label_names])[true]
-        dice, spoke = volume_dice(guess, true, len(names))
-        self.rows[key] = torch.where(spoke, dice, float("nan"))[self.kept].tolist()
+        dice, spoke = volume_dice(guess, true, self.target)
+        self.rows[key] = torch.where(spoke, dice, float("nan")).tolist()
 
     def _columns(self) -> list[str]:
-        return [class_name(self.target.names[i]) for i in self.kept]
+        return [class_name(name) for name in self.target.scored]
 
     def mean(self) -> list[float]:
-        """Return the Dice of each annotated class, averaged over the cases that speak of it, as validation does."""
+        """Return the Dice of each class or region, averaged over the cases that speak of it, as validation does."""
         with np.errstate(invalid="ignore"):
             table = np.array(list(self.rows.values()))
             return (np.nansum(table, axis=0) / np.isfinite(table).sum(axis=0)).tolist()

@@ -12,7 +12,7 @@ import inflate3d
 import numpy as np
 import pytest
 import torch
-from inflate3d.contracts import AbstractTarget
+from inflate3d.contracts import AbstractDataset, AbstractTarget, Case, RawSample
 from inflate3d.data.raw.labels import chosen
 from inflate3d.data.raw.readers import read_volume, write_nifti
 from inflate3d.data.raw.stated_labels import stated_labels
@@ -32,6 +32,23 @@ TABLE = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhan
 TUMOR = stated_labels(TABLE, [1, 2, 3], where="dataset.json")
 INSIDE = {"whole_tumor": (1, 2, 3), "tumor_core": (2, 3), "enhancing": (3,)}
 IGNORED = MaskTarget(("background", "a", "unknown", "b"), ignored=("unknown",))
+
+
+class ToyCT(AbstractDataset):
+    """One case: ten times as bright as its label, and where nothing is known 9999."""
+
+    card = toy_card(mask=TUMOR)
+
+    def cases(self) -> list[Case]:
+        return [Case("case", "train", 0)]
+
+    def read(self, case: Case) -> RawSample:
+        mask = np.repeat(np.arange(5, dtype=np.uint8), 40).reshape(5, 5, 8)
+        return RawSample(np.where(mask == 4, 9999, 10 * mask).astype(np.int16)[None], targets={"mask": mask})
+
+    @classmethod
+    def write_example(cls, root: Path) -> dict[str, Any]:
+        return {}
 
 
 def bound(target: MaskTarget, **options: Any) -> MedicalSegmentation:
@@ -129,14 +146,13 @@ def test_a_config_makes_regions_of_labels_that_a_set_names_one_by_one() -> None:
 
 
 def test_brats_tells_its_regions_where_asked(tmp_path: Path) -> None:
-    told = BraTS.write_example(tmp_path)
-    target = BraTS(**told, regions=True).card.targets["mask"]
-    assert target.names == BraTS(**told).card.targets["mask"].names
+    target = BraTS(tmp_path, regions=True).card.targets["mask"]
+    assert target.names == BraTS(tmp_path).card.targets["mask"].names
     assert target.scored == {"whole tumor": (2, 1, 3), "tumor core": (1, 3), "enhancing tumor": (3,)}
     late = BraTS(tmp_path, release="2024", regions=True).card.targets["mask"]
     assert late.answers == (*target.answers, "resection cavity")
     with pytest.raises(InputError, match="labels makes classes, and regions are of the set's own labels"):
-        BraTS(**told, regions=True, labels={"tumor": [1, 2, 4]})
+        BraTS(tmp_path, regions=True, labels={"tumor": [1, 2, 4]})
 
 
 def test_classes_that_a_build_asks_for_take_the_place_of_regions_and_keep_what_is_ignored() -> None:
@@ -262,15 +278,13 @@ def test_a_shared_decoder_ignores_what_any_dataset_ignores_and_refuses_regions()
 # ------------------------------------------------------------------------------------------------------- patches
 
 
-def test_no_patch_and_no_window_is_chosen_by_ignored_voxels(tmp_path: Path) -> None:
+def test_no_patch_and_no_window_is_chosen_by_ignored_voxels() -> None:
     members = {"image": np.zeros((1, 16, 16, 16), np.float32), "mask": np.zeros((16, 16, 16), np.uint8), "json": {}}
     members["mask"][0, 0, 0], members["mask"][15, 15, 15] = 1, 4
     stage = make_stage(toy_card(mask=TUMOR), {"patch_size": [4, 4, 4], "foreground": 1.0}, training=True)
     assert {int(stage("k", members, seed).targets["mask"].max()) for seed in range(20)} == {1}
 
-    dataset = NnunetRaw(**example(tmp_path), modality="ct")
-    low, high = measure_window(dataset, dataset._card_without_window)
-    assert (low, high) == pytest.approx((-10, 10), abs=3)  # ignored voxels hold 1000
+    assert measure_window(ToyCT(), ToyCT.card) == (10.0, 30.0)
 
 
 def example(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from inflate3d.datasets.nnunet_raw import NnunetRaw
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.case_scores import CaseScores
 from inflate3d.nn.metrics import VolumeDice
+from inflate3d.portable.part import part_of
 from inflate3d.targets.mask import MaskTarget, Region, united
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
 from torch.nn import functional as F
@@ -318,11 +319,13 @@ def test_regions_and_an_ignored_label_train_predict_score_and_are_published_alik
     small = ["--data.datasets.mine.sample.patch_size", "[16, 16, 16]", "--data.datasets.mine.batch_size", "2"]
     small += ["--model.backbone.stems", "{mri: 2}", "--trainer.max_steps", "30", "--trainer.val_check_interval", "30"]
     small += ["--data.num_workers", "0", "--model.warmup_steps", "5", "--data.datasets.mine.augment", "null"]
+    small += ["--data.datasets.mine.fold", "{number: 1, of: 3}"]
     run("fit", "--config", "finetune_segmentation.yaml", *build, *small)
     folder, raw = "runs/finetune_segmentation", Path(told["root"])
     logged = (tmp_path / folder / "metrics.csv").read_text()
     assert "val/organs/mine/dice_both" in logged
     assert "val/organs/mine/dice_right" in logged
+    assert [len(fold["val"]) for fold in json.loads((tmp_path / folder / "folds/mine.json").read_text())] == [2, 2, 2]
 
     files = ["--input", str(raw / "imagesTs"), "--labels", str(raw / "labelsTs")]
     run("publish", folder, "--output", "local-dir:published", "--heads")
@@ -342,3 +345,8 @@ def test_regions_and_an_ignored_label_train_predict_score_and_are_published_alik
         logits = net(torch.randn(1, 2, 16, 32, 32))
     both, right = (logits.sigmoid() > 0.5).unbind(1)
     assert torch.equal(net.label_map(logits), torch.where(right, 2, both.long()))
+    part = part_of(f"local-dir:{tmp_path / 'published'}")
+    assert part.facts["names"] == ["both", "right"]
+    x = torch.randn(1, 2, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(part.net(x), net(x).sigmoid())

@@ -48,7 +48,7 @@ class BraTS(LabelledVolumes):
     release: 2018 to 2021 have CASE_{t1,t1ce,t2,flair,seg}.nii.gz, where the enhancing tumor is 4, which becomes the
     third class; 2023 and 2024 have CASE-{t1n,t1c,t2w,t2f,seg}.nii.gz, where it is 3, and 4 is the resection cavity
     (2024). regions: tell what the challenges score, the whole tumor, its core and the enhancing part, each by itself,
-    in place of the labels; the shards are the same. There is no official validation split; root is the training data,
+    in place of the labels, which shards hold as ever. There is no official validation split; root is the training data,
     since a case without segmentation is rejected. To get it: register at https://www.synapse.org, join the challenge of
     the year (syn25829067 for 2021, syn51156910 for 2023), accept its terms, and download the training data.
     """

@@ -29,7 +29,8 @@ class NnunetRaw(AbstractDataset):
 
     Where dataset.json lists the files under `dataset` (v2), these are the training cases. numTraining must be right.
     Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
-    labels: classes made of dataset.json's, such as {tumor: [1, 2]}; the others become background.
+    Entries of several labels in dataset.json are regions, with regions_class_order, and voxels of `ignore` count for
+    nothing. labels: plain classes made of its labels, such as {tumor: [1, 2]}; the others become background.
     window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
     group_pattern: a regular expression whose first group is the patient in a case's name, so that no patient is in
     two splits. You state the licence and similar facts; until then the card says unknown and weights stay private.

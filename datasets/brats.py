@@ -106,7 +106,7 @@ class BraTS(LabelledVolumes):
         card = super().card
         if self._regions:
             own: Any = [{"name": n, "labels": s} for n, s in _REGIONS.items() if set(s) <= set(self._release.values)]
-            card = replace(card, targets={"mask": replace(card.targets["mask"], regions=own)})
+            card = card.restated({"mask": {"regions": own}}, where=self.where)
         return replace(card, name=f"brats{self._year}", title=f"BraTS {self._year}, adult glioma")
 
     def labels(self) -> Mapping[str, int]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from inflate3d.contracts import Split
 from inflate3d.data.raw.files import read_json_list
 from inflate3d.data.raw.keys import key_of
 from inflate3d.data.shards.manifest import Manifest
@@ -21,7 +20,7 @@ from inflate3d.files import write_whole
 
 NNUNET_SEED = 12345
 """Of nnU-Net's own five folds (nnunetv2/utilities/crossval_split.py)."""
-_DEALT: tuple[Split, Split] = ("train", "val")
+_DEALT = ("train", "val")
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,7 @@ def _said(picture: Picture, count: int = 3) -> str:
 
 
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
-    maps = (torch.from_numpy(labels) for labels in (guess, truth))
-    dice, spoke = volume_dice(*maps, picture.target)
+    dice, spoke = volume_dice(torch.from_numpy(guess), torch.from_numpy(truth), picture.target)
     rows = zip(picture.target.scored, dice.tolist(), spoke.tolist(), strict=True)
     return "Dice " + ", ".join([f"{name} {value:.2f}" for name, value, is_there in rows if is_there][:6])
 

@@ -317,7 +317,7 @@ def test_regions_and_an_ignored_label_train_predict_score_and_are_published_alik
 
     build = [f"--data.datasets.mine.build.init_args.{name}={value}" for name, value in told.items()]
     small = ["--data.datasets.mine.sample.patch_size", "[16, 16, 16]", "--data.datasets.mine.batch_size", "2"]
-    small += ["--model.backbone.stems", "{mri: 2}", "--trainer.max_steps", "30", "--trainer.val_check_interval", "30"]
+    small += ["--model.backbone.stems", "{mri: 2}", "--trainer.max_steps", "20", "--trainer.val_check_interval", "20"]
     small += ["--data.num_workers", "0", "--model.warmup_steps", "5", "--data.datasets.mine.augment", "null"]
     small += ["--data.datasets.mine.fold", "{number: 1, of: 3}"]
     run("fit", "--config", "finetune_segmentation.yaml", *build, *small)

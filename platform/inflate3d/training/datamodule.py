@@ -26,7 +26,7 @@ from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import GB, ShardCache
 from inflate3d.data.shards.folds import dealt
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
-from inflate3d.data.shards.manifest_change import describe_change, snapshot
+from inflate3d.data.shards.manifest_change import changed_entries, describe_change, snapshot
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
 from inflate3d.data.stream.mixture import Group, Mixture, grouped
@@ -247,7 +247,7 @@ class DataModule(pl.LightningDataModule):
         changes += [f"dataset {name}: absent now" for name in before if name not in now]
         told = {name: describe_change(before[name], now[name]) for name in now if name in before}
         changes += [f"shards of {name}: {change}" for name, change in told.items() if change]
-        changes += _changes(state_dict["schedule"], self._schedule())
+        changes += changed_entries(state_dict["schedule"], self._schedule())
         if changes:
             raise InputError(
                 "this run cannot go on in the same order, its data changed: "
@@ -389,12 +389,3 @@ def _start_worker(worker: int) -> None:
     shield_worker()
     if "SimpleITK" in sys.modules:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [*before, *(name for name in now if name not in before)]
-    return [
-        f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]

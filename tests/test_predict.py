@@ -21,7 +21,7 @@ from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.answers import onto_grid
 from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
-from inflate3d.evaluation.prediction.predict import mixed_precision
+from inflate3d.evaluation.prediction.member import mixed_precision
 from inflate3d.models import BackboneConfig, create_model
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.publishing import publish

@@ -83,6 +83,8 @@ class AbstractMedium(ABC):
     """Endings of raw files that hold one sample, or one channel of it; lower case, with the dot."""
     byte_members: ClassVar[Mapping[str, str]] = {}
     """Members that are kept as bytes: suffix in a shard, without the dot, to the name they are decoded under."""
+    mirror_axes: ClassVar[str] = "DHW"
+    """Axes along which a mirror image is a sample too."""
     array_members: ClassVar[tuple[str, ...]] = ()
     """Members that are arrays, besides those of per_voxel targets: NAME.npy, or NAME.b2nd in chunks."""
     fields: ClassVar[tuple[str, ...]] = ()

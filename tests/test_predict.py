@@ -377,7 +377,7 @@ def test_unreadable_cases_are_named_after_the_others_were_done(
         ("clip", [], "no file or folder"),
         ("clip", [], "close names: 'clips'"),
         ("config.yaml", [], "is neither video nor volume"),
-        ("shadow", [], "(folders below it are not searched)"),
+        ("shadow", [], "(for those, folders below it are not searched)"),
         (
             "raw/images",
             [],

@@ -81,11 +81,18 @@ class Volume(AbstractMedium):
             parts.setdefault(match[1], set()).update(wanted | {file})
         return [(key, tuple(sorted(paths))) for key, paths in parts.items()]
 
-    def folder_of(self, folder: Path) -> bool:
-        """Whether the folder holds a DICOM series."""
-        from inflate3d.data.raw.dicom_series import holds_dicom
+    def has_folders(self, folder: Path) -> bool:
+        """Whether the folder, or one below it, holds DICOM files."""
+        from inflate3d.data.raw.dicom_study import holds_dicom_below
 
-        return holds_dicom(folder)
+        return holds_dicom_below(folder)
+
+    def folders_of(self, folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
+        """Return a case a DICOM series."""
+        from inflate3d.data.raw.dicom_study import series_below, series_keys
+
+        paths = series_below(folder)
+        return [(key, (path,)) for key, path in zip(series_keys(paths, folder), paths, strict=True)]
 
     def read(self, files: Sequence[Path], card: DatasetCard, *, where: str) -> RawSample:
         """Read the files of the channels, in the card's orientation and spacing."""

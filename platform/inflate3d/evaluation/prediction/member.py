@@ -93,9 +93,7 @@ def mirror_axes(wanted: str, card: DatasetCard, target: AbstractTarget | None) -
     if side in axes and sided:
         rest = allowed.replace(side, "")
         remedy = f"mirror other axes: --mirror {rest}" if rest else "leave --mirror out"
-        raise InputError(
-            f"--mirror: {', '.join(sided[:4])} would change sides in an image mirrored along {side}; {remedy}"
-        )
+        raise InputError(f"--mirror: {', '.join(sided[:4])} would change sides when mirrored along {side}; {remedy}")
     return axes
 
 

@@ -97,7 +97,7 @@ class Predictor:
         return place, told
 
     def _answer(self, key: str, members: Mapping[str, Any]) -> Prediction | Features:
-        for member in self.members:
+        for member in {(member.head.seen, member.name): member for member in self.members}.values():
             member.warn(key, members["json"])
         return mean_of(member.answer(key, members, self.axes) for member in self.members)
 

@@ -20,7 +20,7 @@ from inflate3d.evaluation.prediction import predict
 from inflate3d.evaluation.prediction.answerers import Answering
 from inflate3d.evaluation.prediction.answers import MapOptions
 from inflate3d.evaluation.prediction.components import largest_components
-from inflate3d.evaluation.prediction.member import mirrorings
+from inflate3d.evaluation.prediction.member import mirror_axes, mirrorings
 from inflate3d.evaluation.prediction.predict import Predictor
 from inflate3d.sample import Batch
 from inflate3d.targets import ClassTarget, MaskTarget
@@ -185,7 +185,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mirror": "DD"}, "--mirror: 'DD' is none of the axes"),
     (
         {"model": "sides", "mirror": ""},
-        "kidney_left, Right kidney would change sides when mirrored along W; mirror",
+        "kidney_left, Right kidney would change ends when mirrored along W; mirror",
     ),
     ({"model": "class", "maps": MapOptions(probabilities=True)}, "but this head gives 3 classes"),
     ({"maps": MapOptions(largest_component=("A",))}, "--largest-component: unknown class 'A'; close names: 'a'"),
@@ -204,6 +204,29 @@ def test_what_cannot_be_averaged_or_written_is_refused(
 
 def test_classes_with_sides_may_be_mirrored_along_the_others(models: dict[str, ToyAnswerer], image: Path) -> None:
     assert Predictor("sides", image, mirror="DH").axes == "DH"
+
+
+@pytest.mark.parametrize(
+    ("names", "orientation", "wrong"),
+    [
+        (("background", "Anterior", "Posterior"), "RAS", "H"),
+        (("background", "Anterior", "Posterior"), "AIR", "W"),
+        (("background", "left atrium"), "RAS", "W"),
+        (("background", "left atrium"), "PSL", "D"),
+        (("background", "inferior vena cava", "lower leg"), "RAS", ""),
+        (("background", "upper_lobe", "lower lobe"), "RAS", "D"),
+        (("background", "bright", "copyright"), "RAS", ""),
+    ],
+)
+def test_a_mirror_image_must_not_turn_one_class_into_another(names: Any, orientation: str, wrong: str) -> None:
+    target = MaskTarget(names)
+    card = replace(toy_card("toy", mask=target), input=InputSpec(("mri",), None, orientation))
+    for axis in "DHW":
+        if axis == wrong:
+            with pytest.raises(InputError, match=f"would change ends when mirrored along {axis}; leave --mirror out"):
+                mirror_axes(axis, card, target)
+        else:
+            assert mirror_axes(axis, card, target) == axis
 
 
 UNLIKE = (
@@ -225,7 +248,7 @@ def test_the_command_takes_every_option_on_the_shipped_weight(
     weight, source = "tf_efficientnet_lite0_3d.v1", ["--input", str(tmp_path / "in"), "--dataset", "hippocampus"]
     run: Callable[..., int] = lambda *words: main(["predict", *words])  # noqa: E731
     assert run(weight, *source, "--output", str(tmp_path / "plain")) == 0
-    assert run(weight, weight, *source, "--output", str(tmp_path / "all"), "--probabilities", "--mirror", "HW") == 0
+    assert run(weight, weight, *source, "--output", str(tmp_path / "all"), "--probabilities", "--mirror", "DW") == 0
     assert capsys.readouterr().out.count(f"{weight}, head of hippocampus") == 3
     assert caplog.messages == [UNLIKE] * 2  # once each time, though the model is asked twice the second time
     shares = np.asarray(nib.load(tmp_path / "all/probabilities/crop.nii.gz").dataobj)

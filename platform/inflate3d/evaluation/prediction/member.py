@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -23,7 +22,12 @@ from inflate3d.sample import Batch, Sample, Triple
 
 _HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 _AXES = "DHW"
-_SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_ENDS = (
+    ("LR", "left", "right"),
+    ("AP", "anterior", "posterior"),
+    ("SI", "superior", "inferior"),
+    ("SI", "upper", "lower"),
+)
 
 
 class Member:
@@ -80,7 +84,7 @@ def mirrorings(axes: str) -> list[tuple[int, ...]]:
 def mirror_axes(wanted: str, card: DatasetCard, target: AbstractTarget | None) -> str:
     """Return the axes of `--mirror`, of D, H and W; "": all that samples of the card's medium may be mirrored along.
 
-    InputError for other axes, for features, and for classes that would change sides.
+    InputError for other axes, for features, and for classes that would change ends.
     """
     allowed = medium_of(card).mirror_axes
     axes = wanted or allowed
@@ -88,19 +92,29 @@ def mirror_axes(wanted: str, card: DatasetCard, target: AbstractTarget | None) -
         raise InputError("--mirror averages what heads answer, not features; leave one of both out")
     if not set(axes) <= set(allowed) or len(set(axes)) < len(axes):
         raise InputError(f"--mirror: {wanted!r} is none of the axes that {card.media}s are mirrored along: {allowed}")
-    side = _side_axis(card.input.orientation)
-    sided = [name for name in target.names if _SIDES.search(name.replace("_", " "))]
-    if side in axes and sided:
-        rest = allowed.replace(side, "")
-        remedy = f"mirror other axes: --mirror {rest}" if rest else "leave --mirror out"
-        raise InputError(f"--mirror: {', '.join(sided[:4])} would change sides when mirrored along {side}; {remedy}")
+    for axis in axes:
+        if sided := _names_that_change_ends(target.names, axis, card.input.orientation or "RAS"):
+            rest = axes.replace(axis, "")
+            remedy = f"mirror other axes: --mirror {rest}" if rest else "leave --mirror out"
+            named = ", ".join(sided[:4])
+            raise InputError(f"--mirror: {named} would change ends when mirrored along {axis}; {remedy}")
     return axes
 
 
-def _side_axis(orientation: str | None) -> str:
-    """Return the axis from left to right; frames and volumes without anatomy: W."""
-    codes = orientation or "RAS"  # of (W, H, D)
-    return "WHD"[next(i for i, code in enumerate(codes) if code in "LR")]
+def _names_that_change_ends(names: Sequence[str], axis: str, orientation: str) -> list[str]:
+    """Return the names that are wrong in an image mirrored along an axis: left or right, and both ends of another.
+
+    orientation: where (W, H, D) grow to. An inferior vena cava without a superior one among the names stays what it is.
+    """
+    code = orientation["WHD".index(axis)]
+    words = {name: name.replace("_", " ").lower().split() for name in names}
+    found = []
+    for letters, *ends in _ENDS:
+        for name, own in words.items():
+            turned = [ends[1 - ends.index(word)] if word in ends else word for word in own]
+            if code in letters and turned != own and (letters == "LR" or turned in words.values()):
+                found.append(name)
+    return found
 
 
 def mixed_precision(precision: str, device: torch.device) -> Any:

@@ -53,10 +53,11 @@ class Seen:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Seen:
         """Read back what `to_dict` gave."""
-        names = ("field_of_view_mm", "spacing_mm")
-        rows = [(tuple(data[name]["low"]), tuple(data[name]["high"])) for name in names]
+        field, spacing = (
+            (tuple(data[name]["low"]), tuple(data[name]["high"])) for name in ("field_of_view_mm", "spacing_mm")
+        )
         low, high = zip(*(data["intensity"][name] for name in MEASURED), strict=True)
-        return cls(data["volumes"], *rows, (low, high))
+        return cls(data["volumes"], field, spacing, (low, high))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: {"volumes", "field_of_view_mm": {"low", "high"}, ..., "intensity"}."""

@@ -58,7 +58,7 @@ class Member:
             found = mean_of(self._mirrored(batch, dims) for dims in mirrorings(axes))
         return _without_padding(found, members, sample) if found.per_voxel else found
 
-    def _mirrored(self, batch: Batch, dims: Sequence[int]) -> Answer:
+    def _mirrored(self, batch: Batch, dims: tuple[int, ...]) -> Answer:
         turned = replace(batch, views={name: view.flip(dims) for name, view in batch.views.items()}) if dims else batch
         answer = self.answerer.answer(turned)
         tensor = answer.tensor.float()

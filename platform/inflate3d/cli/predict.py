@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
         nargs="?",
         const="",
         metavar="AXES",
-        help="average over mirror images along these of D, H, W: HW (default: all)",
+        help="average over mirror images along these of D, H, W (default: all); for nets trained on such",
     )
     parser.add_argument("--probabilities", action="store_true", help="each class's too: probabilities/ in the output")
     parser.add_argument(

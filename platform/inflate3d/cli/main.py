@@ -42,7 +42,7 @@ MOST_LINES = 8
 # Not part of the light core: if an import of one of these fails, the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
-    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
+    *("SimpleITK", "scipy", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
 }
 _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 

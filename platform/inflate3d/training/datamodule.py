@@ -211,6 +211,11 @@ class DataModule(pl.LightningDataModule):
         options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
         return [NetInput(options[n].input_size, m.card.input.spacing_mm) for n, m in self.manifests.items()]
 
+    @property
+    def seen(self) -> dict[str, dict[str, Any]]:
+        """What training volumes were like (`Seen.to_dict`), of each dataset whose shards tell."""
+        return {name: m.statistics["seen"] for name, m in self.manifests.items() if "seen" in m.statistics}
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a dataset, for the table before the first step: media, tasks, share, samples, shapes."""
         rows = []

@@ -46,9 +46,9 @@ class MultiTaskModule(pl.LightningModule):
     """A shared backbone and the modules of all tasks; a micro-batch holds one dataset, which may serve several tasks.
 
     `heads` holds what tasks train, by task and by the task's own name, a dataset's for its head. Every module takes
-    part in every micro-batch: the idle ones with 0 x their output on a constant feature, in evaluation mode, so that
-    all ranks and strategies see the same graph and norms of idle heads do not move. Weight decay and momentum still act
-    on idle heads, as on every parameter. What tasks never train is in `frozen`, out of the optimiser's sight.
+    part in every micro-batch: the parameters of idle ones get the gradient 0, so that all ranks and strategies see the
+    same graph. Weight decay and momentum still act on idle heads, as on every parameter. What tasks never train is in
+    `frozen`, out of the optimiser's sight.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class MultiTaskModule(pl.LightningModule):
         self.window_batch_size = window_batch_size
         self.cards: dict[str, DatasetCard] = {}
         self.windows: dict[str, Triple] = {}
+        self.seen: dict[str, Any] = {}
         self.net_inputs: list[NetInput] = []  # what plan "auto" looks at
         self.means, self.watch = TrainMeans(), LossWatch()
         self.last_row: dict[str, float] = {}
@@ -115,7 +116,7 @@ class MultiTaskModule(pl.LightningModule):
         """Tell the data module which tasks each dataset serves, for its table."""
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         datamodule.tasks_of = dict(self.tasks_of)
-        self.windows, self.net_inputs = dict(datamodule.windows), datamodule.net_inputs
+        self.windows, self.net_inputs, self.seen = dict(datamodule.windows), datamodule.net_inputs, datamodule.seen
 
     def configure_model(self) -> None:
         """Build the backbone and the heads from the cards in the shards' manifests; once."""
@@ -374,8 +375,9 @@ class MultiTaskModule(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
+        """Save what publishing needs without the shards (cards, backbone, net ...), and means since the last row."""
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
+        checkpoint["seen"] = self.seen
         checkpoint["backbone"] = self.backbone.config.to_dict()
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit

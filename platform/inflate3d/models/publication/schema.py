@@ -227,6 +227,16 @@ _INTENSITY = record(
         "std": list_of(number(1e-9, 1e9), MOST_CHANNELS, least=1),
     }
 )
+_LEVELS = list_of(number(-1e12, 1e12), 2, least=2)
+_RANGE = record({"low": _TRIPLE, "high": _TRIPLE})
+_SEEN = record(
+    {
+        "volumes": number(1, 1e12, whole=True),
+        "field_of_view_mm": _RANGE,
+        "spacing_mm": _RANGE,
+        "intensity": record({"p0.5": _LEVELS, "median": _LEVELS, "p99.5": _LEVELS}),
+    }
+)
 _INPUT = record(
     {"axes": one_of("BCDHW"), "channels": list_of(text(256), MOST_CHANNELS, least=1)},
     {
@@ -237,6 +247,7 @@ _INPUT = record(
         "modality": text(64, _WORD),
         "domain": text(128, _WORD),
         "sample": plain(depth=2, most=32),
+        "seen": _SEEN,
     },
     is_open=True,
 )

@@ -165,7 +165,7 @@ def test_a_config_restates_what_was_annotated_and_names_classes_that_occur_nowhe
         ({"msk": {}}, "data.x: unknown target 'msk'; close names: 'mask'"),
         ({"mask": {"anotated": ["liver"]}}, "data.x.mask: unknown field 'anotated'; close names: 'annotated'"),
         ({"mask": {"type": "value"}}, "data.x.mask: unknown field 'type'"),
-        ({"mask": ["liver"]}, "data.x.mask is ['liver']; expected fields of the target: annotated, names"),
+        ({"mask": ["liver"]}, "data.x.mask is ['liver']; expected fields of the target: annotated, ignored, names,"),
         ({"mask": {"annotated": "liver"}}, "data.x.mask.annotated is 'liver'; expected a list that names one at least"),
         ({"mask": {"annotated": []}}, "data.x.mask.annotated is []; expected a list that names one at least"),
         ({"mask": {"annotated": ["kidney"]}}, "data.x.mask: annotated: unknown class 'kidney'"),

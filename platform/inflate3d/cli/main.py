@@ -30,6 +30,7 @@ SUBCOMMANDS = (
     "tasks",
     "models",
     "configs",
+    "import-plans",
     "transfer",
     "publish",
     "soup",
@@ -115,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"inflate3d {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
     for name in SUBCOMMANDS:
-        importlib.import_module(f"inflate3d.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"inflate3d.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
 

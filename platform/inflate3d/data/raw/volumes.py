@@ -140,10 +140,14 @@ def measure_window(
 
 
 def _foreground(sample: RawSample, card: DatasetCard) -> np.ndarray:
-    """Return where the first per_voxel target is not 0, (D, H, W) bool; all true without one, or if it is all 0."""
+    """Return where the first per_voxel target holds what is scored, (D, H, W) bool; all true where it does not."""
     assert sample.image is not None
-    mask = next((sample.targets.get(name) for name, target in card.targets.items() if target.per_voxel), None)
-    return mask > 0 if mask is not None and mask.any() else np.ones(sample.image.shape[1:], bool)
+    for name, target in card.targets.items():
+        if target.per_voxel and sample.targets.get(name) is not None:
+            sought = [label for labels in target.scored.values() for label in labels]
+            inside = np.isin(sample.targets[name], sought) if target.names else sample.targets[name] > 0
+            return inside if inside.any() else np.ones(inside.shape, bool)
+    return np.ones(sample.image.shape[1:], bool)
 
 
 def as_spacing(value: Sequence[float] | None, *, where: str) -> Spacing | None:

@@ -138,7 +138,7 @@ class LabelMaps:
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
-        self.place = output
+        self.place, self.target = output, target
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         kept = options.largest_component
         self.largest = None if kept is None else [target.names.index(name) for name in kept or target.names[1:]]
@@ -153,11 +153,12 @@ class LabelMaps:
             self.scores = CaseScores(labels, list(self.paths), target, table, label_names=label_names)
 
     def add(self, answered: Answered) -> None:
-        """Write the likeliest class of each voxel of the input."""
+        """Write the label of each voxel of the input: its likeliest class, or what its regions are written as."""
         case, affine = answered.case, np.asarray(answered.members["json"]["affine"])
         stored = read_volume(case.files[0], orientation=None)
         place = stored.array.shape[:0:-1], np.asarray(stored.affine)
-        labels_XYZ = onto_grid(answered.tensor.argmax(dim=0).byte().cpu().numpy(), affine, *place)
+        labels_DHW = self.target.label_map(answered.tensor[None])[0].byte().cpu().numpy()
+        labels_XYZ = onto_grid(labels_DHW, affine, *place)
         if self.largest is not None:
             labels_XYZ = largest_components(labels_XYZ, self.largest)
         write_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])

@@ -28,8 +28,8 @@ _FIRST_CHANNEL = "_0000"
 class CaseScores:
     """Scores of each case against a label file of the same name, at the files' own spacing, for what was annotated.
 
-    Of each class: Dice, HD95 and average surface distance in mm (surface.py), sensitivity TP / (TP + FN) and precision
-    TP / (TP + FP). What says nothing is NaN, an empty cell, and in no mean: a class that neither map holds,
+    Of each class or region: Dice, HD95 and average surface distance in mm (surface.py), sensitivity TP / (TP + FN) and
+    precision TP / (TP + FP). What says nothing is NaN, an empty cell, and in no mean: a class that neither map holds,
     sensitivity where the truth does not hold it, precision where the prediction does not. A class that only one of
     both holds has Dice 0 and distances of infinity ("inf"), which means leave out and the last line counts.
     """
@@ -44,7 +44,6 @@ class CaseScores:
         """
         self.target, self.table = target, table
         self.label_names = tuple(label_names) or target.names
-        self.kept = [i for i in range(1, len(target.names)) if i not in target.unannotated]
         self.files = _label_files(labels, keys)
         self.rows: dict[str, dict[str, list[float]]] = {}
 
@@ -55,15 +54,15 @@ class CaseScores:
         check_pair(stored, truth, self.label_names, where=where)
         names = self.target.names
         true_DHW = np.array([names.index(name) for name in self.label_names], np.uint8)[truth.array[0]]
-        pairs = _masks_of_each(labels_XYZ.T, true_DHW, self.kept)
+        pairs = _masks_of_each(labels_XYZ.T, true_DHW, self.target)
         of_each = [_measured(guess, true, stored.spacing_mm) for guess, true in pairs]
         self.rows[key] = dict(zip(MEASURES, map(list, zip(*of_each, strict=True)), strict=True))
 
     def _columns(self) -> list[str]:
-        return [class_name(self.target.names[i]) for i in self.kept]
+        return [class_name(name) for name in self.target.scored]
 
     def means(self, measure: str) -> list[float]:
-        """Return a measure of each annotated class, averaged over the cases that speak of it, as validation does."""
+        """Return a measure of each class or region, averaged over the cases that speak of it, as validation does."""
         return [_mean(column) for column in zip(*(row[measure] for row in self.rows.values()), strict=True)]
 
     def close(self) -> None:
@@ -94,17 +93,21 @@ class CaseScores:
 
 
 def _masks_of_each(
-    guess_DHW: np.ndarray, true_DHW: np.ndarray, labels: Sequence[int]
+    guess_DHW: np.ndarray, true_DHW: np.ndarray, target: AbstractTarget
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield both masks of each label, cut to the box that holds both."""
+    """Yield both masks of each class or region, cut to the box that holds both; voxels that the truth leaves out are
+    in none.
+    """
     from scipy import ndimage
 
     boxes = [ndimage.find_objects(array) for array in (guess_DHW, true_DHW)]
-    for label in labels:
-        held = [of[label - 1] for of in boxes if label <= len(of) and of[label - 1] is not None]
+    for labels in target.scored.values():
+        pairs = [(of, label) for of in boxes for label in labels]
+        held = [of[label - 1] for of, label in pairs if label <= len(of) and of[label - 1] is not None]
         box = tuple(slice(min(p.start for p in along), max(p.stop for p in along)) for along in zip(*held, strict=True))
         box = box or (slice(0),) * 3
-        yield guess_DHW[box] == label, true_DHW[box] == label
+        known = ~np.isin(true_DHW[box], target.left_out)
+        yield np.isin(guess_DHW[box], labels) & known, np.isin(true_DHW[box], labels) & known
 
 
 def _measured(guess_DHW: np.ndarray, true_DHW: np.ndarray, spacing_mm: Spacing) -> tuple[float, ...]:

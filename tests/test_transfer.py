@@ -254,6 +254,18 @@ def test_the_report_needs_nothing_but_itself(finished):
         assert f"<b>{row['value']:.3f}</b>" in page
 
 
+def test_the_report_is_written_anew_from_its_numbers_and_damage_is_named(finished, tmp_path, capsys):
+    output, result, _ = finished
+    (tmp_path / "transfer.json").write_text(json.dumps(result))
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").read_bytes() == (output / "report.html").read_bytes()
+    for content, said in (("{", "damaged"), ('{"format": "x/9"}', "format is 'x/9'")):
+        (tmp_path / "transfer.json").write_text(content)
+        assert main(["report", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_the_overview_holds_every_study_and_needs_nothing_but_itself(finished):
     _, result, _ = finished
     page = render_overview({"first": result, "second": result})

@@ -24,6 +24,7 @@ SUBCOMMANDS = (
     "doctor",
     "submit",
     "status",
+    "report",
     "predict",
     "shards",
     "datasets",

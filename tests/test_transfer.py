@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inflate3d.cli.main import main
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy

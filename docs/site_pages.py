@@ -32,9 +32,20 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Show links to files of the repository that are no pages as names; mkdocs calls this."""
-    linked = _LINK.sub(lambda link: f"`{link[1]}`" if link[2].startswith("../platform/") else link[0], markdown)
-    return "\n".join(_apart(linked.splitlines()))
+    """Lead links that leave docs/ to the pages added above, and show other files of the repository as names.
+
+    mkdocs calls this.
+    """
+    up = "../" * page.file.src_uri.count("/")
+    own = {source: name for name, source in _ROOT_PAGES.items()}
+
+    def inside(link: re.Match[str]) -> str:
+        if not link[2].startswith(f"{up}../"):
+            return link[0]
+        name = own.get(link[2].removeprefix(f"{up}../"))
+        return f"[{link[1]}]({up}{name}{link[3] or ''})" if name else f"`{link[1]}`"
+
+    return "\n".join(_apart(_LINK.sub(inside, markdown).splitlines()))
 
 
 def _apart(lines: list[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 def render_page(folder: Path, template: str, **values: Any) -> str:
     """Return a template of `folder` (or of this one, which it may extend and import), filled; values are escaped."""
+    return _environment(folder).get_template(template).render(**values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
     environment = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         undefined=StrictUndefined,
@@ -21,7 +27,7 @@ def render_page(folder: Path, template: str, **values: Any) -> str:
     environment.filters["percent"] = lambda share: f"{share:.0%}"
     environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def png_address(content: bytes) -> str:

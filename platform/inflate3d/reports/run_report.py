@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,7 +78,7 @@ def _view(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _or_told(read: Callable[[], T], otherwise: T, faults: list[str]) -> T:
+def _or_told(read: Callable[[], T], otherwise: Any, faults: list[str]) -> T:
     """Return what `read` gives; where the file is damaged `otherwise`, and the fault among the others."""
     try:
         return read()
@@ -109,8 +110,8 @@ def _failure(folder: Path, state: dict[str, Any] | None) -> list[str]:
 def _scores(checkpoints: list[Checkpoint]) -> dict[str, Any]:
     """Return the validation metrics of the best and the last checkpoint, val/score first."""
     scored = [c for c in checkpoints if c.score is not None]
-    best = max(scored, key=lambda c: (c.score or 0.0, -c.step), default=None)
-    shown = ([] if best in (None, *checkpoints[-1:]) else [best]) + checkpoints[-1:]
+    best = max(scored, key=lambda c: (c.score or 0.0, c.step), default=None)
+    shown = ([] if best is None or best is checkpoints[-1] else [best]) + checkpoints[-1:]
     names = sorted({k for c in shown for k in c.metrics if k.startswith("val/")}, key=lambda k: (k != "val/score", k))
     return {
         "steps": [(c.step, "best" if c is best else "last") for c in shown],
@@ -137,7 +138,7 @@ def _pictures(folder: Path, faults: list[str]) -> Any:
 def _cases(folder: Path, faults: list[str]) -> Any:
     """Yield (file, columns, cases sorted by the first score, the worst first) of the scores that lie in the folder."""
     for path in sorted([*folder.glob(SCORES), *folder.glob(f"*/{SCORES}")]):
-        columns, cases = _or_told(lambda path=path: read_scores(path), ([], {}), faults)  # type: ignore[misc]
+        columns, cases = _or_told(partial(read_scores, path), ([], {}), faults)
         rows = sorted(cases.items(), key=lambda case: (case[1][0] is None, case[1][0]))
         if rows:
             yield str(path.relative_to(folder)), columns, rows
@@ -150,7 +151,14 @@ def _dataset(name: str, config: dict[str, Any], starts: list[dict[str, Any]]) ->
     if isinstance(place, Path) and not place.is_dir() and starts and "folder" in starts[-1]:
         place = Path(starts[-1]["folder"]) / place
     serves = [task for task, spec in tasks.items() if name in (spec.get("init_args") or {}).get("datasets", ())]
-    found = {"name": name, "place": str(place), "tasks": ", ".join(serves), "card": None, "kinds": [], "told": ""}
+    found: dict[str, Any] = {
+        "name": name,
+        "place": str(place),
+        "tasks": ", ".join(serves),
+        "card": None,
+        "kinds": [],
+        "told": "",
+    }
     if is_remote(root):
         return {**found, "told": "its shards are elsewhere: nothing was read of them"}
     try:

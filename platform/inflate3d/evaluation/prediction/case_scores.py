@@ -15,12 +15,12 @@ from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.pairs import check_pair, on_grid_of
 from inflate3d.data.raw.readers import SUFFIXES, Volume, read_volume
 from inflate3d.errors import InputError, close_names
+from inflate3d.evaluation.prediction.score_table import SCORES as SCORES
 from inflate3d.evaluation.prediction.surface import surface_distances_mm
 from inflate3d.files import write_whole
 from inflate3d.nn.metrics import class_name
 from inflate3d.sample import Spacing
 
-SCORES = "dice.csv"
 MEASURES = ("dice", "hd95_mm", "surface_mm", "sensitivity", "precision")
 _FIRST_CHANNEL = "_0000"
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from inflate3d import __version__
+from inflate3d.cli.examples import example_of
 from inflate3d.errors import InputError, close_names
 from inflate3d.remote.outcomes import Unreachable
 
@@ -24,6 +25,7 @@ SUBCOMMANDS = (
     "doctor",
     "submit",
     "status",
+    "report",
     "predict",
     "shards",
     "datasets",
@@ -58,7 +60,10 @@ the first hour:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a few lines, without the usage of every option."""
+    """One whose help begins with an example, and whose errors are a few lines, without the usage of every option."""
+
+    def format_help(self) -> str:
+        return f"example: {example_of(self.prog)}\n\n{super().format_help()}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}. Help: {self.prog} --help")

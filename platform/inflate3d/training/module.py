@@ -32,6 +32,7 @@ from inflate3d.training.optim import (
     parameter_groups,
     warmup_cosine,
 )
+from inflate3d.training.run.folder import FAILURES
 from inflate3d.training.run.train_means import TrainMeans
 from inflate3d.training.scores import Scores
 from inflate3d.training.start_heads import take_published_heads
@@ -260,7 +261,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _judge(self, row: Mapping[str, float]) -> None:
         trainer, step, every = self.trainer, self.trainer.global_step, self._steps_of_row()
-        folder = Path(trainer.default_root_dir) / "failures"
+        folder = Path(trainer.default_root_dir) / FAILURES
         self.watch.check(
             row, step=step, steps=step % every or every, lr=self.learning_rate, folder=folder, rank=trainer.global_rank
         )

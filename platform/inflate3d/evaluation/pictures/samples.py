@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, Exhibit, medium_of
@@ -22,6 +23,8 @@ from inflate3d.nn.metrics import volume_dice
 from inflate3d.sample import Batch
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
+
+_TITLE = 0.3  # inches above a row
 
 
 @dataclass
@@ -52,7 +55,9 @@ class Shown:
 def plot_samples(module: MultiTaskModule, data: DataModule, path: str | Path, *, per_dataset: int = 3) -> Path:
     """Draw predictions on validation samples of every dataset into one picture; return its path."""
     pictures = list(predict_some(module, data, per_dataset=per_dataset))
-    figure = Figure(figsize=(11, 2.1 * max(len(pictures), 1)), layout="constrained")
+    height = 2.1 * max(len(pictures), 1) + _TITLE
+    # The first row's title, too, is a text that the layout leaves out.
+    figure = Figure(figsize=(11, height), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - _TITLE / height)))
     draw_pictures(figure, pictures)
     figure.savefig(path, dpi=110)
     return Path(path)

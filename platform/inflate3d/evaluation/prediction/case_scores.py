@@ -15,12 +15,12 @@ from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.pairs import check_pair, on_grid_of
 from inflate3d.data.raw.readers import SUFFIXES, Volume, read_volume
 from inflate3d.errors import InputError, close_names
+from inflate3d.evaluation.prediction.score_table import SCORES as SCORES
 from inflate3d.evaluation.prediction.surface import surface_distances_mm
 from inflate3d.files import write_whole
 from inflate3d.nn.metrics import class_name
 from inflate3d.sample import Spacing
 
-SCORES = "dice.csv"
 MEASURES = ("dice", "hd95_mm", "surface_mm", "sensitivity", "precision")
 _FIRST_CHANNEL = "_0000"
 
@@ -28,11 +28,10 @@ _FIRST_CHANNEL = "_0000"
 class CaseScores:
     """Scores of each case against a label file of the same name, at the files' own spacing, for what was annotated.
 
-    Of each class, or region, where the truth ignores nothing: Dice, HD95 and average surface distance in mm
-    (surface.py), sensitivity TP / (TP + FN) and precision TP / (TP + FP). What says nothing is NaN, an empty cell,
-    and in no mean: a class that neither map holds, sensitivity where the truth does not hold it, precision where
-    the prediction does not. A class that only one of both holds has Dice 0 and distances of infinity ("inf"), which
-    means leave out and the last line counts.
+    Of each class or region: Dice, HD95 and average surface distance in mm (surface.py), sensitivity TP / (TP + FN) and
+    precision TP / (TP + FP). What says nothing is NaN, an empty cell, and in no mean: a class that neither map holds,
+    sensitivity where the truth does not hold it, precision where the prediction does not. A class that only one of
+    both holds has Dice 0 and distances of infinity ("inf"), which means leave out and the last line counts.
     """
 
     def __init__(
@@ -55,8 +54,7 @@ class CaseScores:
         check_pair(stored, truth, self.label_names, where=where)
         names = self.target.names
         true_DHW = np.array([names.index(name) for name in self.label_names], np.uint8)[truth.array[0]]
-        guess_DHW = np.where(np.isin(true_DHW, self.target.left_out), 0, labels_XYZ.T)
-        pairs = _masks_of_each(guess_DHW, true_DHW, list(self.target.scored.values()))
+        pairs = _masks_of_each(labels_XYZ.T, true_DHW, self.target)
         of_each = [_measured(guess, true, stored.spacing_mm) for guess, true in pairs]
         self.rows[key] = dict(zip(MEASURES, map(list, zip(*of_each, strict=True)), strict=True))
 
@@ -95,17 +93,21 @@ class CaseScores:
 
 
 def _masks_of_each(
-    guess_DHW: np.ndarray, true_DHW: np.ndarray, scored: Sequence[Sequence[int]]
+    guess_DHW: np.ndarray, true_DHW: np.ndarray, target: AbstractTarget
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield both masks of each set of labels, cut to the box that holds both."""
+    """Yield both masks of each class or region, cut to the box that holds both; voxels that the truth leaves out are
+    in none.
+    """
     from scipy import ndimage
 
     boxes = [ndimage.find_objects(array) for array in (guess_DHW, true_DHW)]
-    for labels in scored:
-        held = [of[label - 1] for of in boxes for label in labels if label <= len(of) and of[label - 1] is not None]
+    for labels in target.scored.values():
+        pairs = [(of, label) for of in boxes for label in labels]
+        held = [of[label - 1] for of, label in pairs if label <= len(of) and of[label - 1] is not None]
         box = tuple(slice(min(p.start for p in along), max(p.stop for p in along)) for along in zip(*held, strict=True))
         box = box or (slice(0),) * 3
-        yield np.isin(guess_DHW[box], labels), np.isin(true_DHW[box], labels)
+        known = ~np.isin(true_DHW[box], target.left_out)
+        yield np.isin(guess_DHW[box], labels) & known, np.isin(true_DHW[box], labels) & known
 
 
 def _measured(guess_DHW: np.ndarray, true_DHW: np.ndarray, spacing_mm: Spacing) -> tuple[float, ...]:

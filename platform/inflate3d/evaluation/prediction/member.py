@@ -92,10 +92,9 @@ def mirror_axes(wanted: str, card: DatasetCard, target: AbstractTarget | None) -
         raise InputError("--mirror averages what heads answer, not features; leave one of both out")
     if not set(axes) <= set(allowed) or len(set(axes)) < len(axes):
         raise InputError(f"--mirror: {wanted!r} is none of the axes that {card.media}s are mirrored along: {allowed}")
+    names = list(dict.fromkeys((*target.names, *target.answers)))
     for axis in axes:
-        if sided := _names_that_change_ends(
-            list(dict.fromkeys((*target.names, *target.answers))), axis, card.input.orientation or "RAS"
-        ):
+        if sided := _names_that_change_ends(names, axis, card.input.orientation or "RAS"):
             rest = axes.replace(axis, "")
             remedy = f"mirror other axes: --mirror {rest}" if rest else "leave --mirror out"
             named = ", ".join(sided[:4])

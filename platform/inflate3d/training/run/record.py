@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from inflate3d.training.run import folder as run_folder
-from inflate3d.training.run.metrics_csv import MetricsCSV, drop_rows_after
+from inflate3d.training.run.metrics_csv import drop_rows_after
+from inflate3d.training.run.metrics_logger import MetricsCSV
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from inflate3d.data.samples.views import make_stage
 from inflate3d.datasets.brats import BraTS
 from inflate3d.datasets.nnunet_raw import NnunetRaw
 from inflate3d.errors import InputError
+from inflate3d.evaluation.prediction.answers import MapOptions
 from inflate3d.evaluation.prediction.case_scores import CaseScores
 from inflate3d.nn.metrics import VolumeDice
 from inflate3d.portable.part import part_of
@@ -251,6 +252,20 @@ def test_dice_is_of_each_region_of_the_written_map_where_nothing_is_ignored(tmp_
     one = VolumeDice(TUMOR)
     one.update(answers[:1], truths[:1])
     assert scores.rows["c"]["dice"] == pytest.approx([float(v) for k, v in one.compute().items() if k != "dice"])
+    whole, known = np.isin(truths[0], INSIDE["whole_tumor"]), truths[0].numpy() != 4
+    found = (TUMOR.label_map(answers)[0].numpy() > 0) & known
+    assert scores.rows["c"]["sensitivity"][0] == pytest.approx((found & whole).sum() / whole.sum())
+    assert scores.rows["c"]["precision"][0] == pytest.approx((found & whole).sum() / found.sum())
+
+
+def test_components_are_those_of_classes_alone() -> None:
+    with pytest.raises(
+        InputError, match=r"--largest-component is for classes, but this head gives a mask of 3 regions"
+    ):
+        MapOptions(largest_component=()).checked(TUMOR)
+    with pytest.raises(InputError, match="--largest-component: unknown class 'unknown'"):
+        MapOptions(largest_component=("unknown",)).checked(IGNORED)
+    assert MapOptions(largest_component=("b",)).checked(IGNORED).largest_component == ("b",)
 
 
 def test_a_constant_answer_is_the_share_of_each_region_among_what_counts() -> None:
@@ -334,7 +349,7 @@ def test_regions_and_an_ignored_label_train_predict_score_and_are_published_alik
     for path in sorted((tmp_path / "of_run").iterdir()):
         assert path.read_bytes() == (tmp_path / "of_publication" / path.name).read_bytes(), path.name
     header, row, _ = (tmp_path / "of_run" / "dice.csv").read_text().splitlines()
-    assert header == "key,dice,dice_both,dice_right"
+    assert header.startswith("key,dice,dice_both,dice_right,hd95_mm,hd95_mm_both,")
     assert float(row.split(",")[1]) > 0.2
     labels = read_volume(tmp_path / "of_run" / "p9_scan0.nii.gz", orientation=None).array
     assert set(np.unique(labels)) <= {0, 1, 2}

@@ -69,9 +69,13 @@ class MapOptions:
             gives = "features" if target is None else target.describe()
             hint = "; predictions.csv holds probabilities" if self.probabilities and target is not None else ""
             raise InputError(f"{named} is for label maps, but this head gives {gives}{hint}; leave it out")
+        if self.largest_component is not None and any(len(labels) > 1 for labels in target.scored.values()):
+            raise InputError(
+                f"--largest-component is for classes, but this head gives {target.describe()}; leave it out"
+            )
         for name in self.largest_component or ():
-            if name not in target.names[1:]:
-                raise unknown_name("class", name, target.names[1:], where="--largest-component")
+            if name not in target.answers[1:]:
+                raise unknown_name("class", name, target.answers[1:], where="--largest-component")
         return self
 
 
@@ -141,7 +145,7 @@ class LabelMaps:
         self.place, self.target = output, target
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         kept = options.largest_component
-        self.largest = None if kept is None else [target.names.index(name) for name in kept or target.names[1:]]
+        self.largest = None if kept is None else [target.names.index(name) for name in kept or target.answers[1:]]
         folder = (output.parent if single else output) / PROBABILITIES
         self.probabilities = {key: folder / path.name for key, path in self.paths.items() if options.probabilities}
         if self.probabilities:

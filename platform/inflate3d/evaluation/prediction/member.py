@@ -92,8 +92,9 @@ def mirror_axes(wanted: str, card: DatasetCard, target: AbstractTarget | None) -
         raise InputError("--mirror averages what heads answer, not features; leave one of both out")
     if not set(axes) <= set(allowed) or len(set(axes)) < len(axes):
         raise InputError(f"--mirror: {wanted!r} is none of the axes that {card.media}s are mirrored along: {allowed}")
+    names = list(dict.fromkeys((*target.names, *target.answers)))
     for axis in axes:
-        if sided := _names_that_change_ends(target.names, axis, card.input.orientation or "RAS"):
+        if sided := _names_that_change_ends(names, axis, card.input.orientation or "RAS"):
             rest = axes.replace(axis, "")
             remedy = f"mirror other axes: --mirror {rest}" if rest else "leave --mirror out"
             named = ", ".join(sided[:4])
@@ -141,7 +142,7 @@ def _told(head: Answering) -> str:
     target = head.target
     if target is None:
         return "features"
-    return f"{target.type_name()}: {', '.join(target.names) or target.describe()}"
+    return f"{target.type_name()}: {', '.join(target.answers) or target.describe()}"
 
 
 def _read(head: Answering) -> str:

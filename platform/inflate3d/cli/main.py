@@ -32,6 +32,7 @@ SUBCOMMANDS = (
     "tasks",
     "models",
     "configs",
+    "import-plans",
     "transfer",
     "publish",
     "soup",
@@ -43,7 +44,7 @@ MOST_LINES = 8
 # Not part of the light core: if an import of one of these fails, the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
-    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
+    *("SimpleITK", "scipy", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
 }
 _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 
@@ -120,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"inflate3d {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
     for name in SUBCOMMANDS:
-        importlib.import_module(f"inflate3d.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"inflate3d.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
 

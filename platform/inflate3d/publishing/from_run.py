@@ -106,7 +106,7 @@ def _trained(checkpoint: Checkpoint, state: Mapping[str, Any], *, domain: str | 
     backbone = module.backbone if module else _backbone_of(config, cards, state)
     net, extra = split_domains(backbone, domain)
     _note_source(net, config, state)
-    inputs = _inputs_of(run_folder, backbone, cards)
+    inputs = _inputs_of(run_folder, backbone, cards, state.get("seen", {}))
     heads, classes = _heads_of(module, net, domain, inputs)
     return Contents(
         net=net,
@@ -152,10 +152,13 @@ def _domain_of(cards: Mapping[str, DatasetCard], domain: str | None) -> str:
     return domain
 
 
-def _inputs_of(run_folder: Path, backbone: Backbone, cards: Mapping[str, DatasetCard]) -> dict[str, Any]:
-    """Return the input contract of every domain."""
+def _inputs_of(
+    run_folder: Path, backbone: Backbone, cards: Mapping[str, DatasetCard], seen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the input contract of every domain, with what its training volumes were like where shards told."""
     samples = _samples_of(run_folder)
-    return {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    found = {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    return {name: {**spec, "seen": seen[name]} if name in seen else spec for name, spec in found.items()}
 
 
 def _heads_of(

@@ -19,6 +19,7 @@ from torch import Tensor
 from inflate3d.contracts import AbstractTarget, DatasetCard, Exhibit, medium_of
 from inflate3d.evaluation.pictures.pixels import tint
 from inflate3d.evaluation.pictures.planes import COLUMNS, caption, show_plane
+from inflate3d.nn.metrics import volume_dice
 from inflate3d.sample import Batch
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
@@ -140,7 +141,7 @@ def _draw_planes(axes: list[Axes], picture: Picture) -> None:
 
 def _draw_masks(axes: list[Axes], picture: Picture) -> None:
     """Image, truth and prediction, in the slices that hold most of the truth."""
-    truth, guess = picture.value.numpy(), picture.answer.argmax(dim=0).numpy()
+    truth, guess = picture.value.numpy(), picture.target.label_map(picture.answer[None])[0].numpy()
     if not (truth.any() or guess.any()):
         _draw_planes(axes, picture)
         _title(axes[0], picture, f"{picture.target.names[0]} alone, in truth and prediction")
@@ -180,14 +181,9 @@ def _said(picture: Picture, count: int = 3) -> str:
 
 
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
-    found = []
-    for k, name in enumerate(picture.target.names[1:], start=1):
-        if k in picture.target.unannotated:
-            continue
-        size = (truth == k).sum() + (guess == k).sum()
-        if size:
-            found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")
-    return "Dice " + ", ".join(found[:6])
+    dice, spoke = volume_dice(torch.from_numpy(guess), torch.from_numpy(truth), picture.target)
+    rows = zip(picture.target.scored, dice.tolist(), spoke.tolist(), strict=True)
+    return "Dice " + ", ".join([f"{name} {value:.2f}" for name, value, is_there in rows if is_there][:6])
 
 
 def _title(axes: Axes, picture: Picture | Shown, text: str) -> None:

@@ -49,7 +49,9 @@ def make_studies(folder: Path) -> None:
     for patient in range(1, 5):
         for number in range(16):
             array = chance.integers(0, 900, (16, 16)).astype(np.int16)
-            write_slice(folder / "studies" / f"p{patient}" / "head", number, array, (0, 0, number), SliceThickness=1)
+            own = {"SeriesInstanceUID": f"1.2.3.{patient}", "SOPInstanceUID": f"1.2.4.{patient}.{number}"}
+            place = folder / "studies" / f"p{patient}" / "head"
+            write_slice(place, number, array, (0, 0, number), SliceThickness=1, **own)
 
 
 def make_clips(folder: Path) -> None:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from lightning.pytorch import Callback
@@ -97,6 +97,14 @@ class Run:
     def test(self) -> None:
         """Print the metrics of a checkpoint on the test splits."""
         self.trainer.test(self.module, datamodule=self.data, ckpt_path=str(self._weights().state))
+
+    def scores(self, split: Literal["val", "test"]) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on a split, by name."""
+        measure = self.trainer.validate if split == "val" else self.trainer.test
+        best = find_checkpoint(self.folder, "best")
+        assert best is not None, "a run that was fitted has a checkpoint"
+        (values,) = measure(self.module, datamodule=self.data, ckpt_path=str(best.state), verbose=False)
+        return {name: float(value) for name, value in values.items() if name != "step"}
 
     def _start(self) -> Checkpoint | None:
         """Return the checkpoint to continue from: 1. what ckpt_path says  2. none yet: start fresh."""

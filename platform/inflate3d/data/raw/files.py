@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from inflate3d.contracts import SPLITS
 from inflate3d.data.raw.text import read_text
 from inflate3d.errors import InputError, close_names
 
@@ -51,6 +52,21 @@ def visible(folder: Path, pattern: str) -> list[Path]:
         parent, name = os.path.split(path)
         first.setdefault((homes[parent], name), path)
     return [folder / path for path in sorted(first.values())]
+
+
+def class_folders(root: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of a folder that holds a folder of files a class, perhaps below train, val and test.
+
+    () for any other: fewer than two classes, files beside the folders, or folders whose files have the same names, as
+    those of images and of their masks have.
+    """
+    paths = [p.relative_to(root).parts for p in visible(root, "**/*") if p.name.lower().endswith(tuple(suffixes))]
+    if paths and {parts[0] for parts in paths} <= set(SPLITS) and any(len(parts) == 3 for parts in paths):
+        paths = [parts[1:] for parts in paths]
+    if not all(len(parts) == 2 for parts in paths):
+        return ()
+    names = {folder: {name for own, name in paths if own == folder} for folder, _ in paths}
+    return tuple(sorted(names)) if len({frozenset(own) for own in names.values()}) > 1 else ()
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:

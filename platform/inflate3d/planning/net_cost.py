@@ -1,0 +1,95 @@
+"""What a net costs a voxel: its strides, the bytes that it saves for backward, the seconds of a step."""
+
+# B batch, C channel, D H W voxels along z y x
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from inflate3d.errors import InputError
+from inflate3d.models import create_model
+from inflate3d.models.publication.index import is_published
+from inflate3d.models.segmenter import Intermediates, Segmenter
+from inflate3d.sample import Spacing, Triple
+
+MOST_PROBED = 48  # voxels along an axis
+_TIMED = 3
+_BATCH = 2  # one value a channel would be too few for BatchNorm
+
+
+@dataclass(frozen=True)
+class NetCost:
+    """stride: (D, H, W) input voxels to one of the deepest map. in_chans: what its own stem takes. bytes_per_voxel,
+    seconds_per_voxel: of a training step, for each voxel of each sample. plan: of the net along D.
+    """
+
+    stride: Triple
+    in_chans: int
+    parameters: int
+    bytes_per_voxel: float
+    seconds_per_voxel: float
+    plan: Mapping[str, Any]
+
+
+def measure_net(
+    name: str, *, size: Triple, spacing_mm: Spacing | None, num_classes: int | None, device: str | None = None
+) -> NetCost:
+    """Run a few training steps of the net on two random samples and return what they cost.
+
+    size: of the data (D, H, W); it and spacing_mm lay the net along D, and the probe takes at most 48 voxels an axis.
+    num_classes: of a decoder; None for a net that answers for a whole sample.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options: dict[str, Any] = {"input_size": size, "spacing_mm": None if is_published(name) else spacing_mm}
+    net = create_model(name, is_published(name), num_classes=0, **options)
+    if not hasattr(net, "forward_intermediates"):
+        raise InputError(f"--model {name!r} gives no intermediate maps, which the heads need: platform models list")
+    own: Any = net
+    stride: Triple = own.feature_info.reduction_dhw()[-1]
+    model = Segmenter(Intermediates(net), num_classes, with_pyramid=False) if num_classes else net
+    model = model.to(place).train()
+    probe = [max(min(n, MOST_PROBED), s) for n, s in zip(size, stride, strict=True)]
+    x_BCDHW = torch.randn(_BATCH, own.in_chans_expected, *probe, device=place)
+    voxels = _BATCH * prod(probe)
+    saved, _ = _step(model, x_BCDHW)
+    seconds = min(_step(model, x_BCDHW)[1] for _ in range(_TIMED))  # the others share the machine with something
+    parameters = sum(p.numel() for p in model.parameters())
+    return NetCost(stride, own.in_chans_expected, parameters, saved / voxels, seconds / voxels, own.plan.to_dict())
+
+
+def _step(model: nn.Module, x_BCDHW: Tensor) -> tuple[int, float]:
+    """Run forward and backward; return the bytes saved in between, whole storages once each, and the seconds."""
+    started = time.perf_counter()
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer = model(x_BCDHW)
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    answer.float().square().mean().backward()
+    if x_BCDHW.is_cuda:
+        torch.cuda.synchronize()
+    return saved, time.perf_counter() - started
+
+
+def memory_at_hand() -> int:
+    """Return the free bytes of the GPU, or of this machine where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # Linux: what can be had without swapping
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

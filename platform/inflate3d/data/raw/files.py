@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from inflate3d.data.raw.text import read_text
 from inflate3d.errors import InputError, close_names
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp", ".ts", ".wmv")
+_NO_CLASS = re.compile(r"(ima?ge?s?|labels?|masks?|seg\w*|annotations?)_?(tr|ts|train|val|test)?", re.IGNORECASE)
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy")
 
 
@@ -57,16 +59,15 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 def class_folders(root: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
     """Return the classes of a folder that holds a folder of files a class, perhaps below train, val and test.
 
-    () for any other: fewer than two classes, files beside the folders, or folders whose files have the same names, as
-    those of images and of their masks have.
+    () for any other: fewer than two classes, files beside the folders, or folders called as images and masks are.
     """
     paths = [p.relative_to(root).parts for p in visible(root, "**/*") if p.name.lower().endswith(tuple(suffixes))]
     if paths and {parts[0] for parts in paths} <= set(SPLITS) and any(len(parts) == 3 for parts in paths):
         paths = [parts[1:] for parts in paths]
-    if not all(len(parts) == 2 for parts in paths):
+    classes = sorted({parts[0] for parts in paths})
+    if len(classes) < 2 or not all(len(parts) == 2 for parts in paths) or any(map(_NO_CLASS.fullmatch, classes)):
         return ()
-    names = {folder: {name for own, name in paths if own == folder} for folder, _ in paths}
-    return tuple(sorted(names)) if len({frozenset(own) for own in names.values()}) > 1 else ()
+    return tuple(classes)
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:

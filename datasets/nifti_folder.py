@@ -1,4 +1,4 @@
-"""Your own NIfTI files, anywhere below a folder: unlabelled, or with a CSV of labels; 4-D files by frame or channel."""
+"""Your own NIfTI files below a folder: unlabelled, a folder a class, or with a CSV; 4-D files by frame or channel."""
 
 from __future__ import annotations
 

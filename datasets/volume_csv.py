@@ -1,4 +1,4 @@
-"""Your own volumes, listed in a CSV: a label, a mask, numbers, or nothing at all for each."""
+"""Your own volumes, listed in a CSV with the column image: a label, a mask, numbers, or nothing at all for each."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _carry_out(config: Path, output: Path, started: float) -> None:
     from inflate3d.publishing.from_run import publish_run
 
     run = Run(loaded)
-    run.fit()
+    run.fit(say_next=False)
     _print_scores(run, started)
     outcome = publish_run(output, f"local-dir:{output / 'published'}", with_heads=True)
     print_outcome(outcome, dry_run=False)

@@ -24,7 +24,6 @@ from inflate3d.sample import Spacing, Triple
 from inflate3d.training.check import Needs
 
 LEAST_STEPS, MOST_STEPS = 200, 5000
-_HURRIED_STEPS = 100  # where time is short, samples shrink only once fewer steps than that would be left
 _MEMORY_SHARE = 0.5  # the rest: the optimiser's workspace, loading, and whatever else runs
 _TRAINING_SHARE = 0.8  # the rest: validation, checkpoints, the first batches
 _ADAM_BYTES = 16  # a parameter: weight, gradient and two moments in float32
@@ -83,7 +82,7 @@ def plan_run(
             f"{net.parameters / 1e6:.0f} M parameters. Free some, or take a smaller net: --model NAME"
         )
     seconds = budget.minutes * 60 * _TRAINING_SHARE
-    time_voxels = seconds / _HURRIED_STEPS / net.seconds_per_voxel
+    time_voxels = seconds / LEAST_STEPS / net.seconds_per_voxel
     proposal = propose(found, grid.size, net.stride, most_voxels=min(memory_voxels, time_voxels))
     name = _name_of(found.card.name)
     steps = _steps(found, proposal, net, seconds, budget.minutes)

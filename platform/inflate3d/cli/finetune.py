@@ -26,8 +26,9 @@ example:
   platform finetune scans/ --minutes 10 --yes   the same in ten minutes, without asking
   platform finetune scans/ --dry-run            write the config alone: read it, change it, platform fit --config FILE
 
-FOLDER is one of: nnU-Net's raw layout; a task of the Medical Segmentation Decathlon; volumes beside a CSV with the
-columns image and label (or mask, or numbers); a folder of NIfTI files a class; a folder of videos a class.
+FOLDER is one of: nnU-Net's raw layout; a task of the Medical Segmentation Decathlon; images/ and masks/ of NIfTI files
+under the same names; volumes beside a CSV with the columns image and label (or mask, or numbers); a folder of NIfTI
+files a class; a folder of videos a class.
 An argument of the dataset can be given too: --group_pattern '(sub-[^/]+)', --modality ct, --val_fraction 0.3
   (platform datasets show NAME).
 The same command again goes on where it stopped, from the config that it wrote.

@@ -21,7 +21,8 @@ from inflate3d.models.publication.index import is_published
 from inflate3d.models.segmenter import Intermediates, Segmenter
 from inflate3d.sample import Spacing, Triple
 
-MOST_PROBED = 48  # voxels along an axis
+MOST_PROBED = 32  # voxels along an axis
+_LARGE = 2**16  # voxels of the larger of two probes, at least, so that a step's overhead does not pass for its work
 _TIMED = 3
 _BATCH = 2  # one value a channel would be too few for BatchNorm
 
@@ -29,7 +30,8 @@ _BATCH = 2  # one value a channel would be too few for BatchNorm
 @dataclass(frozen=True)
 class NetCost:
     """stride: (D, H, W) input voxels to one of the deepest map. in_chans: what its own stem takes. bytes_per_voxel,
-    seconds_per_voxel: of a training step, for each voxel of each sample. plan: of the net along D.
+    seconds_per_voxel: of a training step, for each voxel of each sample; overhead_s: of a step, whatever its size.
+    plan: of the net along D.
     """
 
     stride: Triple
@@ -37,15 +39,24 @@ class NetCost:
     parameters: int
     bytes_per_voxel: float
     seconds_per_voxel: float
+    overhead_s: float
     plan: Mapping[str, Any]
+
+    def step_s(self, voxels: float) -> float:
+        """Return the seconds of a training step on so many voxels of all samples together."""
+        return self.overhead_s + self.seconds_per_voxel * voxels
+
+    def voxels_in(self, seconds: float) -> float:
+        """Return how many voxels a step of so many seconds may hold; below 0 where not even its overhead fits."""
+        return (seconds - self.overhead_s) / self.seconds_per_voxel
 
 
 def measure_net(
     name: str, *, size: Triple, spacing_mm: Spacing | None, num_classes: int | None, device: str | None = None
 ) -> NetCost:
-    """Run a few training steps of the net on two random samples and return what they cost.
+    """Run a few training steps of the net on random samples and return what they cost.
 
-    size: of the data (D, H, W); it and spacing_mm lay the net along D, and the probe takes at most 48 voxels an axis.
+    size: of the data (D, H, W); it and spacing_mm lay the net along D, and a sample takes at most 32 voxels an axis.
     num_classes: of a decoder; None for a net that answers for a whole sample.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -58,12 +69,17 @@ def measure_net(
     model = Segmenter(Intermediates(net), num_classes, with_pyramid=False) if num_classes else net
     model = model.to(place).train()
     probe = [max(min(n, MOST_PROBED), s) for n, s in zip(size, stride, strict=True)]
-    x_BCDHW = torch.randn(_BATCH, own.in_chans_expected, *probe, device=place)
-    voxels = _BATCH * prod(probe)
-    saved, _ = _step(model, x_BCDHW)
-    seconds = min(_step(model, x_BCDHW)[1] for _ in range(_TIMED))  # the others share the machine with something
+    batches = (_BATCH, max(2 * _BATCH, _LARGE // prod(probe)))
+    small, large = (torch.randn(n, own.in_chans_expected, *probe, device=place) for n in batches)
+    saved, _ = _step(model, large)
+    # The best of some, since the machine may be shared.
+    less_s, more_s = (min(_step(model, x)[1] for _ in range(_TIMED)) for x in (small, large))
+    voxels = [n * prod(probe) for n in batches]
+    per_voxel = max((more_s - less_s) / (voxels[1] - voxels[0]), more_s / voxels[1] / 4)
     parameters = sum(p.numel() for p in model.parameters())
-    return NetCost(stride, own.in_chans_expected, parameters, saved / voxels, seconds / voxels, own.plan.to_dict())
+    overhead_s = max(0.0, more_s - per_voxel * voxels[1])
+    plan = own.plan.to_dict()
+    return NetCost(stride, own.in_chans_expected, parameters, saved / voxels[1], per_voxel, overhead_s, plan)
 
 
 def _step(model: nn.Module, x_BCDHW: Tensor) -> tuple[int, float]:

@@ -82,7 +82,7 @@ def plan_run(
             f"{net.parameters / 1e6:.0f} M parameters. Free some, or take a smaller net: --model NAME"
         )
     seconds = budget.minutes * 60 * _TRAINING_SHARE
-    time_voxels = seconds / LEAST_STEPS / net.seconds_per_voxel
+    time_voxels = net.voxels_in(seconds / LEAST_STEPS)
     proposal = propose(found, grid.size, net.stride, most_voxels=min(memory_voxels, time_voxels))
     name = _name_of(found.card.name)
     steps = _steps(found, proposal, net, seconds, budget.minutes)
@@ -104,7 +104,7 @@ def _steps(found: Fingerprint, proposal: Proposal, net: NetCost, seconds: float,
     """Return as many steps as the cases want, within bounds, and no more than the minutes allow."""
     cases, batch = found.splits["train"], proposal.batch_size.value
     wanted = max(LEAST_STEPS, min(MOST_STEPS, proposal.passes * cases // batch))
-    step_seconds = net.seconds_per_voxel * prod(proposal.size) * batch
+    step_seconds = net.step_s(prod(proposal.size) * batch)
     possible = int(seconds / step_seconds)
     if possible < wanted:
         return Chosen(max(possible, 1), f"{minutes:g} minutes at {step_seconds:.2g} s a step; the cases want {wanted}")

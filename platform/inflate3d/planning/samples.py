@@ -16,6 +16,9 @@ from inflate3d.planning.fingerprint import Fingerprint
 from inflate3d.planning.geometry import MOST_PATCH_VOXELS, planned_patch
 from inflate3d.sample import Triple
 
+_LEAST_SIZE = 32  # an axis of a volume that is resized
+_WORTH_RESIZING = 0.9  # a little smaller would blur without a gain
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -37,7 +40,9 @@ def propose(found: Fingerprint, median: Triple, stride: Triple, *, most_voxels: 
     options = medium_of(found.card).options
     if options is VolumeSample:
         per_voxel = any(target.per_voxel for target in found.card.targets.values())
-        return (_patches if per_voxel else _volumes)(found, median, stride, most_voxels)
+        if per_voxel:
+            return _patches(found, median, stride, most_voxels)
+        return _volumes(found, median, most_voxels)
     if options is VideoSample:
         return _clips(found, median, stride, most_voxels)
     raise InputError(f"no plan is known for {found.card.media}; write a config: platform configs list")
@@ -45,7 +50,7 @@ def propose(found: Fingerprint, median: Triple, stride: Triple, *, most_voxels: 
 
 def _batch(found: Fingerprint, size: Triple, most_voxels: float, *, least: int, most: int, why: str) -> Chosen:
     """Return as many samples as a step may hold, within bounds, and no more than there are training cases."""
-    room, cases = int(most_voxels // prod(size)), found.splits["train"]
+    room, cases = int(max(most_voxels, 0) // prod(size)), found.splits["train"]
     count = max(min(room, most, cases), min(least, max(cases, 2)))
     if count >= most:
         return Chosen(count, why)
@@ -66,13 +71,14 @@ def _patches(found: Fingerprint, median: Triple, stride: Triple, most_voxels: fl
     return Proposal(sample, patch, batch, augment, Chosen(0.001, "of finetune_segmentation.yaml"), 100)
 
 
-def _volumes(found: Fingerprint, median: Triple, stride: Triple, most_voxels: float) -> Proposal:
+def _volumes(found: Fingerprint, median: Triple, most_voxels: float) -> Proposal:
     sample: dict[str, Chosen] = {"size": Chosen(list(median), "the median volume: cropped or padded to it")}
-    scale = min(1.0, (most_voxels / 4 / prod(median)) ** (1 / 3))
+    scale = (max(most_voxels, 0) / 4 / prod(median)) ** (1 / 3)
     size = median
-    if scale < 1:
-        size = cast(Triple, tuple(min(n, max(s, int(n * scale))) for n, s in zip(median, stride, strict=True)))
-        sample["resize"] = Chosen(list(size), "so that four volumes a step fit into time and memory")
+    if scale < _WORTH_RESIZING:
+        size = cast(Triple, tuple(min(n, max(_LEAST_SIZE, int(n * scale))) for n in median))
+    if size != median:
+        sample["resize"] = Chosen(list(size), f"so that four a step fit into time and memory; {_LEAST_SIZE} at least")
     batch = _batch(found, size, most_voxels, least=4, most=16, why="16 volumes a step")
     augment, lr = "augment/small_volume.yaml", Chosen(0.003, "of finetune_classification.yaml")
     return Proposal(sample, size, batch, augment, lr, 30)

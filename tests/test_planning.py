@@ -13,17 +13,19 @@ import pytest
 import yaml
 from inflate3d.cli.check import check_config
 from inflate3d.cli.config import load_config
+from inflate3d.cli.fingerprint_table import rows
 from inflate3d.data.raw.examples import boxes, write_image
 from inflate3d.data.raw.modality import guess_modality
 from inflate3d.data.raw.readers import write_nifti
 from inflate3d.datasets.nifti_folder import NiftiFolder
 from inflate3d.discover import find
 from inflate3d.errors import InputError
+from inflate3d.inflation.plan import resolve_plan
 from inflate3d.planning.chosen import Chosen, as_yaml, values_of
 from inflate3d.planning.fingerprint import Fingerprint, measure
 from inflate3d.planning.geometry import median_shape, planned_patch, planned_spacing
 from inflate3d.planning.layouts import Layout, known_layouts, recognised
-from inflate3d.planning.net_cost import NetCost
+from inflate3d.planning.net_cost import NetCost, measure_net
 from inflate3d.planning.plan import Budget, plan_run, planned_grid
 from inflate3d.planning.starts import fitting_head
 from inflate3d.targets import ClassTarget, MaskTarget
@@ -235,6 +237,19 @@ def test_large_volumes_to_classify_are_made_smaller_so_that_four_fit(tmp_path: P
     assert np.allclose(np.array(resize) / size, resize[0] / size[0], rtol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "clip"),
+    [(60, (16, 4, 112)), (20, (8, 8, 112)), (9, (8, 8, 80)), (1, (8, 8, 64))],
+)
+def test_clips_lose_frames_first_and_then_their_edges(
+    minutes: float, clip: tuple[int, int, int], tmp_path: Path
+) -> None:
+    known = {"shapes_DHW": ((90, 240, 320),) * 5, "splits": {"train": 50}}
+    values = planned(example("video_folder", tmp_path), budget=Budget(10**12, minutes), **known)
+    (dataset,) = values["data"]["datasets"].values()
+    assert tuple(dataset["sample"].values()) == clip
+
+
 @pytest.mark.parametrize("name", [*BY_EXAMPLE, "nifti_folder"])
 def test_the_written_config_says_what_was_planned_and_passes_every_check(name: str, tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "raw") if name == "nifti_folder" else example(name, tmp_path / "raw")
@@ -261,3 +276,23 @@ def test_a_published_head_is_taken_for_the_same_classes_alone() -> None:
     assert fitting_head(SHIPPED, MaskTarget((*names, "Tail"))) is None
     assert fitting_head(SHIPPED, ClassTarget(names)) is None
     assert fitting_head("resnet18", MaskTarget(names)) is None
+
+
+def test_the_table_says_how_many_cases_each_class_has(tmp_path: Path) -> None:
+    told = dict(rows(measure(recognised(class_folders(tmp_path, split=True)).dataset())))
+    assert told["cases"] == "6: 4 train, 2 val; the rest is measured on 4 of train"
+    assert told["size"] == "D x H x W, 8 x 12 x 14"
+    assert told["spacing"] == "mm, 2 x 1 x 1"
+    assert told["label"] == "2 classes: bright, dark; class samples: bright (2), dark (2)"
+
+
+@pytest.mark.slow
+def test_a_probe_says_what_a_net_costs() -> None:
+    cost = measure_net("test_resnet", size=(8, 40, 40), spacing_mm=(5.0, 1.0, 1.0), num_classes=3, device="cpu")
+    planned = resolve_plan("auto", input_size=(8, 40, 40), spacing_mm=(5.0, 1.0, 1.0))
+    assert cost.plan == planned.to_dict()
+    assert cost.stride == (planned.total_stride, 32, 32)
+    assert cost.in_chans == 3
+    assert cost.seconds_per_voxel > 0 <= cost.overhead_s
+    assert cost.voxels_in(cost.step_s(1000)) == pytest.approx(1000)
+    assert cost.bytes_per_voxel > 3 * 4  # at least the decoder's answer at full resolution

@@ -31,7 +31,7 @@ def rows(found: Fingerprint) -> Iterator[tuple[str, str]]:
 
     card = found.card
     splits = ", ".join(f"{count} {split}" for split, count in found.splits.items())
-    yield "cases", f"{sum(found.splits.values())}: {splits}; measured on {len(found.shapes_DHW)} of train"
+    yield "cases", f"{sum(found.splits.values())}: {splits}; the rest is measured on {len(found.shapes_DHW)} of train"
     channels = ", ".join(card.input.channels)
     yield "channels", channels if channels == card.modality else f"{channels} ({card.modality})"
     yield "size", f"D x H x W, {_spread(found.shapes_DHW)}"
@@ -48,7 +48,7 @@ def rows(found: Fingerprint) -> Iterator[tuple[str, str]]:
 
 
 def _counts(table: dict[str, float], shown: object) -> str:
-    return ", ".join(f"{name} {shown(count)}".strip() for name, count in table.items())  # type: ignore[operator]
+    return ", ".join(f"{name} ({shown(count)})" if name else str(shown(count)) for name, count in table.items())  # type: ignore[operator]
 
 
 def _spread(values: Sequence[Sequence[float]]) -> str:

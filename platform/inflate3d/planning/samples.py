@@ -86,12 +86,12 @@ def _volumes(found: Fingerprint, median: Triple, most_voxels: float) -> Proposal
 
 def _clips(found: Fingerprint, median: Triple, stride: Triple, most_voxels: float) -> Proposal:
     frames, height, width = median
-    count = min(16, frames)
-    interval = max(1, min(4, frames // count))
-    side = min(112, min(height, width))
+    side = min(112, height, width)
     side -= side % stride[1] if side > stride[1] else 0
-    while count * side**2 * 4 > most_voxels and side > 2 * stride[1]:
-        side -= stride[1]
+    # As large as four fit: fewer frames over the same time first, then smaller ones.
+    sizes = [(min(16, frames), side), *((min(8, frames), n) for n in range(side, min(side, 64) - 1, -stride[1]))]
+    count, side = next((c, n) for c, n in [*sizes, sizes[-1]] if c * n**2 * 4 <= most_voxels or (c, n) == sizes[-1])
+    interval = max(1, min(64 // count, frames // count))
     sample: Tree = {
         "num_frames": Chosen(count, f"of {frames} in the median clip"),
         "frame_interval": Chosen(interval, f"spreads them over {count * interval} frames"),

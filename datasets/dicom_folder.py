@@ -85,10 +85,15 @@ class DicomFolder(ListedVolumes):
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write four CT series of two patients, five slices each of 1 x 1 x 2 mm, and labels.csv."""
+        import numpy as np
+        from inflate3d.data.raw.examples import write_dicom_series
+
         lines = ["image;label"]
         for i in range(4):
             series = f"patient{i // 2}/study1/series{i}"
-            _write_series(root / series, brightness=300 if i % 2 else -300, number=i)
+            scan = np.zeros((5, 12, 14), np.int16)
+            scan[:, 4:8, 4:10] = 300 if i % 2 else -300
+            write_dicom_series(root / series, scan, series_uid=f"1.2.3.{i + 1}", patient=f"patient{i // 2}")
             lines.append(f"{series};{'bright' if i % 2 else 'dark'}")
         (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return {
@@ -111,28 +116,3 @@ def _series(root: Path) -> list[str]:
 def _of_root(row: Row, root: Path) -> Row:
     """Return the row; the series that lies in root itself is called as root is."""
     return Row(row.line, {**row, "key": row.get("key") or root.name}) if row["image"] == "." else row
-
-
-def _write_series(folder: Path, *, brightness: int, number: int) -> None:
-    import numpy as np
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for z in range(5):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number + 1}.{z + 1}")
-        slice_ = FileDataset(str(folder / f"{z}.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.SeriesInstanceUID, slice_.Modality, slice_.PatientID = f"1.2.3.{number + 1}", "CT", folder.parts[-3]
-        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [0, 0, 2 * z], [1, 0, 0, 0, 1, 0]
-        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [1, 1], 2, z + 1
-        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.RescaleType = 1, -1024, "HU"
-        slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 12, 14, 1
-        slice_.PhotometricInterpretation, slice_.PixelRepresentation = "MONOCHROME2", 0
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
-        pixels = np.full((12, 14), 1024, np.uint16)
-        pixels[4:8, 4:10] += np.int16(brightness).astype(np.uint16)
-        slice_.PixelData = pixels.tobytes()
-        slice_.save_as(folder / f"{z}.dcm", enforce_file_format=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -109,22 +108,19 @@ class LUNA16(AbstractDataset):
 
     def read(self, case: Case) -> RawSample:
         """Cut the cube (1, size_mm, size_mm, size_mm) at 1 mm, the voxel nearest to the candidate in its middle."""
-        from inflate3d.data.raw.readers import place_volume
+        from inflate3d.data.raw.cubes import cube_about
 
         candidate: Candidate = case.source
         if candidate.scan not in self._scans:
             raise InputError(f"{case.key}: no {candidate.scan}.mhd below {self.root}; complete the subsets")
-        cut = _cut(self._scan(candidate.scan), candidate.position_mm, self._size, where=case.key)
-        placed = place_volume(
-            cut, orientation=None, spacing_mm=(1.0, 1.0, 1.0), nearest=False, where=self._scans[candidate.scan]
-        )
-        middle = _middle(placed, self._size)
+        scan, where = self._scan(candidate.scan), self._scans[candidate.scan]
+        middle = cube_about(scan, candidate.position_mm, self._size, beyond=_AIR_HU, where=f"{where}, {case.key}")
         return RawSample(
             image=middle.array,
             targets={"label": candidate.label},
             spacing_mm=middle.spacing_mm,
             affine=middle.affine,
-            noticed=tuple(fact for fact in middle.noticed if fact.kind != "resampled"),
+            noticed=middle.noticed,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,35 +195,3 @@ def _candidate(row: Row, file: Path) -> Candidate:
     if not all(map(math.isfinite, position)) or row["class"] not in ("0", "1"):
         raise InputError(f"{file} line {row.line}: {list(row.values())}; expected a series, three numbers, and 0 or 1")
     return Candidate(row["seriesuid"], (position[0], position[1], position[2]), int(row["class"]))
-
-
-def _cut(volume: Volume, position_mm: tuple[float, float, float], size_mm: int, *, where: str) -> Volume:
-    """Return a box that holds the cube of size_mm about a place in LPS mm; beyond the volume it is air."""
-    import numpy as np
-
-    affine = np.asarray(volume.affine)
-    x, y, z = position_mm
-    index_WHD = np.linalg.inv(affine) @ np.array([-x, -y, z, 1.0])
-    centre = np.rint(index_WHD[2::-1]).astype(int)
-    shape = np.array(volume.array.shape[1:])
-    if (centre < 0).any() or (centre >= shape).any():
-        raise InputError(f"{where}: the candidate at {position_mm} mm lies outside its scan; is the table of this set?")
-    half = np.ceil(size_mm / 2 / np.array(volume.spacing_mm)).astype(int) + 1
-    low, high = centre - half, centre + half + 1
-    inside = tuple(slice(max(0, a), min(n, b)) for a, b, n in zip(low, high, shape, strict=True))
-    pad = [(0, 0), *((max(0, -a), max(0, b - n)) for a, b, n in zip(low, high, shape, strict=True))]
-    array = np.pad(volume.array[(slice(None), *inside)].astype(np.int16), pad, constant_values=_AIR_HU)
-    affine = affine.copy()
-    affine[:3, 3] = (affine @ np.array([*low[::-1], 1.0]))[:3]
-    return replace(volume, array=array, affine=affine.tolist())
-
-
-def _middle(volume: Volume, size: int) -> Volume:
-    """Return the cube of `size` voxels in the middle of a volume."""
-    import numpy as np
-
-    low = [(n - size) // 2 for n in volume.array.shape[1:]]
-    array = volume.array[(slice(None), *(slice(a, a + size) for a in low))]
-    affine = np.asarray(volume.affine).copy()
-    affine[:3, 3] = (affine @ np.array([*low[::-1], 1.0]))[:3]
-    return replace(volume, array=np.ascontiguousarray(array), affine=affine.tolist())

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from inflate3d.training import (
     with_default_callbacks,
 )
 from inflate3d.training.checkpoints.store import list_checkpoints
+from inflate3d.training.run.folder import read_run_config, write_config
 from inflate3d.training.run.lock import one_writer
 from inflate3d.training.run.metrics_csv import read_metrics
 from nightly import slow_but
@@ -117,6 +119,10 @@ class ToyKiller(pl.Callback):
 """
 
 
+def killer_environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+
+
 def fit(
     folder: Path, *options: str, kill: str = "", cold: bool = False, config: str = CONFIG
 ) -> subprocess.CompletedProcess:
@@ -124,7 +130,7 @@ def fit(
     (folder / "tiny.yaml").write_text(config)
     (folder / "toy_killer.py").write_text(KILLER)
     command = ["fit", "--config", "tiny.yaml", *options]
-    environment = {**os.environ, "KILL": kill, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+    environment = killer_environment(folder) | {"KILL": kill}
     if cold:
         command = [sys.executable, "-m", "inflate3d.cli.main", *command]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
@@ -383,7 +389,7 @@ def test_a_finished_run_is_left_as_it_is(never_killed):
     before = find_checkpoint(never_killed / "run").state.read_bytes()
     again = fit(never_killed)
     assert "finished" in again.stdout
-    environment = {**os.environ, "PYTHONPATH": str(never_killed), "PYTHONSAFEPATH": "1"}
+    environment = killer_environment(never_killed)
     with one_writer(never_killed / "run"):
         refused = WarmProcess(PLATFORM, "fit", "--config", "tiny.yaml", cwd=never_killed, env=environment).done()
         status = WarmProcess(PLATFORM, "status", "run", cwd=never_killed).done()
@@ -391,6 +397,20 @@ def test_a_finished_run_is_left_as_it_is(never_killed):
     assert f"another start of this run is writing there: process {os.getpid()} on host" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert find_checkpoint(never_killed / "run").state.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_that_began_before_there_was_an_argument(never_killed, tmp_path):
+    folder = Path(shutil.copytree(never_killed, tmp_path / "older"))
+    config = read_run_config(folder / "run")
+    assert config["model"].pop("final_lr_fraction") == 0
+    assert config["model"]["tasks"]["organ"]["init_args"].pop("shared") is False
+    write_config(folder / "run", config)
+    other = ["fit", "--config", "tiny.yaml", "--model.final_lr_fraction=0.1"]
+    changed = WarmProcess(PLATFORM, *other, cwd=folder, env=killer_environment(folder)).done()
+    assert changed.returncode == 2
+    assert "model.final_lr_fraction: was 0.0, now 0.1" in changed.stderr
+    assert "finished" in fit(folder).stdout
 
 
 @pytest.mark.slow

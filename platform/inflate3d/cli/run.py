@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import shlex
 import sys
@@ -121,7 +122,7 @@ class Run:
             return None
         checkpoint = find_checkpoint(self.folder, which)
         if checkpoint and checkpoint.path.is_relative_to(self.folder):
-            check_same_config(self.folder, yaml.safe_load(self.dump()))
+            check_same_config(self.folder, yaml.safe_load(self.dump()), complete=with_defaults)
         return checkpoint
 
     def _weights(self) -> Checkpoint:
@@ -146,6 +147,13 @@ class Run:
         elif say_next:
             has_heads = any(task.target is not None for task in self.module.tasks.values())
             print(next_commands(str(self.folder), has_heads=has_heads))
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a whole config as this version would write it: arguments that it lacks have their defaults."""
+    # A copy: parsing changes what it parses.
+    whole: dict[str, Any] = yaml.safe_load(Run(Config(copy.deepcopy(config)), instantiate=False).dump())
+    return whole
 
 
 def next_commands(folder: str, *, has_heads: bool) -> str:

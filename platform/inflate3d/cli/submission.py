@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import re
 import shlex
 from collections.abc import Mapping
@@ -189,10 +188,9 @@ def _check_run(config: Config, ranks: int) -> None:
     run = _run_folder(config)
     if not (run / CONFIG).is_file():
         return
-    from inflate3d.cli.run import Run  # torch: only where a run continues
+    from inflate3d.cli.run import with_defaults  # torch: only where a run continues
 
-    # A copy: parsing changes what it parses, and this config is frozen later.
-    whole = yaml.safe_load(Run(copy.deepcopy(config), instantiate=False).dump())
+    whole = with_defaults(config.values)
     checkpoints = list_checkpoints(checkpoints_folder(run))
     if not checkpoints:
         return
@@ -201,7 +199,7 @@ def _check_run(config: Config, ranks: int) -> None:
             f"{run} already holds a run; continue it: --ckpt_path last, or start another: "
             "--trainer.default_root_dir ANOTHER_FOLDER"
         )
-    check_same_config(run, whole)
+    check_same_config(run, whole, complete=with_defaults)
     last, steps = checkpoints[-1], whole["trainer"]["max_steps"]
     if last.step >= steps:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Tiny files for the examples that datasets write of their layouts: volumes with a box per label, and clips."""
+"""Tiny files for the examples that datasets write of their layouts: volumes with a box per label, series, and clips."""
 
 from __future__ import annotations
 
@@ -31,6 +31,37 @@ def write_image(file: Path, mask: np.ndarray, *, seed: int = 0, gain: int = 40) 
     """Write a CT-like volume as NIfTI: noise about 0, and `gain` times the mask."""
     noise = np.random.default_rng(seed).normal(0, 5, mask.shape)
     write_mask(file, (noise + gain * mask.astype(float)).astype(np.int16))
+
+
+def write_dicom_series(
+    folder: Path,
+    hounsfield_DHW: np.ndarray,
+    *,
+    series_uid: str,
+    patient: str,
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> None:
+    """Write an axial CT of 1 x 1 x 2 mm as 0.dcm and so on. origin_mm: (x, y, z) of its first voxel, LPS."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+
+    folder.mkdir(parents=True, exist_ok=True)
+    x, y, z0 = origin_mm
+    for z, plane in enumerate(hounsfield_DHW):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = UID(f"{series_uid}.{z + 1}")
+        slice_ = FileDataset(str(folder / f"{z}.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.Modality, slice_.PatientID = series_uid, "CT", patient
+        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [x, y, z0 + 2 * z], [1, 0, 0, 0, 1, 0]
+        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [1, 1], 2, z + 1
+        slice_.RescaleSlope, slice_.RescaleIntercept, slice_.RescaleType = 1, -1024, "HU"
+        slice_.Rows, slice_.Columns = plane.shape
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation, slice_.PixelRepresentation = 1, "MONOCHROME2", 0
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
+        slice_.PixelData = (plane.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+        slice_.save_as(folder / f"{z}.dcm", enforce_file_format=True)
 
 
 def clip(*, brightens: bool, frames: int = 8) -> bytes:

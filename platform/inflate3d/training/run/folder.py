@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
@@ -122,15 +122,18 @@ def _seal(text: bytes) -> bytes:
     return b"# sha256 of what follows: " + hashlib.sha256(text).hexdigest().encode()
 
 
-def check_same_config(run_folder: str | Path, config: Mapping[str, Any]) -> None:
+def check_same_config(
+    run_folder: str | Path, config: Mapping[str, Any], *, complete: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> None:
     """Refuse to go on with a run under another config; keys in MAY_CHANGE may differ. InputError names the keys.
 
-    `config` holds plain values, as it would be written. Nothing is checked where the folder has no config.yaml yet.
+    `config` holds plain values, as it would be written. `complete` gives the run's config the defaults of arguments
+    that it lacks, since it may be of an older version. Nothing is checked where the folder has no config.yaml yet.
     """
     path = Path(run_folder) / CONFIG
     if not path.is_file():
         return
-    before, now = _flat(_read_config(path)), _flat(config)
+    before, now = _flat(complete(_read_config(path))), _flat(config)
     changed = [
         key
         for key in sorted(before.keys() | now.keys())

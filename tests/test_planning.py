@@ -25,9 +25,10 @@ from inflate3d.planning.chosen import Chosen, as_yaml, values_of
 from inflate3d.planning.fingerprint import Fingerprint, measure
 from inflate3d.planning.geometry import median_shape, planned_patch, planned_spacing
 from inflate3d.planning.layouts import Layout, known_layouts, recognised
-from inflate3d.planning.net_cost import NetCost, measure_net
+from inflate3d.planning.net_cost import NetCost, measure_fitting_net, measure_net
 from inflate3d.planning.plan import Budget, plan_run, planned_grid
 from inflate3d.planning.starts import fitting_head
+from inflate3d.sample import Triple
 from inflate3d.targets import ClassTarget, MaskTarget
 
 SHIPPED = "tf_efficientnet_lite0_3d.v1"
@@ -296,3 +297,14 @@ def test_a_probe_says_what_a_net_costs() -> None:
     assert cost.seconds_per_voxel > 0 <= cost.overhead_s
     assert cost.voxels_in(cost.step_s(1000)) == pytest.approx(1000)
     assert cost.bytes_per_voxel > 3 * 4  # at least the decoder's answer at full resolution
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "stride"),
+    [("test_resnet", (16, 50, 40), 16), ("test_resnet", (16, 64, 64), 32), ("test_vit", (16, 20, 20), 16)],
+)
+def test_a_net_is_cut_where_its_deepest_map_would_be_one_voxel(name: str, size: Triple, stride: int) -> None:
+    cost = measure_fitting_net(name, size=size, spacing_mm=None, num_classes=2)
+    assert cost.stride[1:] == (stride, stride)
+    assert dict(cost.timm_kwargs) == ({"output_stride": 16} if (name, stride) == ("test_resnet", 16) else {})

@@ -123,7 +123,7 @@ def _layout(asked: dict[str, Any]) -> Layout:
 def _plan(found: Fingerprint, layout: Layout, asked: dict[str, Any], output: str) -> Any:
     """Measure the net and the machine, and plan."""
     from inflate3d.cli.timm_names import check_model_name
-    from inflate3d.planning.net_cost import measure_net, memory_at_hand
+    from inflate3d.planning.net_cost import measure_fitting_net, memory_at_hand
     from inflate3d.planning.plan import Budget, plan_run, planned_grid, trained_targets
     from inflate3d.planning.starts import fitting_head
 
@@ -137,7 +137,7 @@ def _plan(found: Fingerprint, layout: Layout, asked: dict[str, Any], output: str
     grid = planned_grid(found, layout)
     classes = next((len(target.names) for target in targets if target.per_voxel), None)
     print(f"\nmeasuring {asked['model']} on this machine ...", flush=True)
-    cost = measure_net(asked["model"], size=grid.size, spacing_mm=grid.spacing_mm, num_classes=classes)
+    cost = measure_fitting_net(asked["model"], size=grid.size, spacing_mm=grid.spacing_mm, num_classes=classes)
     budget = Budget(memory_at_hand(), asked["minutes"], len(os.sched_getaffinity(0)))
     head = fitting_head(asked["model"], targets[0]) if len(targets) == 1 else None
     if head:

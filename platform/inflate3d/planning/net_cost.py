@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -23,6 +23,7 @@ from inflate3d.sample import Spacing, Triple
 
 MOST_PROBED = 32  # voxels along an axis
 _LARGE = 2**16  # voxels of the larger of two probes, at least, so that a step's overhead does not pass for its work
+_SHALLOW = 16  # the output_stride that most of timm's convolutional nets offer
 _TIMED = 3
 _BATCH = 2  # one value a channel would be too few for BatchNorm
 
@@ -31,7 +32,7 @@ _BATCH = 2  # one value a channel would be too few for BatchNorm
 class NetCost:
     """stride: (D, H, W) input voxels to one of the deepest map. in_chans: what its own stem takes. bytes_per_voxel,
     seconds_per_voxel: of a training step, for each voxel of each sample; overhead_s: of a step, whatever its size.
-    plan: of the net along D.
+    plan: of the net along D. timm_kwargs: what the 2D net was built with.
     """
 
     stride: Triple
@@ -41,6 +42,7 @@ class NetCost:
     seconds_per_voxel: float
     overhead_s: float
     plan: Mapping[str, Any]
+    timm_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def step_s(self, voxels: float) -> float:
         """Return the seconds of a training step on so many voxels of all samples together."""
@@ -51,8 +53,29 @@ class NetCost:
         return (seconds - self.overhead_s) / self.seconds_per_voxel
 
 
+def measure_fitting_net(name: str, *, size: Triple, spacing_mm: Spacing | None, num_classes: int | None) -> NetCost:
+    """Return what the net costs; a 2D net whose deepest map would be one voxel high or wide is cut at /16 if it can be.
+
+    One voxel a sample is too few for BatchNorm (docs/LOG.md, 2026-11-23). nnU-Net's nets end at four or more.
+    """
+    options: dict[str, Any] = {"size": size, "spacing_mm": spacing_mm, "num_classes": num_classes}
+    cost = measure_net(name, **options)
+    if is_published(name) or min(size[1:]) >= 2 * cost.stride[1] or cost.stride[1] <= _SHALLOW:
+        return cost
+    try:
+        return measure_net(name, timm_kwargs={"output_stride": _SHALLOW}, **options)
+    except (TypeError, InputError, NotImplementedError, RuntimeError):  # each family refuses in its own way
+        return cost
+
+
 def measure_net(
-    name: str, *, size: Triple, spacing_mm: Spacing | None, num_classes: int | None, device: str | None = None
+    name: str,
+    *,
+    size: Triple,
+    spacing_mm: Spacing | None,
+    num_classes: int | None,
+    timm_kwargs: Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> NetCost:
     """Run a few training steps of the net on random samples and return what they cost.
 
@@ -61,7 +84,8 @@ def measure_net(
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options: dict[str, Any] = {"input_size": size, "spacing_mm": None if is_published(name) else spacing_mm}
-    net = create_model(name, is_published(name), num_classes=0, **options)
+    given = dict(timm_kwargs or {})
+    net = create_model(name, is_published(name), num_classes=0, **options, **given)
     if not hasattr(net, "forward_intermediates"):
         raise InputError(f"--model {name!r} gives no intermediate maps, which the heads need: platform models list")
     own: Any = net
@@ -79,7 +103,7 @@ def measure_net(
     parameters = sum(p.numel() for p in model.parameters())
     overhead_s = max(0.0, more_s - per_voxel * voxels[1])
     plan = own.plan.to_dict()
-    return NetCost(stride, own.in_chans_expected, parameters, saved / voxels[1], per_voxel, overhead_s, plan)
+    return NetCost(stride, own.in_chans_expected, parameters, saved / voxels[1], per_voxel, overhead_s, plan, given)
 
 
 def _step(model: nn.Module, x_BCDHW: Tensor) -> tuple[int, float]:

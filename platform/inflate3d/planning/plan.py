@@ -136,6 +136,8 @@ def _model(
         "pretrained": Chosen(True),
         "plan": {key: Chosen(value, strides if key == "strides" else "") for key, value in net.plan.items()},
     }
+    if net.timm_kwargs:
+        backbone["timm_kwargs"] = Chosen(dict(net.timm_kwargs), "else the deepest map would be one voxel high or wide")
     if len(channels) != net.in_chans:
         backbone["stems"] = Chosen(stems, f"the net's own stem takes {net.in_chans}")
     begun = {"start_heads": {name: Chosen(start_head, "published for the same classes")}} if start_head else {}

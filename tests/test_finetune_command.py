@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import inflate3d
+import numpy as np
 import pytest
 import yaml
 from inflate3d.cli.main import main
@@ -68,6 +69,27 @@ def test_no_time_and_no_folder_are_refused(
     assert main(["finetune", "mine"]) == 2
     assert "expected the folder that holds your cases" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            "image,label,split\na.npy,x,train\nb.npy,y,train\n",
+            "all 2 cases are for training, so nothing could be",
+        ),
+        ("image,split\na.npy,train\nb.npy,val\n", "nothing is known of its volumes (no labels, masks or numbers)"),
+    ],
+)
+def test_what_cannot_be_trained_or_scored_is_refused_before_a_net_is_built(
+    table: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
+    (tmp_path / "cases.csv").write_text(table)
+    assert main(["finetune", str(tmp_path), "--output", str(tmp_path / "run")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

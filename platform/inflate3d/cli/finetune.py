@@ -134,6 +134,11 @@ def _plan(found: Fingerprint, layout: Layout, asked: dict[str, Any], output: str
             f"{asked['folder']}: nothing is known of its {found.card.media}s (no labels, masks or numbers); "
             "to train without labels: platform configs show label_free.yaml"
         )
+    if not {"val", "test"} & found.splits.keys():
+        raise InputError(
+            f"{asked['folder']}: all {found.splits['train']} cases are for training, so nothing could be scored; give "
+            "some the split val or test, or hold some out: --val_fraction 0.2"
+        )
     grid = planned_grid(found, layout)
     classes = next((len(target.names) for target in targets if target.per_voxel), None)
     print(f"\nmeasuring {asked['model']} on this machine ...", flush=True)

@@ -117,6 +117,7 @@ def _trainer(output: str, steps: Chosen, budget: Budget) -> Tree:
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return {
         "default_root_dir": Chosen(output),
+        "devices": Chosen(1, "as measured; for more: platform fit --config"),
         "max_steps": steps,
         "max_time": Chosen(f"{hours // 24:02}:{hours % 24:02}:{minutes:02}:{rest:02}", "--minutes, at the latest"),
         "val_check_interval": Chosen(max(1, steps.value // 5), "five validations; the best is published"),

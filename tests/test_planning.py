@@ -238,6 +238,15 @@ def test_large_volumes_to_classify_are_made_smaller_so_that_four_fit(tmp_path: P
     assert np.allclose(np.array(resize) / size, resize[0] / size[0], rtol=0.02)
 
 
+def test_a_batch_that_costs_no_more_than_the_overhead_is_taken_in_any_time(tmp_path: Path) -> None:
+    slow_start = replace(NET, overhead_s=4.0)
+    known = {**cubes(20, 20, 20), "splits": {"train": 99, "val": 9}}
+    values = planned(example("volume_csv", tmp_path), net=slow_start, budget=Budget(10**10, 1), **known)
+    (dataset,) = values["data"]["datasets"].values()
+    assert dataset["batch_size"] == 16  # 16 * 20**3 * 1e-5 s are 1.3 s
+    assert values["trainer"]["max_steps"] == int(48 / (4 + 1.28))
+
+
 @pytest.mark.parametrize(
     ("minutes", "clip"),
     [(60, (16, 4, 112)), (20, (8, 8, 112)), (9, (8, 8, 80)), (1, (8, 8, 64))],

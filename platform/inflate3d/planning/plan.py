@@ -82,7 +82,8 @@ def plan_run(
             f"{net.parameters / 1e6:.0f} M parameters. Free some, or take a smaller net: --model NAME"
         )
     seconds = budget.minutes * 60 * _TRAINING_SHARE
-    time_voxels = net.voxels_in(seconds / LEAST_STEPS)
+    # What costs no more than a step's overhead is nearly free.
+    time_voxels = max(net.voxels_in(seconds / LEAST_STEPS), net.overhead_s / net.seconds_per_voxel)
     proposal = propose(found, grid.size, net.stride, most_voxels=min(memory_voxels, time_voxels))
     name = _name_of(found.card.name)
     steps = _steps(found, proposal, net, seconds, budget.minutes)

@@ -134,6 +134,19 @@ def test_idle_heads_change_neither_loss_nor_gradient(shards):
         assert any(g.abs().sum() > 0 for g in gradients) == (other == name)
 
 
+def test_idle_heads_that_run_get_the_gradients_of_those_that_do_not(shards):
+    module, batch, gradients = built_module(shards).eval(), batches(shards, 1)[0], []
+    for runs in (False, True):
+        module.zero_grad()
+        for parameter in module.heads.parameters():
+            if runs:
+                parameter.ds_id = 0  # as ZeRO-3 marks what it holds in parts
+        module.training_step(batch, 0).backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
 def test_norms_of_idle_heads_do_not_update_and_decay_does(shards):
     module = built_module(shards).train()
     norm = torch.nn.BatchNorm1d(module.backbone.feature_info.num_pooled)

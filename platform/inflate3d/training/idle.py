@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +23,33 @@ def _is_used(task: AbstractTask, name: str, dataset: str) -> bool:
 
 
 def idle_loss(tasks: Mapping[str, AbstractTask], dataset: str, backbone: Backbone, like: Tensor) -> Tensor:
-    """Return 0 x the output of every module that a dataset's micro-batch does not use, on constant minimal features.
+    """Return a 0 that gives every parameter of the modules that a dataset's micro-batch does not use the gradient 0.
 
-    In evaluation mode, so that norms of idle modules do not move. like: a tensor on the device.
+    ZeRO-3 holds a parameter whole only while its module runs; so there the modules run, on constant minimal features
+    and in evaluation mode, so that their norms do not move. like: a tensor on the device.
     """
-    total = like.new_zeros((), dtype=torch.float32)
-    if idle := idle_modules(tasks, dataset):
-        features = backbone.minimal_features()
-        for task, name in idle:
-            with evaluation_mode(task.modules()[name]):
-                total = total + 0.0 * task.idle(name, features).float().sum()
+    idle = idle_modules(tasks, dataset)
+    parameters = [p for task, name in idle for p in task.modules()[name].parameters() if p.requires_grad]
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return cast(Tensor, _Untouched.apply(like, *parameters)) if parameters else like.new_zeros(())
+    total, features = like.new_zeros((), dtype=torch.float32), backbone.minimal_features()
+    for task, name in idle:
+        with evaluation_mode(task.modules()[name]):
+            total = total + 0.0 * task.idle(name, features).float().sum()
     return total
+
+
+class _Untouched(torch.autograd.Function):
+    """A 0 whose gradient with respect to each parameter is 0: the graph of a module that runs and does not count."""
+
+    @staticmethod
+    def forward(ctx: Any, like: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return like.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 def unused_loss(made: Iterable[Features]) -> Tensor | float:

@@ -46,9 +46,9 @@ class MultiTaskModule(pl.LightningModule):
     """A shared backbone and the modules of all tasks; a micro-batch holds one dataset, which may serve several tasks.
 
     `heads` holds what tasks train, by task and by the task's own name, a dataset's for its head. Every module takes
-    part in every micro-batch: the idle ones with 0 x their output on a constant feature, in evaluation mode, so that
-    all ranks and strategies see the same graph and norms of idle heads do not move. Weight decay and momentum still act
-    on idle heads, as on every parameter. What tasks never train is in `frozen`, out of the optimiser's sight.
+    part in every micro-batch: the parameters of idle ones get the gradient 0, so that all ranks and strategies see the
+    same graph. Weight decay and momentum still act on idle heads, as on every parameter. What tasks never train is in
+    `frozen`, out of the optimiser's sight.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ def test_what_cannot_be_trained_or_scored_is_refused_before_a_net_is_built(
 @pytest.mark.slow
 def test_a_folder_becomes_a_segmenter_that_names_its_classes(tmp_path: Path, platform_command: Command) -> None:
     raw = Path(NnunetRaw.write_example(tmp_path)["root"])
-    words = ["finetune", raw.name, "--minutes", "0.2", "--output", "run", "--group_pattern", r"^(p\d+)_"]
+    words = ["finetune", raw.name, "--minutes", "0.1", "--output", "run", "--group_pattern", r"^(p\d+)_"]
     dry = platform_command(*words, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "nnunet_raw" in dry.stdout

@@ -221,7 +221,7 @@ def test_short_time_and_little_memory_make_small_batches_and_then_small_patches(
         voxels = dataset["batch_size"] * prod(dataset["sample"]["patch_size"])
         assert dataset["batch_size"] >= 2
         assert voxels * NET.bytes_per_voxel <= budget.memory_bytes / 2
-        assert 0.1 + voxels * NET.seconds_per_voxel <= budget.minutes * 60 * 0.8 / 200
+        assert 0.1 + voxels * NET.seconds_per_voxel <= budget.minutes * 60 * 0.8 / 50
         assert voxels < 4 * 128**3
 
 
@@ -249,7 +249,7 @@ def test_a_batch_that_costs_no_more_than_the_overhead_is_taken_in_any_time(tmp_p
 
 @pytest.mark.parametrize(
     ("minutes", "clip"),
-    [(60, (16, 4, 112)), (20, (8, 8, 112)), (9, (8, 8, 80)), (1, (8, 8, 64))],
+    [(60, (16, 4, 112)), (5, (8, 8, 112)), (2.25, (8, 8, 80)), (0.25, (8, 8, 64))],
 )
 def test_clips_lose_frames_first_and_then_their_edges(
     minutes: float, clip: tuple[int, int, int], tmp_path: Path

@@ -19,11 +19,12 @@ from inflate3d.planning.fingerprint import Fingerprint
 from inflate3d.planning.geometry import median_shape, planned_spacing
 from inflate3d.planning.layouts import Layout
 from inflate3d.planning.net_cost import NetCost
-from inflate3d.planning.samples import Proposal, propose
+from inflate3d.planning.samples import Proposal, Room, propose
 from inflate3d.sample import Spacing, Triple
 from inflate3d.training.check import Needs
 
 LEAST_STEPS, MOST_STEPS = 200, 5000
+FEWEST_STEPS = 50  # where time is short, samples are made smaller only to reach these
 _MEMORY_SHARE = 0.5  # the rest: the optimiser's workspace, loading, and whatever else runs
 _TRAINING_SHARE = 0.8  # the rest: validation, checkpoints, the first batches
 _ADAM_BYTES = 16  # a parameter: weight, gradient and two moments in float32
@@ -82,9 +83,8 @@ def plan_run(
             f"{net.parameters / 1e6:.0f} M parameters. Free some, or take a smaller net: --model NAME"
         )
     seconds = budget.minutes * 60 * _TRAINING_SHARE
-    # What costs no more than a step's overhead is nearly free.
-    time_voxels = max(net.voxels_in(seconds / LEAST_STEPS), net.overhead_s / net.seconds_per_voxel)
-    proposal = propose(found, grid.size, net.stride, most_voxels=min(memory_voxels, time_voxels))
+    room = Room(*(min(memory_voxels, _in_time(net, seconds / steps)) for steps in (FEWEST_STEPS, LEAST_STEPS)))
+    proposal = propose(found, grid.size, net.stride, room=room)
     name = _name_of(found.card.name)
     steps = _steps(found, proposal, net, seconds, budget.minutes)
     return {
@@ -99,6 +99,11 @@ def plan_run(
             "datasets": {name: _dataset(found, layout, grid, proposal)},
         },
     }
+
+
+def _in_time(net: NetCost, step_s: float) -> float:
+    """Return the voxels of a step of so many seconds; what costs no more than its overhead is nearly free."""
+    return max(net.voxels_in(step_s), net.overhead_s / net.seconds_per_voxel)
 
 
 def _steps(found: Fingerprint, proposal: Proposal, net: NetCost, seconds: float, minutes: float) -> Chosen:

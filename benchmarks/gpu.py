@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--output gpu.json] [--minutes 10] [--device cuda] [--tiny] [--sections steps,fit]
     python benchmarks/gpu.py --counts         operations and saved bytes of a step; needs no GPU (benchmarks/counted.py)
 
-Needs torch, timm, lightning, torchmetrics, safetensors and numpy; a section whose imports or time are missing is
-skipped with a line that says so.
+Needs torch, timm, lightning, torchmetrics, safetensors and numpy, and what benchmarks/gpu_wheels.sh gathers for a
+machine that reaches no registry; a section whose imports or time are missing is skipped with a line that says so.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 # make test         set-up, then the fast tests (about 3 minutes on 2 cores)
 # make test-all     the slow tests too, and those on real data if ../shared/data exists
 # make nightly      the rest of each matrix: every family of timm, every plan and way to export
+# make docs         docs/ as a site, in site/; a broken link fails
 # make lint         ruff;   make typecheck   mypy on the installed wheel;   make lock   pin what is installed now
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist lo
 LOCKED := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 LITE := runs/weights/tf_efficientnet_lite2.safetensors
 
-.PHONY: install quickstart test test-all nightly lint typecheck lock architectures pass-table evidence clean
+.PHONY: install quickstart test test-all nightly docs lint typecheck lock architectures pass-table evidence clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -46,6 +47,10 @@ test-all: install
 # Of each matrix .ci/run tests some, which stand for it (tests/nightly.py); these are the others.
 nightly: install
 	$(PYTEST) --dist worksteal -m nightly
+
+docs: install
+	@$(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
 
 lint: install
 	$(BIN)/ruff check .
@@ -82,4 +87,4 @@ $(LITE): | install
 	$(BIN)/python -m inflate3d.reports.lite_weights build/lite_weights runs/weights
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,10 +11,17 @@ from typing import Any
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.data.raw.files import visible
 from inflate3d.data.raw.labelled_volumes import Files, LabelledVolumes, Labels, target_of
-from inflate3d.errors import unknown_name
+from inflate3d.errors import InputError, unknown_name
 
 _CHANNELS = ("t1", "t1 contrast", "t2", "flair")
-_CORE, _EDEMA, _ENHANCING = "necrotic core", "edema", "enhancing tumor"
+_CORE, _EDEMA, _ENHANCING, _CAVITY = "necrotic core", "edema", "enhancing tumor", "resection cavity"
+# What the challenges score, the largest first: arXiv:2107.02314; of 2024 the cavity as well.
+_REGIONS = {
+    "whole tumor": (_EDEMA, _CORE, _ENHANCING),
+    "tumor core": (_CORE, _ENHANCING),
+    _ENHANCING: (_ENHANCING,),
+    _CAVITY: (_CAVITY,),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ _ENDINGS = ("-t1n", "-t1c", "-t2w", "-t2f")
 _RELEASES: Mapping[str, _Release] = {
     **dict.fromkeys(("2018", "2019", "2020", "2021"), _FIRST),
     "2023": _Release(_ENDINGS, "-seg", {_CORE: 1, _EDEMA: 2, _ENHANCING: 3}),
-    "2024": _Release(_ENDINGS, "-seg", {_CORE: 1, _EDEMA: 2, _ENHANCING: 3, "resection cavity": 4}),
+    "2024": _Release(_ENDINGS, "-seg", {_CORE: 1, _EDEMA: 2, _ENHANCING: 3, _CAVITY: 4}),
 }
 
 
@@ -40,9 +47,10 @@ class BraTS(LabelledVolumes):
 
     release: 2018 to 2021 have CASE_{t1,t1ce,t2,flair,seg}.nii.gz, where the enhancing tumor is 4, which becomes the
     third class; 2023 and 2024 have CASE-{t1n,t1c,t2w,t2f,seg}.nii.gz, where it is 3, and 4 is the resection cavity
-    (2024). There is no official validation split; root is the training data, since a case without segmentation is
-    rejected. To get it: register at https://www.synapse.org, join the challenge of the year (syn25829067 for 2021,
-    syn51156910 for 2023), accept its terms, and download the training data.
+    (2024). regions: tell what the challenges score, the whole tumor, its core and the enhancing part, each by itself,
+    in place of the labels, which shards hold as ever. There is no official validation split; root is the training data,
+    since a case without segmentation is rejected. To get it: register at https://www.synapse.org, join the challenge of
+    the year (syn25829067 for 2021, syn51156910 for 2023), accept its terms, and download the training data.
     """
 
     base_card = DatasetCard(
@@ -66,6 +74,7 @@ class BraTS(LabelledVolumes):
         root: str | Path,
         *,
         release: str = "2021",
+        regions: bool = False,
         labels: Labels | None = None,
         spacing_mm: Sequence[float] | None = None,
         val_fraction: float = 0.2,
@@ -75,6 +84,10 @@ class BraTS(LabelledVolumes):
     ) -> None:
         if str(release) not in _RELEASES:
             raise unknown_name("release", str(release), _RELEASES, where="brats")
+        if regions and labels is not None:
+            raise InputError(
+                "brats: labels makes classes, and regions are of the set's own labels; give one of the two"
+            )
         super().__init__(
             root,
             labels=labels,
@@ -85,12 +98,16 @@ class BraTS(LabelledVolumes):
             seed=seed,
         )
         self._year = str(release)
-        self._release = _RELEASES[self._year]
+        self._release, self._regions = _RELEASES[self._year], regions
 
     @property
     def card(self) -> DatasetCard:
         """The card of the release."""
-        return replace(super().card, name=f"brats{self._year}", title=f"BraTS {self._year}, adult glioma")
+        card = super().card
+        if self._regions:
+            own: Any = [{"name": n, "labels": s} for n, s in _REGIONS.items() if set(s) <= set(self._release.values)]
+            card = card.restated({"mask": {"regions": own}}, where=self.where)
+        return replace(card, name=f"brats{self._year}", title=f"BraTS {self._year}, adult glioma")
 
     def labels(self) -> Mapping[str, int]:
         """The regions of the release."""

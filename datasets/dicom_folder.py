@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec
-from inflate3d.data.raw.files import as_names, require_folder, visible
+from inflate3d.data.raw.files import as_names, require_folder
 from inflate3d.data.raw.listed_volumes import ListedVolumes, Said
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import Row
@@ -16,12 +16,13 @@ from inflate3d.errors import InputError
 
 
 class DicomFolder(ListedVolumes):
-    """Every folder below root that holds DICOM files, such as PATIENT/STUDY/SERIES: one series each.
+    """Every DICOM series below root, such as PATIENT/STUDY/SERIES, a case each; several may lie in one folder.
 
-    A folder with several series, or whose slices are no regular grid, is refused by name when the build reads it. csv:
-    a table below root with the column image (the path or the name of a series' folder) and perhaps label, split, group,
-    key and columns of numbers (`values`, "age:years,score"); what it leaves out is unknown. group_pattern: searched in
-    the path; its first group keeps a patient in one split: "^([^/]+)" where the first folder is the patient.
+    Localizers, captures of a screen and what is no image are passed over and named; slices that are no regular grid are
+    refused by name when the build reads them. csv: a table below root with the column image (the path or the name of a
+    series' folder; FOLDER/UID of one among several) and perhaps label, split, group, key and columns of numbers
+    (`values`, "age:years,score"); what it leaves out is unknown. group_pattern: searched in the path; its first group
+    keeps a patient in one split: "^([^/]+)" where the first folder is the patient.
     modality chooses the stem: ct, mri, ... Intensities: `window`; else ct measures it on up to 20 training volumes,
     and all others have a z-score.
     """
@@ -63,7 +64,7 @@ class DicomFolder(ListedVolumes):
     ) -> None:
         folder = require_folder(root, where="dicom_folder", holds="folders of DICOM files")
         if not (paths := _series(folder)):
-            raise InputError(f"dicom_folder: neither {folder} nor a folder below it holds DICOM files")
+            raise InputError(f"dicom_folder: neither {folder} nor a folder below it holds a DICOM series")
         rows, file = folder_rows(
             paths, folder, csv=csv, values=as_names(values), patterns={"group": group_pattern}, where="dicom_folder"
         )
@@ -106,11 +107,10 @@ class DicomFolder(ListedVolumes):
 
 
 def _series(root: Path) -> list[str]:
-    """Return the folders that hold DICOM, root among them, sorted; hidden ones are left out."""
-    from inflate3d.data.raw.dicom_series import holds_dicom
+    """Return the series by their paths below root, sorted; "." is root itself."""
+    from inflate3d.data.raw.dicom_study import series_below
 
-    folders = {path.parent for path in visible(root, "**/*")}
-    return sorted(folder.relative_to(root).as_posix() for folder in folders if holds_dicom(folder))
+    return sorted(path.relative_to(root).as_posix() for path in series_below(root))
 
 
 def _of_root(row: Row, root: Path) -> Row:

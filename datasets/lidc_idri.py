@@ -111,6 +111,7 @@ class LIDCIDRI(AbstractDataset):
 
     @cached_property
     def _nodules(self) -> list[Nodule]:
+        import numpy as np
         from inflate3d.data.raw.lidc_readings import in_millimetres, nodules, read_sessions
 
         found: list[Nodule] = []
@@ -124,8 +125,8 @@ class LIDCIDRI(AbstractDataset):
                 readers = {outline.reader for outline in together}
                 rating = sum(o.malignancy for o in together) / len(together)
                 if len(readers) >= self._min_readers and rating != _RATING:
-                    middle = tuple(float(v) for v in sum(o.middle_mm for o in together) / len(together))
-                    found.append(Nodule(file.parent, middle, rating))  # type: ignore[arg-type]
+                    x, y, z = (float(v) for v in np.mean([o.middle_mm for o in together], axis=0))
+                    found.append(Nodule(file.parent, (x, y, z), rating))
         return found
 
     @classmethod

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.files import read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys, file_names
 from inflate3d.data.raw.labelled_volumes import Labels
 from inflate3d.data.raw.labels import MaskFile, chosen
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.stated_labels import stated_labels
 from inflate3d.data.raw.volumes import as_spacing, as_window, read_volume_case
 from inflate3d.errors import InputError
 
@@ -72,7 +73,7 @@ class MSD(AbstractDataset):
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
-        self._labels = chosen(label_names(self._json["labels"], where=str(file)), labels, where=self.where)
+        self._labels = chosen(stated_labels(self._json["labels"], where=str(file)), labels, where=self.where)
 
     @property
     def card(self) -> DatasetCard:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
-from inflate3d.data.raw.files import label_names, read_json, require_file, require_folder
+from inflate3d.data.raw.files import read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.labelled_volumes import Labels
 from inflate3d.data.raw.labels import MaskFile, chosen
 from inflate3d.data.raw.split_rule import SplitRule
+from inflate3d.data.raw.stated_labels import stated_labels
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
 from inflate3d.errors import InputError
 
@@ -28,7 +29,8 @@ class NnunetRaw(AbstractDataset):
 
     Where dataset.json lists the files under `dataset` (v2), these are the training cases. numTraining must be right.
     Cases of imagesTs that have a file in labelsTs become the test split. modality None: read from the channel names.
-    labels: classes made of dataset.json's, such as {tumor: [1, 2]}; the others become background.
+    Entries of several labels in dataset.json are regions, with regions_class_order, and voxels of `ignore` count for
+    nothing. labels: plain classes made of its labels, such as {tumor: [1, 2]}; the others become background.
     window: CT intensities in HU; None measures them on the foreground of up to 20 training cases, as nnU-Net does.
     group_pattern: a regular expression whose first group is the patient in a case's name, so that no patient is in
     two splits. You state the licence and similar facts; until then the card says unknown and weights stay private.
@@ -79,7 +81,8 @@ class NnunetRaw(AbstractDataset):
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
-        self._labels = chosen(label_names(self._json["labels"], where=str(file)), labels, where=self.where)
+        stated = stated_labels(self._json["labels"], self._json.get("regions_class_order"), where=str(file))
+        self._labels = chosen(stated, labels, where=self.where)
         self._said: dict[str, Any] = {
             "name": name or self.root.name.partition("_")[2].lower() or self.root.name.lower(),
             "url": url or str(self._json.get("reference", "")),

@@ -1,4 +1,4 @@
-"""Medical segmentation: one class a voxel, by a U-Net style decoder."""
+"""Medical segmentation: one class a voxel, or regions that lie in each other, by a U-Net style decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from inflate3d.contracts import AbstractTarget, FeatureInfo, SupervisedTask
 from inflate3d.errors import InputError
 from inflate3d.heads.unet import UNetDecoder
-from inflate3d.nn import cross_entropy_loss, merge_unannotated, soft_dice_loss
+from inflate3d.nn import cross_entropy_loss, merge_unannotated, region_loss, soft_dice_loss
 from inflate3d.targets.mask import MaskTarget, united
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class MedicalSegmentation(SupervisedTask):
     """Cross-entropy plus soft Dice on patches; Dice of whole volumes, by class and their mean over the foreground.
 
     Classes that a dataset did not annotate count as its background, and are in neither Dice. A shared decoder tells the
-    classes of all its datasets apart; those that a dataset does not name are not annotated in it.
+    classes of all its datasets apart; those that a dataset does not name are not annotated in it. Regions are told each
+    by itself: binary cross-entropy plus soft Dice of their sigmoids, as nnU-Net does. Ignored voxels are in none of it.
     """
 
     media: ClassVar[tuple[str, ...]] = ("volume",)
@@ -62,7 +63,7 @@ class MedicalSegmentation(SupervisedTask):
         own = {d: cast(MaskTarget, self.cards[d].targets[self.target_names[d]]) for d in self.datasets}
         self._targets = united(own) if self.shared else own
         for dataset, target in self._targets.items():
-            if len(target.unannotated) == len(target.names) - 1:
+            if not target.scored:
                 raise InputError(
                     f"MedicalSegmentation: nothing but background is annotated in {dataset}; the target is "
                     f"{target.describe()}"
@@ -100,7 +101,7 @@ class MedicalSegmentation(SupervisedTask):
         return value if place == list(range(len(place))) else value.new_tensor(place)[value]
 
     def build_head(self, feature_info: FeatureInfo, target: MaskTarget) -> nn.Module:
-        """Return a decoder to the voxel classes."""
+        """Return a decoder to the voxel classes, or the regions."""
         levels = len(feature_info.channels())
         if self.decoder_channels is not None and len(self.decoder_channels) != levels:
             given = list(self.decoder_channels)
@@ -108,13 +109,17 @@ class MedicalSegmentation(SupervisedTask):
                 f"MedicalSegmentation: decoder_channels {given} has {len(given)} widths; the backbone has "
                 f"{levels} levels, give one width a level, or leave it out"
             )
-        return UNetDecoder(feature_info, len(target.names), channels=self.decoder_channels)
+        return UNetDecoder(feature_info, len(target.answers), channels=self.decoder_channels)
 
     def loss(self, logits: Tensor, value: Tensor, target: MaskTarget) -> dict[str, Tensor]:
         """Return the sum as "loss", and its parts."""
-        logits, value = merge_unannotated(logits, value, target.unannotated)
-        cross_entropy = cross_entropy_loss(logits, value)
-        dice = soft_dice_loss(logits, value)
+        if target.regions:
+            cross_entropy, dice = region_loss(logits, target.inside(value))
+        else:
+            unannotated = [target.classes.index(label) for label in target.unannotated]
+            logits, value = merge_unannotated(logits, target.channels(value), unannotated)
+            cross_entropy = cross_entropy_loss(logits, value)
+            dice = soft_dice_loss(logits, value, are_all_known=not target.ignored)
         return {
             "loss": cross_entropy + self.dice_weight * dice,
             "cross_entropy": cross_entropy.detach(),
@@ -122,10 +127,9 @@ class MedicalSegmentation(SupervisedTask):
         }
 
     def metrics(self, dataset: str) -> MetricCollection:
-        """Return dice and dice_<class>."""
+        """Return dice and dice_<class>, or dice_<region>."""
         # torchmetrics is not in the light core, where a published segmenter may still be built.
         from inflate3d.nn.metrics import VolumeDice
         from torchmetrics import MetricCollection
 
-        target = self.target_of(dataset)
-        return MetricCollection({"dice": VolumeDice(target.names, target.unannotated)})
+        return MetricCollection({"dice": VolumeDice(self.target_of(dataset))})

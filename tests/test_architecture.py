@@ -20,7 +20,7 @@ HOMES = {
 # Each may import itself and what stands in the rows above it; packages of one row do not see each other.
 ROWS: list[set[str]] = [
     {"errors", "durations", "seeds"},
-    {"files", "sample", "document"},
+    {"files", "sample", "document", "pages"},
     {"discover", "remote"},
     {"contracts"},
     {"targets", "inflation"},

@@ -11,7 +11,8 @@ from inflate3d.errors import InputError
 from inflate3d.training.checkpoints import store as store
 from inflate3d.training.checkpoints.store import find_checkpoint
 from inflate3d.training.run.folder import check_same_config, record_environment, write_config
-from inflate3d.training.run.metrics_csv import MetricsCSV, drop_rows_after, read_metrics
+from inflate3d.training.run.metrics_csv import drop_rows_after, read_metrics
+from inflate3d.training.run.metrics_logger import MetricsCSV
 
 
 def write(run: Path, step: int, score: float | None = None, text: str = "state") -> store.Checkpoint:

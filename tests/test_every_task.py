@@ -419,7 +419,7 @@ def test_the_area_of_labels_equals_torchmetrics_and_leaves_out_what_is_unknown()
 def test_dice_is_averaged_over_volumes_and_skips_what_is_absent():
     from inflate3d.nn.metrics import VolumeDice
 
-    metric = VolumeDice(["background", "left part", "right"])
+    metric = VolumeDice(MaskTarget(("background", "left part", "right")))
     truth = torch.zeros(3, 1, 1, 4, dtype=torch.long)
     truth[0, 0, 0] = torch.tensor([1, 1, 0, 0])
     truth[1, 0, 0] = torch.tensor([1, 1, 1, 1])

@@ -41,9 +41,9 @@ def test_each_value_becomes_the_class_that_takes_it(
     wanted: Any, names: str, becomes: dict[int, int], annotated: str
 ) -> None:
     made = label_map(VALUES, wanted, where="set")
-    assert made.names == ("background", *names.split("/"))
+    assert made.target.names == ("background", *names.split("/"))
     assert dict(made.index_of) == becomes
-    assert made.target == MaskTarget(made.names, tuple(annotated.split("/")) if annotated else ())
+    assert made.target == MaskTarget(made.target.names, tuple(annotated.split("/")) if annotated else ())
 
 
 @pytest.mark.parametrize(

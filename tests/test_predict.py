@@ -19,9 +19,10 @@ from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
+from inflate3d.evaluation.prediction.answerers import answerer_of
 from inflate3d.evaluation.prediction.answers import onto_grid
 from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
-from inflate3d.evaluation.prediction.predict import mixed_precision
+from inflate3d.evaluation.prediction.member import mixed_precision
 from inflate3d.models import BackboneConfig, create_model
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.publishing import publish
@@ -377,7 +378,7 @@ def test_unreadable_cases_are_named_after_the_others_were_done(
         ("clip", [], "no file or folder"),
         ("clip", [], "close names: 'clips'"),
         ("config.yaml", [], "is neither video nor volume"),
-        ("shadow", [], "(folders below it are not searched)"),
+        ("shadow", [], "(for those, folders below it are not searched)"),
         (
             "raw/images",
             [],
@@ -462,6 +463,19 @@ def weights(made: Made) -> Path:
     outcome = publish_run(made.run, str(made.raw / "weights"), with_heads=True)
     assert outcome.folder is not None
     return outcome.folder
+
+
+def test_what_training_volumes_were_like_travels_with_a_run_and_its_weights(made: Made, weights: Path) -> None:
+    of_run, of_weights = ({n: h.seen for n, h in answerer_of(str(m)).heads.items()} for m in (made.run, weights))
+    assert of_run == of_weights
+    assert of_run["clips"] is None
+    stored, even = of_run["stored"], of_run["even"]
+    assert stored is not None
+    assert even is not None
+    assert (stored.volumes, even.volumes) == (5, 5)
+    low, high = np.multiply([(17, 24, 21), (19, 24, 21)], SPACING_XYZ)
+    assert (np.min(stored.field_of_view_mm), np.max(stored.field_of_view_mm)) == pytest.approx((low.min(), high.max()))
+    assert even.spacing_mm == ((1.1, 1.6, 1.9), (1.1, 1.6, 1.9))
 
 
 @pytest.mark.parametrize("dataset", ["stored", "even"])

@@ -16,7 +16,7 @@ from dicom_files import write_series
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.data.raw.readers import read_volume
 from inflate3d.errors import InputError
-from inflate3d.evaluation.prediction.answers import write_label_map
+from inflate3d.evaluation.prediction.answers import write_map
 from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
 
 IMAGE = np.random.default_rng(0).integers(0, 200, (24, 28, 20)).astype(np.int16)
@@ -45,7 +45,7 @@ def test_a_label_map_carries_both_places_of_its_input(tmp_path: Path, name: str,
     raw = content(version)
     (tmp_path / name).write_bytes(raw if name.startswith("plain") else gzip.compress(raw))
     for output in ("out.nii.gz", "out.nii"):
-        write_label_map(tmp_path / output, LABELS, read_volume(tmp_path / name).affine, like=tmp_path / name)
+        write_map(tmp_path / output, LABELS, read_volume(tmp_path / name).affine, like=tmp_path / name)
         written: Any = nib.load(tmp_path / output)
         np.testing.assert_array_equal(np.asanyarray(written.dataobj), LABELS)
         assert type(written) is version
@@ -61,7 +61,7 @@ def test_a_label_map_of_another_format_lies_on_its_input(tmp_path: Path) -> None
     for like in (tmp_path / "a.nrrd", tmp_path / "dicom"):
         stored = read_volume(like, orientation=None)
         labels = np.zeros(stored.array.shape[:0:-1], np.uint8)
-        write_label_map(tmp_path / "out.nii.gz", labels, stored.affine, like=like)
+        write_map(tmp_path / "out.nii.gz", labels, stored.affine, like=like)
         written = read_volume(tmp_path / "out.nii.gz", orientation=None, is_mask=True)
         np.testing.assert_allclose(written.affine, stored.affine, atol=1e-5)
 

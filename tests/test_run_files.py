@@ -26,7 +26,8 @@ from inflate3d.training.run.folder import (
     record_environment,
     write_state,
 )
-from inflate3d.training.run.metrics_csv import MetricsCSV, drop_rows_after, read_metrics
+from inflate3d.training.run.metrics_csv import drop_rows_after, read_metrics
+from inflate3d.training.run.metrics_logger import MetricsCSV
 from nightly import some
 
 # What a file is after a power cut (empty, zeros, a part), in other hands, or in another encoding.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from inflate3d.cli.main import main
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.msd import MSD
 from inflate3d.datasets.toy import Toy
@@ -252,6 +253,18 @@ def test_the_report_needs_nothing_but_itself(finished):
     assert (output / "probe.png").read_bytes().startswith(b"\x89PNG")
     for row in result["rows"]:
         assert f"<b>{row['value']:.3f}</b>" in page
+
+
+def test_the_report_is_written_anew_from_its_numbers_and_damage_is_named(finished, tmp_path, capsys):
+    output, result, _ = finished
+    (tmp_path / "transfer.json").write_text(json.dumps(result))
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").read_bytes() == (output / "report.html").read_bytes()
+    for content, said in (("{", "damaged"), ('{"format": "x/9"}', "format is 'x/9'")):
+        (tmp_path / "transfer.json").write_text(content)
+        assert main(["report", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_overview_holds_every_study_and_needs_nothing_but_itself(finished):

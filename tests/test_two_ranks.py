@@ -123,6 +123,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     done = fit(folder)
     assert [rank.returncode for rank in done] == [0, 0], done[0].stdout + done[0].stderr + done[1].stderr
+    assert ["report: run/report.html" in rank.stdout for rank in done] == [True, False]
     return folder
 
 

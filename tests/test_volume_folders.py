@@ -190,15 +190,18 @@ def test_a_table_of_series_gives_labels_and_patients_stay_together(tmp_path: Pat
     assert dataset.card.input.intensity.window == (-300.0, 300.0)
 
 
-def test_two_series_in_one_folder_are_refused_and_named(tmp_path: Path) -> None:
+def test_two_series_in_one_folder_are_two_cases(tmp_path: Path) -> None:
     DicomFolder.write_example(tmp_path)
     one, other = tmp_path / "patient0/study1/series0", tmp_path / "patient0/study1/series1"
     for file in one.iterdir():
         file.rename(other / f"one_{file.name}")
-    dataset = dicom_folder(tmp_path)
-    assert len(dataset.cases()) == 3
-    with pytest.raises(InputError, match="series1: holds 2 DICOM series"):
-        dataset.read(dataset.cases()[0])
+    (tmp_path / "more.csv").write_text("image,label\n1.2.3.1,dark\npatient0/study1/series1/1.2.3.2,bright\n")
+    dataset = dicom_folder(tmp_path, csv="more.csv", classes="dark,bright")
+    cases = {case.key: case for case in dataset.cases()}
+    assert list(cases) == ["1_2_3_1", "1_2_3_2", "series2", "series3"]
+    for key, label, brightest in (("1_2_3_1", "dark", 0), ("1_2_3_2", "bright", 300)):
+        sample = dataset.read(cases[key])
+        assert (sample.targets["label"], sample.image.max()) == (label, brightest)
 
 
 # ------------------------------------------------------------------------------------------------------------ OpenMind

@@ -91,8 +91,8 @@ def test_msd_resamples_image_and_mask_together(msd_root: Path) -> None:
     [
         ({"0": "background", "2": "box"}, "without gaps"),
         ({"0": "background"}, "at least two"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, "region"),
-        ({"background": 0, "box": 1, "ignore": 2}, "ignore"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order is None"),
+        ({"background": 0, "box": 1, "Ignore": 2}, "'ignore', in small letters"),
     ],
 )
 def test_labels_that_cannot_be_classes_are_refused(msd_root: Path, labels: dict, message: str) -> None:

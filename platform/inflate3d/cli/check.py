@@ -13,6 +13,7 @@ from inflate3d.cli.signatures import constant, signature
 from inflate3d.cli.timm_names import check_model_name
 from inflate3d.contracts import DatasetCard, medium_of, zoo_names
 from inflate3d.data.samples.options import sample_options, view_options
+from inflate3d.data.shards.folds import Fold
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.discover import Group, PlugIn, find
 from inflate3d.errors import InputError, close_names, unknown_name
@@ -211,6 +212,8 @@ def _check_dataset(config: Config, name: str) -> None:
             raise InputError(f"{config.where(*path)}: {key} is missing{hint}")
     _check_number(config, (*path, "batch_size"), integer=True)
     _check_number(config, (*path, "weight"))
+    if (fold := config.get(*path, "fold")) is not None:
+        Fold.from_dict(fold, where=config.where(*path, "fold"))
     if group := config.get(*path, "group"):
         _check_keys(config, ("data", "groups", str(group)), ("weight", "temperature"))
 

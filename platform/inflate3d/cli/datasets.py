@@ -70,9 +70,9 @@ def _show(args: argparse.Namespace) -> None:
     print(f"{plug_in.name}: {plug_in.summary}\n")
     _print_card(dataset.base_card)
     # What a layout says itself, then what it shares with its like.
-    shared = (inspect.getdoc(vars(base)["__init__"]) for base in dataset.__mro__[:-1] if "__init__" in vars(base))
-    for doc in filter(None, (inspect.getdoc(dataset), *shared)):
-        print(f"\n{doc}")
+    shared = (vars(base)["__init__"].__doc__ for base in dataset.__mro__[:-1] if "__init__" in vars(base))
+    for doc in filter(None, (dataset.__doc__, *shared)):
+        print(f"\n{inspect.cleandoc(doc)}")
     print("\narguments of `platform shards build` and of a config's build.init_args:")
     for parameter in inspect.signature(dataset.__init__).parameters.values():
         if parameter.name != "self":

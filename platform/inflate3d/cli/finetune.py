@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 MODEL = "tf_efficientnet_lite0_3d.v1"
 _ASKED = "# asked: "
 _EPILOG = """\
-example:
-  platform finetune scans/                      look, plan, ask, train, score, publish
-  platform finetune scans/ --minutes 10 --yes   the same in ten minutes, without asking
-  platform finetune scans/ --dry-run            write the config alone: read it, change it, platform fit --config FILE
+It looks, plans, asks, trains, scores and publishes; --yes does not ask, and --dry-run writes the config alone: read it,
+change it, then platform fit --config FILE.
 
 FOLDER is one of: nnU-Net's raw layout; a task of the Medical Segmentation Decathlon; images/ and masks/ of NIfTI files
 under the same names; volumes beside a CSV with the columns image and label (or mask, or numbers); a folder of NIfTI

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from inflate3d import __version__
+from inflate3d.cli.examples import example_of
 from inflate3d.errors import InputError, close_names
 from inflate3d.remote.outcomes import Unreachable
 
@@ -25,12 +26,14 @@ SUBCOMMANDS = (
     "doctor",
     "submit",
     "status",
+    "report",
     "predict",
     "shards",
     "datasets",
     "tasks",
     "models",
     "configs",
+    "import-plans",
     "transfer",
     "publish",
     "soup",
@@ -42,7 +45,7 @@ MOST_LINES = 8
 # Not part of the light core: if an import of one of these fails, the extra is not installed.
 _TRAIN_MODULES = {
     *("lightning", "lightning_utilities", "jsonargparse", "webdataset", "torchio", "torchmetrics", "av", "nibabel"),
-    *("SimpleITK", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
+    *("SimpleITK", "scipy", "xxhash", "yaml", "rich", "matplotlib", "jinja2", "wandb", "blosc2", "fsspec", "orjson"),
 }
 _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 
@@ -59,7 +62,10 @@ the first hour:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a few lines, without the usage of every option."""
+    """One whose help begins with an example, and whose errors are a few lines, without the usage of every option."""
+
+    def format_help(self) -> str:
+        return f"example: {example_of(self.prog)}\n\n{super().format_help()}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}. Help: {self.prog} --help")
@@ -117,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"inflate3d {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", parser_class=_Parser)
     for name in SUBCOMMANDS:
-        importlib.import_module(f"inflate3d.cli.{name}").add_parser(subparsers)
+        importlib.import_module(f"inflate3d.cli.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
 
 

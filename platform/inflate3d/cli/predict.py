@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 _TEXT = "predict on raw files with a run's checkpoint, or with published weights and their heads"
 _EPILOG = """\
 MODEL     a run folder, or published weights (with heads: platform publish --heads): local-dir:PATH, hf-hub:ORG/NAME,
-          https://HOST/DIR, s3://BUCKET/DIR, or a name from inflate3d.list_pretrained()
---input   a volume (.nii, .nii.gz, .nrrd, .mha, .npy), a video, a folder of either, or a folder of one DICOM series
+          https://HOST/DIR, s3://BUCKET/DIR, or a name from inflate3d.list_pretrained(). Several are averaged
+--input   a volume (.nii, .nii.gz, .nrrd, .mha, .npy), a video, a folder of either, a folder of one DICOM series, or
+          one with studies below it, as archives export them: each series is a case
 --output  segmentation: a folder with one NIfTI per case, with shape and affine of the input (or a .nii.gz for one case)
           classification: a folder for predictions.csv, or a .csv
           --features: a folder for features.npz, or a .npz
 --labels  label maps: dice.csv, each case at its own spacing. A CSV with the columns key (as in predictions.csv) and
           label (a class; "a; b" where several may hold; a number): scores.csv, with 95 % intervals
 Files named CASE_0000, CASE_0001, ... (as in nnU-Net) are the channels of one case.
+docs/prediction.md says what each option does.
 """
 _LINE_EVERY_S = 15.0
 
@@ -35,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a run folder or published weights; see below")
+    parser.add_argument("model", nargs="+", metavar="MODEL", help="a run folder or published weights; see below")
     parser.add_argument("--input", required=True, metavar="PATH", help="a file or a folder; see below")
     parser.add_argument("--output", required=True, metavar="PATH", help="see below")
     parser.add_argument("--labels", metavar="PATH", help="true label maps, named like the cases; or a CSV: key, label")
@@ -44,6 +46,20 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH", help="default: best by val/score")
     parser.add_argument("--features", action="store_true", help="pooled features instead of predictions")
+    parser.add_argument(
+        "--mirror",
+        nargs="?",
+        const="",
+        metavar="AXES",
+        help="average over mirror images along these of D, H, W (default: all); for nets trained on such",
+    )
+    parser.add_argument("--probabilities", action="store_true", help="each class's too: probabilities/ in the output")
+    parser.add_argument(
+        "--largest-component",
+        nargs="*",
+        metavar="CLASS",
+        help="keep only the largest of each (default: of every class)",
+    )
     parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: INFLATE3D_CACHE)")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: the GPU if there is one")
     parser.set_defaults(run=_run)
@@ -51,35 +67,48 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from inflate3d.evaluation.prediction.inputs import media_in
-    from inflate3d.models.publication.index import find_entry
-    from inflate3d.models.publication.layout import CONFIG
-    from inflate3d.models.publication.places import has_place
-    from inflate3d.training.run.folder import read_run_config
 
-    folder = Path(args.model)
-    is_published = has_place(args.model) or find_entry(args.model) is not None or (folder / CONFIG).is_file()
-    if not is_published or (folder / "config.yaml").is_file():
-        read_run_config(args.model)  # refuse before torch is imported
+    for model in args.model:
+        _check_model(model)
     media_in(Path(args.input))
+    from inflate3d.evaluation.prediction.answers import MapOptions
     from inflate3d.evaluation.prediction.predict import Predictor, describe
 
+    largest = None if args.largest_component is None else tuple(args.largest_component)
     predictor = Predictor(
-        args.model,
+        args.model[0],
         args.input,
+        others=args.model[1:],
         dataset=args.dataset,
         checkpoint=args.checkpoint,
         device=args.device,
         features=args.features,
         cache_dir=args.cache_dir,
         labels=args.labels,
+        mirror=args.mirror,
+        maps=MapOptions(args.probabilities, largest),
     )
     what = "features as" if args.features else "head of"
-    print(f"{predictor.answerer.title}, {what} {predictor.name} ({describe(predictor.head)})", flush=True)
+    for member in predictor.members:
+        print(f"{member.answerer.title}, {what} {member.name} ({describe(member.head)})", flush=True)
     with _CaseProgress() as progress:
         place, scores = predictor.write(args.output, progress)
     print(f"predictions: {place}")
     if scores:
         print(scores)
+
+
+def _check_model(model: str) -> None:
+    """Refuse what is no run and no publication before torch is imported."""
+    from inflate3d.models.publication.index import find_entry
+    from inflate3d.models.publication.layout import CONFIG
+    from inflate3d.models.publication.places import has_place
+    from inflate3d.training.run.folder import read_run_config
+
+    folder = Path(model)
+    is_published = has_place(model) or find_entry(model) is not None or (folder / CONFIG).is_file()
+    if not is_published or (folder / "config.yaml").is_file():
+        read_run_config(model)
 
 
 class _CaseProgress:

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from inflate3d.cli.config import Config
 from inflate3d.cli.first_process import is_first_process
 from inflate3d.cli.parser import ConfigParser
+from inflate3d.cli.report import report_at_end
 from inflate3d.cli.summary import RunSummary
 from inflate3d.cli.wandb_run import log_config, settle_wandb
 from inflate3d.errors import InputError
@@ -33,6 +34,7 @@ from inflate3d.training import (
     write_config,
 )
 from inflate3d.training.run.lock import one_writer
+from inflate3d.training.run.standing import next_commands
 from inflate3d.training.steering.cluster import cluster_plugins
 from inflate3d.training.steering.stop_signals import RunStopped
 
@@ -138,6 +140,7 @@ class Run:
             from inflate3d.evaluation import draw_run
 
             print(f"pictures: {draw_run(self.folder)}")
+        report_at_end(self.folder)
         if config.get("publish"):
             from inflate3d.publishing import publish_run
 
@@ -154,14 +157,6 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     # A copy: parsing changes what it parses.
     whole: dict[str, Any] = yaml.safe_load(Run(Config(copy.deepcopy(config)), instantiate=False).dump())
     return whole
-
-
-def next_commands(folder: str, *, has_heads: bool) -> str:
-    """Return what people do with a finished run, as commands to copy."""
-    run = shlex.quote(folder)
-    predict = [f"predict on files:  platform predict {run} --input FILES --output predictions"] if has_heads else []
-    publish = f"publish weights:   platform publish {run} --output local-dir:{shlex.quote(folder + '/published')}"
-    return "\n".join(["next:", *predict, publish + (" --heads" if has_heads else "")])
 
 
 def load_line(address: str) -> str:

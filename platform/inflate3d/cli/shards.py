@@ -157,7 +157,7 @@ def _build(args: argparse.Namespace) -> None:
         _print_noticed(part.folder(Path(args.output)))
         print(f"\npart {args.part} of {manifest.name} is done; when all parts are: platform shards merge {args.output}")
         return
-    _print_report(args.output)
+    print_report(args.output)
     print(f"shards of {manifest.name} are in {args.output}; more: platform shards info {args.output}")
 
 
@@ -174,15 +174,15 @@ def _merge(args: argparse.Namespace) -> None:
 
     manifest = merge_parts(args.folder, max_rejects=args.max_rejects)
     print_splits(manifest)
-    _print_report(args.folder)
+    print_report(args.folder)
     print(f"shards of {manifest.name} are in {args.folder}; more: platform shards info {args.folder}")
 
 
 def _report(args: argparse.Namespace) -> None:
-    _print_report(args.folder)
+    print_report(args.folder)
 
 
-def _print_report(folder: str) -> None:
+def print_report(folder: str) -> None:
     """Write the report of a finished set, and say shortly what it shows."""
     from inflate3d.reports.build_report import write_report
 

@@ -117,15 +117,15 @@ class DatasetCard:
 
 def _restated(target: AbstractTarget, changes: Any, *, where: str) -> AbstractTarget:
     """Return a target with other fields."""
-    stated = target.to_dict()
+    stated = {f.name: getattr(target, f.name) for f in fields(target)}
     if not isinstance(changes, Mapping):
         raise InputError(f"{where} is {changes!r}; expected fields of the target: {', '.join(sorted(stated))}")
     for key, value in changes.items():
-        if key not in stated or key == "type":
-            raise unknown_name("field", key, [k for k in stated if k != "type"], where=where)
+        if key not in stated:
+            raise unknown_name("field", key, stated, where=where)
         if isinstance(stated[key], tuple) and not (value and isinstance(value, list | tuple)):
             raise InputError(f"{where}.{key} is {value!r}; expected a list that names one at least")
-    found = AbstractTarget.from_dict({**stated, **changes}, where=where)
+    found = AbstractTarget.from_dict({**target.to_dict(), **changes}, where=where)
     if len(found.names) < len(target.names):
         raise InputError(
             f"{where}.names has {len(found.names)} names; the shards hold {len(target.names)} classes: "

@@ -83,6 +83,8 @@ class AbstractMedium(ABC):
     """Endings of raw files that hold one sample, or one channel of it; lower case, with the dot."""
     byte_members: ClassVar[Mapping[str, str]] = {}
     """Members that are kept as bytes: suffix in a shard, without the dot, to the name they are decoded under."""
+    mirror_axes: ClassVar[str] = "DHW"
+    """Axes along which a mirror image is a sample too."""
     array_members: ClassVar[tuple[str, ...]] = ()
     """Members that are arrays, besides those of per_voxel targets: NAME.npy, or NAME.b2nd in chunks."""
     fields: ClassVar[tuple[str, ...]] = ()
@@ -111,9 +113,13 @@ class AbstractMedium(ABC):
     def files_of(self, files: Sequence[Path], card: DatasetCard) -> list[tuple[str, tuple[Path, ...]]]:
         """Return the cases among raw files as (key, files), by name."""
 
-    def folder_of(self, folder: Path) -> bool:
-        """Whether a folder as a whole is one sample (a DICOM series)."""
+    def has_folders(self, folder: Path) -> bool:
+        """Whether a folder, or one below it, is a sample as a whole (a DICOM series)."""
         return False
+
+    def folders_of(self, folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
+        """Return the cases that are folders at or below one, as (key, files), by name; the log names what is none."""
+        return []
 
     @abstractmethod
     def read(self, files: Sequence[Path], card: DatasetCard, *, where: str) -> RawSample:

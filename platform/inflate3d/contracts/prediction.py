@@ -34,7 +34,7 @@ class Probabilities(Prediction):
 
 @dataclass
 class Masks(Prediction):
-    """(B, K, D, H, W): class probabilities of every voxel."""
+    """(B, K, D, H, W): of every voxel the probabilities of classes, which sum to 1, or of regions, each in 0..1."""
 
     per_voxel: ClassVar[bool] = True
 

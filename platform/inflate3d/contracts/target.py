@@ -43,6 +43,21 @@ class AbstractTarget(ABC):
         """Indices of the names that were not looked for, so that nothing is said of them."""
         return ()
 
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Indices of the names whose voxels count for nothing: in no loss and no score."""
+        return ()
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What a head's logits are of, in order: the names."""
+        return self.names
+
+    @property
+    def scored(self) -> dict[str, tuple[int, ...]]:
+        """The labels, by index, of each thing that a mask is scored by, by its name: what was looked for."""
+        return {name: (i,) for i, name in enumerate(self.names) if i and i not in self.unannotated}
+
     @abstractmethod
     def encode(self, value: Any) -> Any:
         """Return what a dataset read, checked, as a shard holds it: a JSON value, or uint8 (D, H, W) if per_voxel.
@@ -73,6 +88,10 @@ class AbstractTarget(ABC):
     def answer(self, logits: Tensor) -> Prediction:
         """Return what a head's logits say of the target, float32: probabilities, masks or values."""
         raise InputError(f"targets of type {self.type_name()} have no heads: its tasks predict by themselves")
+
+    def label_map(self, answer: Tensor) -> Tensor:
+        """Return the index among `names` of each voxel, (B, D, H, W) int64, of an answer (B, K, D, H, W)."""
+        return answer.argmax(dim=1)
 
     def check_batch(self, value: Tensor) -> None:  # noqa: B027
         """Raise InputError if a batch's values are not what `tensor` gives."""

@@ -24,6 +24,7 @@ class Video(AbstractMedium):
 
     options = VideoSample
     suffixes = VIDEO_SUFFIXES
+    mirror_axes = "W"
     byte_members: ClassVar[Mapping[str, str]] = {suffix[1:]: "video" for suffix in VIDEO_SUFFIXES}
     # Mean and standard deviation of ImageNet, what most 2D weights were trained with.
     input = InputSpec(

@@ -16,12 +16,12 @@ from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.readers import SUFFIXES
 from inflate3d.data.samples.options import VolumeSample
 from inflate3d.data.samples.record import check_place
+from inflate3d.data.samples.seen import measure_intensity
 from inflate3d.data.shards.members import DTYPES
 from inflate3d.errors import InputError
 from inflate3d.sample import Spacing
 
 _CHANNEL = re.compile(r"(.+)_\d{4}")
-_MEASURED_VOXELS = 100_000
 _MOST_VOXELS = 2**33
 
 
@@ -40,7 +40,7 @@ class Volume(AbstractMedium):
             "shape": list(image.shape),
             "spacing_mm": _checked_spacing(raw, card),
             "affine": _checked_affine(raw, card),
-            "intensity": _measure_intensity(image),
+            "intensity": measure_intensity(image),
         }
         return {"image": image}, facts
 
@@ -81,11 +81,18 @@ class Volume(AbstractMedium):
             parts.setdefault(match[1], set()).update(wanted | {file})
         return [(key, tuple(sorted(paths))) for key, paths in parts.items()]
 
-    def folder_of(self, folder: Path) -> bool:
-        """Whether the folder holds a DICOM series."""
-        from inflate3d.data.raw.dicom_series import holds_dicom
+    def has_folders(self, folder: Path) -> bool:
+        """Whether the folder, or one below it, holds DICOM files."""
+        from inflate3d.data.raw.dicom_study import holds_dicom_below
 
-        return holds_dicom(folder)
+        return holds_dicom_below(folder)
+
+    def folders_of(self, folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
+        """Return a case a DICOM series."""
+        from inflate3d.data.raw.dicom_study import series_below, series_keys
+
+        paths = series_below(folder)
+        return [(key, (path,)) for key, path in zip(series_keys(paths, folder), paths, strict=True)]
 
     def read(self, files: Sequence[Path], card: DatasetCard, *, where: str) -> RawSample:
         """Read the files of the channels, in the card's orientation and spacing."""
@@ -160,12 +167,3 @@ def _checked_affine(raw: RawSample, card: DatasetCard) -> list[list[float]] | No
         if codes != card.input.orientation:
             raise InputError(f"orientation is {codes}; the card states {card.input.orientation}. Turn on reading")
     return affine.tolist()
-
-
-def _measure_intensity(image: np.ndarray) -> dict[str, float]:
-    """Percentiles, mean and standard deviation of about 10^5 evenly spaced voxels over all channels."""
-    flat = image.reshape(-1)
-    some = flat[:: max(1, flat.size // _MEASURED_VOXELS)].astype(np.float64)
-    low, middle, high = np.percentile(some, (0.5, 50, 99.5))
-    values = {"p0.5": low, "median": middle, "p99.5": high, "mean": some.mean(), "std": some.std()}
-    return {name: float(f"{value:.6g}") for name, value in values.items()}

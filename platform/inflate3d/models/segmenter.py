@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inflate3d.contracts import FeatureInfo, Features
+from inflate3d.contracts import AbstractTarget, FeatureInfo, Features
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.heads.unet import UNetDecoder
 from inflate3d.inflation import Inflation
@@ -62,7 +62,9 @@ class Segmenter(nn.Module):
         self.decoder = make_decoder(levels) if make_decoder is not None else UNetDecoder(levels, num_classes)
         self.input_spec = getattr(encoder, "input_spec", None)
         self.label_names: list[str] = []
-        """What the classes are called, where published weights say it; the background is the first."""
+        """What the logits are of, where published weights say it: classes, the background first, or regions."""
+        self.target: AbstractTarget | None = None
+        """What a published segmenter answers for; it turns logits into probabilities and label maps."""
         self.window: Triple | None = None
         """(D, H, W) of the sliding window that a published segmenter was validated with."""
         self.window_overlap = 0.5
@@ -79,6 +81,12 @@ class Segmenter(nn.Module):
         size = (depth, *fit.size) if fit.how == "pad" else (depth, height, width)
         logits = self.decoder(Features(maps, maps[-1].mean((2, 3, 4)), size))
         return logits[..., :height, :width]
+
+    def label_map(self, logits_BKDHW: Tensor) -> Tensor:
+        """Return each voxel's label, (B, D, H, W) int64: its likeliest class, or what its regions are written as."""
+        if self.target is None:
+            return logits_BKDHW.argmax(dim=1)
+        return self.target.label_map(self.target.answer(logits_BKDHW).tensor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Segmenter:
         """As nn.Module's; memory formats for four axes fit kernels of five as well, and the other way round."""
@@ -192,7 +200,7 @@ def _whole_segmenter(
     net = create_model(f"{PREFIX}{folder}", True, num_classes=0, **options)
     target, stated = target_of(entry), check_directory(folder)
     assert target is not None, "heads that answer for every voxel have a target"
-    names = list(target.names)
+    names = list(target.answers)
     count = num_classes or len(names)
     if count != len(names):
         _log.warning("%s: %d classes instead of %d: the last layer is fresh", folder, count, len(names))
@@ -202,7 +210,8 @@ def _whole_segmenter(
 
     # The task's own decoder: on all of the net's levels, without a pyramid.
     segmenter = Segmenter(Intermediates(net), count, make_decoder=decoder, with_pyramid=False)
-    segmenter.label_names = names if count == len(names) else []
+    if count == len(names):
+        segmenter.label_names, segmenter.target = names, target
     if entry.get("window"):
         depth, height, width = entry["window"]
         segmenter.window = (depth, height, width)

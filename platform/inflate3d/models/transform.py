@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from inflate3d.data.samples.boxes import centre, cut, frame_indices, random_start, scaled_size
 from inflate3d.data.samples.intensity import Normalise
+from inflate3d.data.samples.seen import Seen, measure_intensity
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
 
@@ -31,7 +32,8 @@ def create_transform(model: nn.Module, is_training: bool = False) -> InputTransf
     (those in the middle; is_training: anywhere), or frames (C, D, H, W) in 0..255, which torchvision scales where the
     contract states the crop; both are cropped as in training. is_training adds the packaged augmentation for the kind
     of input, drawn from torch's generator. TorchIO, PyAV and the augmentation need the `train` extra; arrays need the
-    core alone.
+    core alone. The log warns of files and TorchIO images that are far outside of what the weights saw: size in mm,
+    spacing, intensities.
     InputError for nets without a contract.
     """
     spec: Mapping[str, Any] | None = getattr(model, "input_spec", None)
@@ -53,6 +55,7 @@ class InputTransform:
         # A 2D net's contract states no medium: its RGB images become frames.
         self.is_clip = spec["media"] == "video" if "media" in spec else modality == "rgb"
         self.sample: Mapping[str, Any] = spec.get("sample") or {}
+        self.seen = Seen.from_dict(spec["seen"]) if "seen" in spec else None
         self._is_training = is_training
         self._augment = _augmentation(modality, is_clip=self.is_clip) if is_training else None
 
@@ -98,7 +101,9 @@ class InputTransform:
             from inflate3d.data.raw.readers import read_volume
 
             spacing_mm, orientation = self.spec.get("spacing_mm"), self.spec.get("orientation")
-            return read_volume(sample, orientation=orientation, spacing_mm=spacing_mm).array
+            volume = read_volume(sample, orientation=orientation, spacing_mm=spacing_mm)
+            self._compare(volume.array, volume.spacing_mm, str(sample))
+            return volume.array
         if hasattr(sample, "affine") and hasattr(sample, "spatial_shape"):
             return self._placed(sample)
         return np.asarray(sample)
@@ -126,7 +131,16 @@ class InputTransform:
             image = torchio.ToOrientation(orientation)(image)
         if spacing_mm := self.spec.get("spacing_mm"):
             image = torchio.Resample(tuple(reversed(spacing_mm)))(image)
-        return image.data.permute(0, 3, 2, 1).numpy()
+        array, (w, h, d) = image.data.permute(0, 3, 2, 1).numpy(), image.spacing
+        self._compare(array, (d, h, w), "the TorchIO image")
+        return array
+
+    def _compare(self, array_CDHW: np.ndarray, spacing_mm: Any, where: str) -> None:
+        """Warn in the log where a volume is far outside of what the weights saw."""
+        if self.seen is None:
+            return
+        facts = {"shape": array_CDHW.shape, "spacing_mm": spacing_mm, "intensity": measure_intensity(array_CDHW)}
+        self.seen.warn(facts, self.intensity, where=where, weights=self.spec.get("domain", "the weights"))
 
     def _framed(self, array_CDHW: np.ndarray) -> np.ndarray:
         """Scale the shorter side, cut the square that the contract states (a random one in training), and brighten."""

@@ -8,6 +8,7 @@ from inflate3d.nn.heads import Head as Head
 from inflate3d.nn.losses import cross_entropy_loss as cross_entropy_loss
 from inflate3d.nn.losses import known_mean as known_mean
 from inflate3d.nn.losses import merge_unannotated as merge_unannotated
+from inflate3d.nn.losses import region_loss as region_loss
 from inflate3d.nn.losses import soft_dice_loss as soft_dice_loss
 from inflate3d.nn.sliding_window import sliding_window as sliding_window
 from inflate3d.nn.teacher import move_towards as move_towards

@@ -15,13 +15,24 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
 
+from inflate3d.contracts import AbstractTarget
 
-def volume_dice(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the Dice (K,) of each class between two label maps of one shape, int64, and whether either holds it."""
-    counts = torch.bincount(truth.flatten() * num_classes + predicted.flatten(), minlength=num_classes**2)
-    confusion = counts.view(num_classes, num_classes).double()
-    sizes = confusion.sum(0) + confusion.sum(1)
-    return 2 * confusion.diagonal() / sizes.clamp_min(1), sizes > 0
+
+def volume_dice(predicted: Tensor, truth: Tensor, target: AbstractTarget) -> tuple[Tensor, Tensor]:
+    """Return the Dice (S,) of all that a mask is scored by (`target.scored`), and whether either map holds it.
+
+    predicted, truth: label maps of one shape, int64, indices of target.names; voxels that the truth leaves out do not
+    count.
+    """
+    num_labels, scored = len(target.names), list(target.scored.values())
+    counts = torch.bincount(truth.flatten() * num_labels + predicted.flatten(), minlength=num_labels**2)
+    confusion = counts.view(num_labels, num_labels).double()
+    confusion[list(target.left_out)] = 0
+    inside = confusion.new_zeros(len(scored), num_labels)
+    for row, labels in zip(inside, scored, strict=True):
+        row[list(labels)] = 1
+    sizes = inside @ (confusion.sum(0) + confusion.sum(1))
+    return 2 * ((inside @ confusion) * inside).sum(1) / sizes.clamp_min(1), sizes > 0
 
 
 def class_name(name: str) -> str:
@@ -30,11 +41,11 @@ def class_name(name: str) -> str:
 
 
 class VolumeDice(Metric):
-    """Dice of each foreground class, computed volume by volume and averaged over the volumes.
+    """Dice of each foreground class, or region, computed volume by volume and averaged over the volumes.
 
     A class that neither truth nor prediction of a volume holds says nothing of that volume and is left out of its
-    average; one that only the prediction holds counts as 0. `compute` returns {"dice": mean of the foreground classes,
-    "dice_<class>": ...}, NaN where no volume spoke.
+    average; one that only the prediction holds counts as 0. Regions are read from the label map that is written, as
+    nnU-Net does. `compute` returns {"dice": mean of the classes, "dice_<class>": ...}, NaN where no volume spoke.
     """
 
     full_state_update = False
@@ -42,26 +53,25 @@ class VolumeDice(Metric):
     total: Tensor
     volumes: Tensor
 
-    def __init__(self, classes: Sequence[str], unannotated: Sequence[int] = ()) -> None:
-        """`classes`: names in index order, the background first. unannotated: indices of those to leave out."""
+    def __init__(self, target: AbstractTarget) -> None:
+        """target: of masks; its `scored` are measured."""
         super().__init__()
-        self.classes = tuple(classes)
-        self.kept = [i for i in range(1, len(self.classes)) if i not in unannotated]
-        zeros = torch.zeros(len(self.classes) - 1, dtype=torch.float64)
+        self.target = target
+        zeros = torch.zeros(len(target.scored), dtype=torch.float64)
         self.add_state("total", default=zeros, dist_reduce_fx="sum")
         self.add_state("volumes", default=zeros.clone(), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, target: Tensor) -> None:
         """Count volumes: probabilities (B, K, D, H, W), target (B, D, H, W)."""
-        for predicted, truth in zip(probabilities.argmax(dim=1), target, strict=True):
-            dice, spoke = volume_dice(predicted, truth, len(self.classes))
-            self.total += dice[1:]
-            self.volumes += spoke[1:].double()
+        for predicted, truth in zip(self.target.label_map(probabilities), target, strict=True):
+            dice, spoke = volume_dice(predicted, truth, self.target)
+            self.total += dice
+            self.volumes += spoke.double()
 
     def compute(self) -> dict[str, Tensor]:
         """Return the averages by name."""
-        dice = (self.total / self.volumes).float()[[i - 1 for i in self.kept]]
-        names = [f"dice_{class_name(self.classes[i])}" for i in self.kept]
+        dice = (self.total / self.volumes).float()
+        names = [f"dice_{class_name(name)}" for name in self.target.scored]
         return {"dice": dice.nanmean(), **dict(zip(names, dice, strict=True))}
 
 

@@ -78,7 +78,7 @@ def part_of(
         facts |= {"window": list(window.size), "window_overlap": window.overlap}
     facts["gives"] = "features"
     if answerer.target is not None:
-        names = list(getattr(answerer.target, "names", ()))
+        names = list(answerer.target.answers)
         facts |= {"gives": answerer.target.describe(), "names": names, "target": answerer.target.to_dict()}
     config = read_published_config(published_folder(model, cache_dir))  # type: ignore[arg-type]
     facts |= {key: config[key] for key in ("source_weights", "private") if key in config}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from inflate3d.publishing.start import start_of
 from inflate3d.training.checkpoints.ema import best_weights
 from inflate3d.training.checkpoints.store import Checkpoint, find_checkpoint
 from inflate3d.training.module import MultiTaskModule
-from inflate3d.training.run.folder import CONFIG, read_environment, read_run_config
+from inflate3d.training.run.folder import CONFIG, read_run_config
 from inflate3d.training.run.saved import load_module, without_weights
+from inflate3d.training.run.standing import training_cost
 
 NOTHING = Additions()
 
@@ -106,7 +106,7 @@ def _trained(checkpoint: Checkpoint, state: Mapping[str, Any], *, domain: str | 
     backbone = module.backbone if module else _backbone_of(config, cards, state)
     net, extra = split_domains(backbone, domain)
     _note_source(net, config, state)
-    inputs = _inputs_of(run_folder, backbone, cards)
+    inputs = _inputs_of(run_folder, backbone, cards, state.get("seen", {}))
     heads, classes = _heads_of(module, net, domain, inputs)
     return Contents(
         net=net,
@@ -152,10 +152,13 @@ def _domain_of(cards: Mapping[str, DatasetCard], domain: str | None) -> str:
     return domain
 
 
-def _inputs_of(run_folder: Path, backbone: Backbone, cards: Mapping[str, DatasetCard]) -> dict[str, Any]:
-    """Return the input contract of every domain."""
+def _inputs_of(
+    run_folder: Path, backbone: Backbone, cards: Mapping[str, DatasetCard], seen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the input contract of every domain, with what its training volumes were like where shards told."""
     samples = _samples_of(run_folder)
-    return {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    found = {name: _input_of(card, backbone, name, samples.get(name)) for name, card in cards.items()}
+    return {name: {**spec, "seen": seen[name]} if name in seen else spec for name, spec in found.items()}
 
 
 def _heads_of(
@@ -177,7 +180,7 @@ def _training_of(checkpoint: Checkpoint, state: Mapping[str, Any]) -> dict[str, 
         "steps": checkpoint.step,
         **({"seed": seed_of(run_folder)} if (run_folder / CONFIG).is_file() else {}),
         "metrics": {k: v for k, v in checkpoint.metrics.items() if k.startswith("val/")},
-        "cost": _cost(run_folder, checkpoint),
+        "cost": training_cost(run_folder, checkpoint),
     }
 
 
@@ -201,23 +204,6 @@ def _samples_of(run_folder: Path) -> dict[str, Any]:
         return {}
     datasets = read_run_config(run_folder)["data"]["datasets"]
     return {name: values.get("sample") for name, values in datasets.items() if values.get("sample")}
-
-
-def _cost(run_folder: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Device and hours from the first start to the checkpoint, as far as the run recorded them.
-
-    File dates change when copied, and later starts do not belong to these weights.
-    """
-    try:
-        starts = read_environment(run_folder)
-        began = datetime.fromisoformat(starts[0]["time"])
-        ended = datetime.fromisoformat(checkpoint.time) if checkpoint.time else None
-        before = [s for s in starts if ended is None or datetime.fromisoformat(s["time"]) <= ended]
-        device = (before or starts)[-1]["device"]
-    except (OSError, ValueError, LookupError):
-        return None
-    hours = None if ended is None else round(max((ended - began).total_seconds(), 0) / 3600, 2)
-    return {"steps": checkpoint.step, "device": device, "hours": hours}
 
 
 def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str, Tensor]]:

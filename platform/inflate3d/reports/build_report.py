@@ -27,7 +27,8 @@ from inflate3d.data.shards.own_files import REPORT_FILE
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.shards.survey import INTENSITIES, Survey, survey_shards
 from inflate3d.files import write_whole
-from inflate3d.reports.pages import MOST_TEXT, mask_colours, render_page
+from inflate3d.pages.render import render_page
+from inflate3d.reports.pages import MOST_TEXT, mask_colours
 from inflate3d.reports.thumbnails import draw_thumbnails
 
 MOST_NOTICED, MOST_OTHERS = 36, 24
@@ -52,6 +53,7 @@ def _render(folder: Path, survey: Survey, findings: list[Finding]) -> str:
     card, counts = survey.manifest.card, count_kinds(findings)
     kinds = [(kind, counts[kind], KINDS.get(kind, ""), [f for f in findings if f.kind == kind]) for kind in counts]
     return render_page(
+        Path(__file__).parent,
         "build_report.html.jinja",
         card=card,
         digest=survey.manifest.digest,

@@ -6,7 +6,6 @@ python -m inflate3d.reports.evidence [--file FILE] [--only STUDY ...] [--minutes
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.transfer.arms import Arm, arms_for
 from inflate3d.evaluation.transfer.protocol import Protocol
 from inflate3d.evaluation.transfer.report import render_overview
-from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, run_transfer
+from inflate3d.evaluation.transfer.study import REPORT, TRANSFER, printed, read_result, run_transfer
 from inflate3d.evaluation.transfer.target import Target
 from inflate3d.files import write_whole
 from inflate3d.models import BackboneConfig
@@ -177,7 +176,7 @@ def study_arm(document: Mapping[str, Any], name: str, card: DatasetCard, *, runs
 def write_overview(studies: Iterable[str], output: str | Path) -> None:
     """Write one page over the studies that have results in `output`."""
     files = {name: Path(output) / name / TRANSFER for name in studies}
-    results = {name: json.loads(f.read_text(encoding="utf-8")) for name, f in files.items() if f.is_file()}
+    results = {name: read_result(f.parent) for name, f in files.items() if f.is_file()}
     write_whole(Path(output) / REPORT, render_overview(results).encode())
 
 

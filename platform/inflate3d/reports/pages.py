@@ -1,30 +1,16 @@
-"""Pages of sets as HTML: one style, one way to fill a template."""
+"""What pages of sets have in common: the colours of masks, and how long a fact may be."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.contracts import DatasetCard
 from inflate3d.evaluation.pictures.pixels import OPACITY, tint
 
 MOST_TEXT = 300
 """Letters of one fact; what is longer is cut."""
-
-
-def render_page(template: str, **values: Any) -> str:
-    """Return a template of this folder, filled; every value is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
 
 
 def mask_colours(card: DatasetCard) -> list[tuple[str, str]]:

@@ -19,7 +19,8 @@ from inflate3d.data.shards.glimpse import Glimpse, StoredCase
 from inflate3d.data.shards.statistics import summarise_records
 from inflate3d.errors import InputError
 from inflate3d.files import write_whole
-from inflate3d.reports.pages import MOST_TEXT, mask_colours, render_page
+from inflate3d.pages.render import render_page
+from inflate3d.reports.pages import MOST_TEXT, mask_colours
 from inflate3d.reports.thumbnails import MOST_PLANES, draw_thumbnails
 
 COMMERCIAL = {True: "yes", False: "no", None: "not stated"}
@@ -36,7 +37,8 @@ def write_preview(glimpses: Sequence[Glimpse], path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: the folder {path.parent} does not exist; make it, or name another")
     sets = [_shown(glimpse) for glimpse in glimpses]
-    write_whole(path, render_page("preview_page.html.jinja", sets=sets, most_text=MOST_TEXT))
+    page = render_page(Path(__file__).parent, "preview_page.html.jinja", sets=sets, most_text=MOST_TEXT)
+    write_whole(path, page)
     return path
 
 

@@ -20,12 +20,13 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from inflate3d.contracts import DatasetCard, Split
+from inflate3d.contracts import Split
 from inflate3d.data.samples.options import sample_options, view_options
 from inflate3d.data.samples.views import make_stage
 from inflate3d.data.shards.cache import GB, ShardCache
+from inflate3d.data.shards.folds import dealt
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
-from inflate3d.data.shards.manifest_change import describe_change, snapshot
+from inflate3d.data.shards.manifest_change import changed_entries, describe_change, snapshot
 from inflate3d.data.shards.reader import ShardReader
 from inflate3d.data.stream.batches import EvalStream, Source, TrainStream
 from inflate3d.data.stream.mixture import Group, Mixture, grouped
@@ -55,6 +56,7 @@ class DatasetConfig:
     eval_batch_size: default batch_size, but 1 where evaluation sees whole volumes, which differ in shape.
     targets: what is to be taken otherwise of the card's targets, {mask: {annotated: [liver]}} (DatasetCard.restated).
     max_eval_samples: evenly spaced ones of the split. group: its group in data.groups, where it is in one.
+    fold: train and val dealt anew, {number: 0, of: 5} or {number: 0, file: splits_final.json} (data.shards.folds).
     """
 
     batch_size: int
@@ -67,6 +69,7 @@ class DatasetConfig:
     eval_batch_size: int | None = None
     max_eval_samples: int | None = None
     group: str | None = None
+    fold: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, name: str, values: Mapping[str, Any]) -> DatasetConfig:
@@ -167,15 +170,21 @@ class DataModule(pl.LightningDataModule):
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
-        """The manifest of each dataset, with its card as the config restates it.
+        """The manifest of each dataset, with its card as the config restates it, and its fold.
 
         Raises InputError that names the build command where there is none.
         """
         loaded = {name: Manifest.load(self.shards_of(name)) for name in self.datasets}
-        return {name: replace(m, card=self._restated(name, m.card)) for name, m in loaded.items()}
+        return {name: self._restated(name, manifest) for name, manifest in loaded.items()}
 
-    def _restated(self, name: str, card: DatasetCard) -> DatasetCard:
-        return card.restated(self.datasets[name].targets or {}, where=f"data.datasets.{name}.targets")
+    def _restated(self, name: str, manifest: Manifest) -> Manifest:
+        config, where = self.datasets[name], f"data.datasets.{name}"
+        card = manifest.card.restated(config.targets or {}, where=f"{where}.targets")
+        manifest = replace(manifest, card=card)
+        if config.fold is None:
+            return manifest
+        reader = ShardReader(self.shards_of(name), manifest, cache=self.cache)
+        return dealt(reader, config.fold, where=f"{where}.fold")
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -201,6 +210,11 @@ class DataModule(pl.LightningDataModule):
         """What a net is given of each dataset in training, as far as card and sample options tell."""
         options = {n: sample_options(m.card, self.datasets[n].sample) for n, m in self.manifests.items()}
         return [NetInput(options[n].input_size, m.card.input.spacing_mm) for n, m in self.manifests.items()]
+
+    @property
+    def seen(self) -> dict[str, dict[str, Any]]:
+        """What training volumes were like (`Seen.to_dict`), of each dataset whose shards tell."""
+        return {name: m.statistics["seen"] for name, m in self.manifests.items() if "seen" in m.statistics}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a dataset, for the table before the first step: media, tasks, share, samples, shapes."""
@@ -238,7 +252,7 @@ class DataModule(pl.LightningDataModule):
         changes += [f"dataset {name}: absent now" for name in before if name not in now]
         told = {name: describe_change(before[name], now[name]) for name in now if name in before}
         changes += [f"shards of {name}: {change}" for name, change in told.items() if change]
-        changes += _changes(state_dict["schedule"], self._schedule())
+        changes += changed_entries(state_dict["schedule"], self._schedule())
         if changes:
             raise InputError(
                 "this run cannot go on in the same order, its data changed: "
@@ -258,6 +272,8 @@ class DataModule(pl.LightningDataModule):
             schedule[f"data.datasets.{name}.weight"] = float(config.weight)
             if config.group is not None:
                 schedule[f"data.datasets.{name}.group"] = config.group
+            if (fold := self.manifests[name].dealt) is not None:
+                schedule[f"data.datasets.{name}.fold"] = str(fold)
         for name, group in self.groups.items():
             schedule[f"data.groups.{name}.weight"] = float(group.weight)
             schedule[f"data.groups.{name}.temperature"] = group.temperature
@@ -326,6 +342,7 @@ class DataModule(pl.LightningDataModule):
                 manifest.entries(split).samples,
                 mix(self.seed, "order", name),
                 window_shards=self.window_shards,
+                numbers=manifest.numbers(split),
             ),
             stage=make_stage(
                 manifest.card,
@@ -377,12 +394,3 @@ def _start_worker(worker: int) -> None:
     shield_worker()
     if "SimpleITK" in sys.modules:
         sys.modules["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = [*before, *(name for name in now if name not in before)]
-    return [
-        f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]

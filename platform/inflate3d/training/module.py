@@ -32,6 +32,7 @@ from inflate3d.training.optim import (
     parameter_groups,
     warmup_cosine,
 )
+from inflate3d.training.run.folder import FAILURES
 from inflate3d.training.run.train_means import TrainMeans
 from inflate3d.training.scores import Scores
 from inflate3d.training.start_heads import take_published_heads
@@ -102,6 +103,7 @@ class MultiTaskModule(pl.LightningModule):
         self.window_batch_size = window_batch_size
         self.cards: dict[str, DatasetCard] = {}
         self.windows: dict[str, Triple] = {}
+        self.seen: dict[str, Any] = {}
         self.net_inputs: list[NetInput] = []  # what plan "auto" looks at
         self.means, self.watch = TrainMeans(), LossWatch()
         self.last_row: dict[str, float] = {}
@@ -115,7 +117,7 @@ class MultiTaskModule(pl.LightningModule):
         """Tell the data module which tasks each dataset serves, for its table."""
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         datamodule.tasks_of = dict(self.tasks_of)
-        self.windows, self.net_inputs = dict(datamodule.windows), datamodule.net_inputs
+        self.windows, self.net_inputs, self.seen = dict(datamodule.windows), datamodule.net_inputs, datamodule.seen
 
     def configure_model(self) -> None:
         """Build the backbone and the heads from the cards in the shards' manifests; once."""
@@ -259,7 +261,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _judge(self, row: Mapping[str, float]) -> None:
         trainer, step, every = self.trainer, self.trainer.global_step, self._steps_of_row()
-        folder = Path(trainer.default_root_dir) / "failures"
+        folder = Path(trainer.default_root_dir) / FAILURES
         self.watch.check(
             row, step=step, steps=step % every or every, lr=self.learning_rate, folder=folder, rank=trainer.global_rank
         )
@@ -374,8 +376,9 @@ class MultiTaskModule(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what publishing needs without the shards (cards, backbone, net), and the means since the last row."""
+        """Save what publishing needs without the shards (cards, backbone, net ...), and means since the last row."""
         checkpoint["cards"] = {name: card.to_dict() for name, card in self.cards.items()}
+        checkpoint["seen"] = self.seen
         checkpoint["backbone"] = self.backbone.config.to_dict()
         checkpoint["net"] = self.backbone.net.net_spec.to_dict()  # type: ignore[union-attr, operator]
         if published := getattr(self.backbone.net, "published", None):  # whose data and licences these weights inherit

@@ -65,4 +65,4 @@ def _check_names(heads: Mapping[str, PlacedHead], wanted: Mapping[str, str]) -> 
 
 
 def _answers_alike(one: AbstractTarget | None, other: AbstractTarget | None) -> bool:
-    return type(one) is type(other) and (one is None or other is None or one.names == other.names)
+    return type(one) is type(other) and (one is None or other is None or one.answers == other.answers)

@@ -1,7 +1,8 @@
-"""A folder that holds one DICOM series: which of its files are slices, and which are not."""
+"""One DICOM series, in a folder of its own or of several: which files are its slices, and which are not."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from inflate3d.errors import InputError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _LITTER = {"thumbs.db", "desktop.ini", "dicomdir", "__macosx", "lockfile", "version", "index", "readme", "license"}
 
 
@@ -42,8 +44,22 @@ def holds_dicom(folder: Path) -> bool:
     )
 
 
-def load_dicom(folder: Path) -> Stored:
-    """Return the numbers of the one series in a folder, and where its voxels lie.
+def is_series(path: Path) -> bool:
+    """Whether a path is a folder, or FOLDER/UID: a series by its SeriesInstanceUID among those of a folder."""
+    if path.is_dir():
+        return True
+    is_named = _UID.fullmatch(path.name) is not None and not path.exists() and not path.is_symlink()
+    return is_named and path.parent.is_dir() and holds_dicom(path.parent)
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that begin as DICOM does, sorted, without hidden ones and litter of disks."""
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and not _is_litter(p) and p.stat().st_size)
+    return [file for file in files if _begins_as_dicom(file)]
+
+
+def load_dicom(path: Path) -> Stored:
+    """Return the numbers of the one series in a folder, or of FOLDER/UID, and where its voxels lie.
 
     Reports, structures, segmentations, localizers and what disks leave behind are passed over and noticed. Warnings of
     pydicom are noticed. InputError for no or several series, for a slice that is empty, absent, cut short or no DICOM,
@@ -51,9 +67,9 @@ def load_dicom(folder: Path) -> Stored:
     """
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        found = _survey(folder)
-        frames, passed_over = _frames_of_one_series(found, folder)
-        frames, affine, tilted = grid_of(frames, folder)
+        folder, uid = (path, None) if path.is_dir() else (path.parent, path.name)
+        frames, passed_over = _frames_of_one_series(_survey(folder), folder, uid)
+        frames, affine, tilted = grid_of(frames, path)
         numbers = stored_numbers(frames)
     slope, intercept = (np.array([getattr(f, n) for f in frames]) for n in ("slope", "intercept"))
     noticed = (*tilted, *_noticed(frames), *passed_over, *_warned(heard))
@@ -70,7 +86,7 @@ def _survey(folder: Path) -> _Found:
     for file in sorted(folder.iterdir()):
         if file.is_dir():
             continue
-        if file.name.startswith(".") or file.stem.lower() in _LITTER:
+        if _is_litter(file):
             found.others.append(file.name)
         elif not file.exists():
             found.wrong[file] = "a link to a file that is not there"
@@ -83,6 +99,10 @@ def _survey(folder: Path) -> _Found:
     return found
 
 
+def _is_litter(file: Path) -> bool:
+    return file.name.startswith(".") or file.stem.lower() in _LITTER
+
+
 def _begins_as_dicom(file: Path) -> bool:
     """Whether a file has the mark of PS3.10 7.1, or begins with an element of group 2 or 8, as older files do."""
     with file.open("rb") as opened:
@@ -90,9 +110,13 @@ def _begins_as_dicom(file: Path) -> bool:
     return head[128:] == b"DICM" or head[:2] in (b"\x02\0", b"\x08\0")
 
 
-def _frames_of_one_series(found: _Found, folder: Path) -> tuple[list[Frame], tuple[Noticed, ...]]:
+def _frames_of_one_series(found: _Found, folder: Path, uid: str | None) -> tuple[list[Frame], tuple[Noticed, ...]]:
+    """Return the frames of the only series, or of that with this UID, and what was passed over."""
     images = {file: header for file, header in found.headers.items() if _is_image(header, file)}
-    localizers = {file for file, header in images.items() if _is_localizer(header)}
+    if uid is not None:
+        found.headers = {file: h for file, h in found.headers.items() if str(h.get("SeriesInstanceUID", "")) == uid}
+        images = {file: header for file, header in images.items() if file in found.headers}
+    localizers = {file for file, header in images.items() if is_localizer(header)}
     if len(localizers) < len(images):
         images = {file: header for file, header in images.items() if file not in localizers}
     suffixes = {_suffix(file) for file in images} or {_suffix(file) for file in found.wrong}
@@ -100,7 +124,7 @@ def _frames_of_one_series(found: _Found, folder: Path) -> tuple[list[Frame], tup
         named = "; ".join(f"{file.name} is {reason}" for file, reason in list(wrong.items())[:5])
         raise InputError(f"{folder}: {len(wrong)} of its slices cannot be read: {named}. Complete the series")
     _check_one_series(images, found, folder)
-    kinds = Counter(_class_name(h) for f, h in found.headers.items() if f not in images)
+    kinds = Counter(class_name(h) for f, h in found.headers.items() if f not in images)
     others = [*found.others, *(file.name for file in found.wrong)]
     told = [Noticed("passed over", f"{n} of {kind}") for kind, n in kinds.items()]
     if others:
@@ -114,7 +138,7 @@ def _check_one_series(images: dict[Path, Dataset], found: _Found, folder: Path) 
     if len(series) == 1:
         return
     if not series:
-        held = ", ".join(sorted({_class_name(h) for h in found.headers.values()})) or "no DICOM file"
+        held = ", ".join(sorted({class_name(h) for h in found.headers.values()})) or "no DICOM file"
         below = [p.name for p in sorted(folder.iterdir()) if p.is_dir()]
         hint = f"; folders below are not searched: {', '.join(below[:5])}" if below else ""
         raise InputError(f"{folder}: holds 0 DICOM series ({held}); give a folder that holds exactly one{hint}")
@@ -131,7 +155,7 @@ def _check_one_series(images: dict[Path, Dataset], found: _Found, folder: Path) 
 def _is_image(header: Dataset, file: Path) -> bool:
     """Whether a file is of an image class. InputError if it is but lacks what an image has: it is cut short."""
     has_pixels = "Rows" in header and any(e.group == 0x7FE0 for e in header.keys())  # noqa: SIM118
-    name = _class_name(header)
+    name = class_name(header)
     if "Image Storage" not in name and not (has_pixels and "Storage" not in name):
         if "Storage" not in name and "Directory" not in name:
             raise InputError(f"{file}: is a DICOM file of no known class ({name}) and without pixels; is it cut short?")
@@ -141,12 +165,12 @@ def _is_image(header: Dataset, file: Path) -> bool:
     return True
 
 
-def _is_localizer(header: Dataset) -> bool:
+def is_localizer(header: Dataset) -> bool:
     words = header.get("ImageType") or []
     return "LOCALIZER" in [str(word).upper() for word in ([words] if isinstance(words, str) else words)]
 
 
-def _class_name(header: Dataset) -> str:
+def class_name(header: Dataset) -> str:
     """Return the name of the SOP class (PS3.6 A), such as "CT Image Storage"."""
     uid = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "no class"
     return str(getattr(uid, "name", uid))

@@ -117,28 +117,3 @@ def as_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
         return ()
     parts = value.split(",") if isinstance(value, str) else value
     return tuple(str(p).strip() for p in parts if str(p).strip())
-
-
-def label_names(table: dict[str, Any], *, where: str) -> tuple[str, ...]:
-    """Return class names in index order from {"0": "background"} (index -> name) or {"background": 0} (name -> index).
-
-    InputError for region labels (lists), an `ignore` label and indices with gaps: each names the entry.
-    """
-    by_index: dict[int, str] = {}
-    for key, value in table.items():
-        index, name = (key, value) if not isinstance(value, int) and str(key).isdigit() else (value, key)
-        if isinstance(index, list | tuple):
-            raise InputError(
-                f"{where}: label {name!r} is a region {index}; write plain labels, one integer per class, "
-                "such as {'edema': 1, 'core': 2}; masks are trained as classes, not as regions"
-            )
-        if str(name).lower() == "ignore":
-            raise InputError(f"{where}: the label 'ignore' is not supported; map those voxels to a class first")
-        if not str(index).isdigit():
-            raise InputError(f"{where}: label {name!r} has index {index!r}; expected an integer from 0")
-        by_index[int(index)] = str(name)
-    if len(by_index) < 2 or sorted(by_index) != list(range(len(by_index))) or len(by_index) != len(table):
-        raise InputError(
-            f"{where}: labels {table} must be numbered 0, 1, 2, ... without gaps, with at least two classes"
-        )
-    return tuple(by_index[i] for i in range(len(by_index)))

@@ -30,16 +30,10 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """names: the classes in index order. index_of: the class of each value of a file. annotated: as of MaskTarget."""
+    """target: the mask that a card states. index_of: the label of it that each value of a file becomes."""
 
-    names: tuple[str, ...]
+    target: MaskTarget
     index_of: Mapping[int, int]
-    annotated: tuple[str, ...] = ()
-
-    @property
-    def target(self) -> MaskTarget:
-        """The mask that a card states."""
-        return MaskTarget(self.names, self.annotated)
 
 
 def label_map(values: Mapping[str, int], wanted: Mapping[str, Any] | None, *, where: str) -> LabelMap:
@@ -78,14 +72,22 @@ def label_map(values: Mapping[str, int], wanted: Mapping[str, Any] | None, *, wh
                 "one of the two"
             )
     annotated = tuple(name for name in classes if name not in unlooked) if unlooked else ()
-    return LabelMap(tuple(classes), index_of, annotated)
+    return LabelMap(MaskTarget(tuple(classes), annotated), index_of)
 
 
-def chosen(names: Sequence[str], wanted: Mapping[str, Any] | None, *, where: str) -> LabelMap:
-    """Return the map of a mask whose values are the indices of `names`: as it is, or with the classes wanted."""
+def chosen(stated: MaskTarget, wanted: Mapping[str, Any] | None, *, where: str) -> LabelMap:
+    """Return the map of a mask whose values are the indices of `stated.names`: as it is, or with the classes wanted.
+
+    Wanted classes take the place of regions; what is ignored stays so unless a class takes it.
+    """
     if wanted is None:
-        return LabelMap(tuple(names), {i: i for i in range(len(names))})
-    return label_map({name: i for i, name in enumerate(names) if i}, wanted, where=where)
+        return LabelMap(stated, {i: i for i in range(len(stated.names))})
+    values = {name: i for i, name in enumerate(stated.names) if i}
+    taken = [label for labels in wanted.values() for label in _listed(labels)]
+    ignored = [name for name in stated.ignored if name not in taken and values[name] not in taken]
+    made = label_map(values, {**wanted, **{name: [name] for name in ignored}}, where=where)
+    annotated = tuple(name for name in made.target.annotated if name not in ignored)
+    return replace(made, target=replace(made.target, annotated=annotated, ignored=tuple(ignored)))
 
 
 def merged(files: Sequence[MaskFile], read: Callable[[Path], Volume], where: str) -> Volume:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inflate3d.data.raw.dicom_series import load_dicom
+from inflate3d.data.raw.dicom_series import is_series, load_dicom
 from inflate3d.data.raw.geometry import axis_codes, resample, spacing_of, turn
 from inflate3d.data.raw.grid import shear_degrees
 from inflate3d.data.raw.nifti import NIFTI, load_nifti
@@ -47,7 +47,7 @@ class Volume:
 def read_volume(
     path: str | Path, *, orientation: str | None = "RAS", spacing_mm: Spacing | None = None, is_mask: bool = False
 ) -> Volume:
-    """Read .nii, .nii.gz, .nrrd, .mha, .mhd, .npy or a folder that holds one DICOM series.
+    """Read .nii, .nii.gz, .nrrd, .mha, .mhd, .npy, a folder that holds one DICOM series, or FOLDER/UID of several.
 
     `orientation` is where W, H and D grow to ("RAS"); None leaves the axes as stored. `spacing_mm` (z, y, x)
     resamples: linear for images, nearest for masks. Masks become uint8 after a check that they hold whole numbers from
@@ -98,11 +98,11 @@ def place_volume(
 
 
 def _load(path: Path) -> Stored:
-    if not path.exists():
+    if not path.exists() and not is_series(path):
         linked = f"a link to {path.readlink()}, which is not there; fetch it" if path.is_symlink() else "no such file"
         raise InputError(f"{path}: {linked}")
     try:
-        stored = load_dicom(path) if path.is_dir() else _loader(path)(path)
+        stored = load_dicom(path) if is_series(path) else _loader(path)(path)
     except InputError:
         raise
     except OSError as fault:

@@ -35,12 +35,13 @@ def read_volume_case(
     of the others. frame: of a 4-D image, from 0; None takes all as channels. InputError names the file if it is
     broken, if the number of channels is not the card's, shapes or positions differ, or a mask label has no class.
     """
+    from inflate3d.data.raw.dicom_series import is_series
     from inflate3d.data.raw.pairs import check_pair
 
     spec = card.input
     parts = {n: [m] if isinstance(m, Path) else list(m) for n, m in (masks or {}).items()}
     for file in [*images, *(_path(part) for several in parts.values() for part in several)]:
-        if not file.exists() and not file.is_symlink():
+        if not file.exists() and not file.is_symlink() and not is_series(file):
             raise InputError(f"{where}: no file {str(file)!r}; the case is listed, but its file is missing")
     volumes, read_masks = _read_on_one_grid(images, parts, spec, where, frame)
     image = volumes[0].array if len(volumes) == 1 else np.concatenate([v.array for v in volumes])
@@ -139,10 +140,14 @@ def measure_window(
 
 
 def _foreground(sample: RawSample, card: DatasetCard) -> np.ndarray:
-    """Return where the first per_voxel target is not 0, (D, H, W) bool; all true without one, or if it is all 0."""
+    """Return where the first per_voxel target holds what is scored, (D, H, W) bool; all true where it does not."""
     assert sample.image is not None
-    mask = next((sample.targets.get(name) for name, target in card.targets.items() if target.per_voxel), None)
-    return mask > 0 if mask is not None and mask.any() else np.ones(sample.image.shape[1:], bool)
+    for name, target in card.targets.items():
+        if target.per_voxel and sample.targets.get(name) is not None:
+            sought = [label for labels in target.scored.values() for label in labels]
+            inside = np.isin(sample.targets[name], sought) if target.names else sample.targets[name] > 0
+            return inside if inside.any() else np.ones(inside.shape, bool)
+    return np.ones(sample.image.shape[1:], bool)
 
 
 def as_spacing(value: Sequence[float] | None, *, where: str) -> Spacing | None:

@@ -74,8 +74,9 @@ class VolumeStage:
         draw = generator(seed, "crop")
         if self.masks and draw.random() < self.options.foreground:
             mask, target = members[self.masks[0]], self.targets[self.masks[0]]
+            sought = {label for labels in target.scored.values() for label in labels}
             for label in draw.permutation(np.arange(1, len(target.names))):
-                if label in target.unannotated:
+                if label not in sought:
                     continue
                 voxel = _draw_voxel(mask, int(label), draw)
                 if voxel is not None:

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from inflate3d.contracts import SPLITS, DatasetCard, InputSpec
 from inflate3d.data.shards.shard_table import ShardEntry as ShardEntry
@@ -23,6 +25,9 @@ from inflate3d.errors import InputError
 from inflate3d.files import sealed, unsealed, write_whole
 from inflate3d.remote.address import Address, is_remote
 from inflate3d.remote.client import read
+
+if TYPE_CHECKING:
+    from inflate3d.data.shards.folds import Dealt
 
 log = logging.getLogger(__name__)
 MANIFEST_FORMAT, FIRST_FORMAT = "inflate3d-shards/2", "inflate3d-shards/1"
@@ -39,7 +44,7 @@ class Manifest:
     """A dataset at rest. `rejects` lists {"key", "reason"}; `statistics` holds what the build measured.
 
     tars: the folder or address of the tars where they do not lie beside the manifest, and mapping: which of their
-    members mean what (both of `platform shards index`).
+    members mean what (both of `platform shards index`). dealt: the fold by which a run reads it, which is not saved.
     """
 
     card: DatasetCard
@@ -48,6 +53,7 @@ class Manifest:
     statistics: dict[str, Any] = field(default_factory=dict)
     tars: str | None = None
     mapping: dict[str, Any] | None = None
+    dealt: Dealt | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shards, ShardTable):
@@ -62,14 +68,21 @@ class Manifest:
         return self.card.input
 
     def entries(self, split: str | None = None) -> ShardTable:
-        """Return the shards of one split (None: of all) in order."""
+        """Return the shards of one split (None: of all) in order; in a fold those of train and val serve both."""
         assert split is None or split in SPLITS, split
         assert isinstance(self.shards, ShardTable)
+        if self.dealt is not None and split in self.dealt.numbers:
+            return self.shards.of_split(*self.dealt.numbers)
         return self.shards if split is None else self.shards.of_split(split)
+
+    def numbers(self, split: str) -> Sequence[np.ndarray] | None:
+        """Return which samples of each of a split's shards are in it; None: all are."""
+        return None if self.dealt is None else self.dealt.numbers.get(split)
 
     def num_samples(self, split: str | None = None) -> int:
         """Return how many samples a split holds (None: all splits together)."""
-        return int(self.entries(split).samples.sum())
+        numbers = None if split is None else self.numbers(split)
+        return int(self.entries(split).samples.sum()) if numbers is None else sum(map(len, numbers))
 
     @cached_property
     def digest(self) -> str:

@@ -39,6 +39,16 @@ def describe_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
+def changed_entries(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two mappings, a text an entry: "seed: 0 before, 1 now"."""
+    names = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{name}: {before.get(name, 'absent')} before, {now.get(name, 'absent')} now"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
 def _named(what: str, files: list[str]) -> str:
     if not files:
         return ""

@@ -80,9 +80,9 @@ class ShardTable(Sequence[ShardEntry]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ShardTable) and len(self) == len(other) and all(map(_same, self, other))
 
-    def of_split(self, split: str) -> ShardTable:
-        """Return the shards of one split."""
-        return ShardTable(self._columns, self._rows[np.array([s == split for s in self.texts("split")], bool)])
+    def of_split(self, *splits: str) -> ShardTable:
+        """Return the shards of these splits, in order."""
+        return ShardTable(self._columns, self._rows[np.array([s in splits for s in self.texts("split")], bool)])
 
     @property
     def samples(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from inflate3d.contracts import DatasetCard
 from inflate3d.data.samples.record import stored_value
+from inflate3d.data.samples.seen import Seen
 from inflate3d.data.shards.manifest import Manifest
 from inflate3d.data.shards.reader import ShardReader
 
@@ -26,7 +27,8 @@ def summarise_records(records: Sequence[Mapping[str, Any]], card: DatasetCard) -
     """Return what a manifest tells of samples, from their JSON members, of which there is one at least.
 
     {"samples_measured", "shape": {"min", "median", "max"} of (C, D, H, W), "spacing_mm": likewise (z, y, x),
-    "intensity": medians over volumes of p0.5, median, p99.5, mean and std, "targets": of each, what its type tells}.
+    "intensity": medians over volumes of p0.5, median, p99.5, mean and std, "seen": their ranges (Seen), "targets": of
+    each, what its type tells}.
     """
     statistics: dict[str, Any] = {"samples_measured": len(records)}
     for name in ("shape", "spacing_mm"):
@@ -36,6 +38,8 @@ def summarise_records(records: Sequence[Mapping[str, Any]], card: DatasetCard) -
     if "intensity" in records[0]:
         names = records[0]["intensity"]
         statistics["intensity"] = {n: float(np.median([r["intensity"][n] for r in records])) for n in names}
+    if (seen := Seen.of(records, card.input.intensity)) is not None:
+        statistics["seen"] = seen.to_dict()
     statistics["targets"] = {
         name: target.summarise([_told(record, name, per_voxel=target.per_voxel) for record in records])
         for name, target in card.targets.items()

@@ -11,7 +11,7 @@ stream is one integer, and it knows nothing of workers and ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,11 +38,22 @@ class _Epoch(NamedTuple):
 class SampleOrder:
     """The endless order of the samples of one dataset split."""
 
-    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, seed: int, *, window_shards: int = 64) -> None:
-        """Take the number of samples of each shard. Raises InputError if there is no sample or no window."""
+    def __init__(
+        self,
+        shard_sizes: Sequence[int] | np.ndarray,
+        seed: int,
+        *,
+        window_shards: int = 64,
+        numbers: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        """Take the number of samples of each shard; or, of a fold, which of them count: `numbers`, an array a shard.
+
+        Raises InputError if there is no sample or no window.
+        """
         if window_shards < 1:
             raise InputError(f"window_shards is {window_shards}; it must be at least 1")
-        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._numbers = None if numbers is None else np.concatenate([*numbers, np.empty(0, np.int64)])
+        self.shard_sizes = np.asarray(shard_sizes if numbers is None else [len(n) for n in numbers], dtype=np.int64)
         self.seed = seed
         self.window_shards = window_shards
         self.num_samples = int(self.shard_sizes.sum())
@@ -71,7 +82,7 @@ class SampleOrder:
             first = window_starts[window]
             shuffled[here] = first + self._window(epoch, int(window))[positions[here] - first]
         slot = np.searchsorted(starts, shuffled, side="right") - 1
-        return shards[slot], shuffled - starts[slot]
+        return shards[slot], self._in_shard(shards[slot], shuffled - starts[slot])
 
     def slots(self, first: int, count: int) -> Slots:
         """Return the samples at the stream positions first..first+count-1."""
@@ -85,11 +96,15 @@ class SampleOrder:
     def stored(self, number: int) -> tuple[int, int]:
         """Return (shard, index in the shard) of a sample by its number in the order in which it is stored."""
         shard = int(np.searchsorted(self._stored_starts, number, side="right")) - 1
-        return shard, number - int(self._stored_starts[shard])
+        return shard, int(self._in_shard(shard, number - int(self._stored_starts[shard])))
 
     def substitute(self, epoch: int, position: int, attempt: int) -> tuple[int, int]:
         """Return the sample that stands in for a broken one at this place; `attempt` counts from 1."""
         return self.stored(mix(self.seed, "substitute", epoch, position, attempt) % self.num_samples)
+
+    def _in_shard(self, shard: Any, index: Any) -> Any:
+        """Return the indices in the shards of the samples that count, by their own index among those."""
+        return index if self._numbers is None else self._numbers[self._stored_starts[shard] + index].astype(np.int64)
 
     def _epoch(self, epoch: int) -> _Epoch:
         def draw() -> _Epoch:

@@ -42,7 +42,7 @@ def draw_curves(figure: Any, rows: list[Row]) -> None:
     left.set(title="training loss", xlabel="optimiser step")
     left.set_ylim(bottom=0)
     metrics = sorted({key for row in rows for key in row if key.startswith("val/")} - {"val/score"})
-    for key in _main(metrics):
+    for key in main_metrics(metrics):
         _draw(right, rows, key, label=key.removeprefix("val/"), marker="o")
     _draw(right, rows, "val/score", label="score", marker="o", color="black", linewidth=2)
     probes = sorted({k for row in rows for k in row if k.startswith("probe/") and not k.endswith("/std")})
@@ -61,7 +61,7 @@ def _draw(axes: Axes, rows: list[Row], key: str, **style: Any) -> None:
         axes.plot(*zip(*points, strict=True), markersize=3, **{"linewidth": 1.2, **style})
 
 
-def _main(metrics: list[str]) -> list[str]:
-    """Leave out what would crowd the plot where there are many: a mean's parts (dice_<class>), and losses."""
+def main_metrics(metrics: list[str]) -> list[str]:
+    """Return metrics, but of many leave out what would crowd a plot: a mean's parts (dice_<class>), and losses."""
     named = [(metric, metric.rpartition("/")[2]) for metric in metrics]
     return metrics if len(metrics) <= 10 else [m for m, name in named if "_" not in name and name != "loss"]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from inflate3d.errors import InputError
+from inflate3d.evaluation.pictures import FILTERS
 from inflate3d.evaluation.pictures.figures import save_figure
 from inflate3d.models import Backbone, BackboneConfig, create_model
 from inflate3d.models.filters import filters_of, first_filters, slice_grids
@@ -164,5 +165,5 @@ def _place(model: str, path: str | Path | None) -> Path:
     if path is not None:
         return Path(path)
     if Path(model).is_dir() and (Path(model) / RUN_CONFIG).is_file():
-        return Path(model) / "filters.png"
+        return Path(model) / FILTERS
     return Path(f"filters-{''.join(c if c.isalnum() or c in '._-' else '-' for c in model)[-80:]}.png")

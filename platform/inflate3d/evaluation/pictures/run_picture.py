@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from inflate3d.evaluation.pictures import PICTURE
 from inflate3d.evaluation.pictures.curves import draw_curves, run_rows
 from inflate3d.evaluation.pictures.samples import draw_pictures, predict_some
 from inflate3d.training.run.saved import load_data, load_module
-
-PICTURE = "pictures.png"
 
 
 def draw_run(run_folder: str | Path, *, which: str = "best", per_dataset: int = 3) -> Path:

@@ -10,10 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
+from inflate3d.evaluation.pictures import PREDICTIONS
 from inflate3d.evaluation.pictures.samples import plot_samples
 from inflate3d.training import DataModule
 
-FOLDER = "predictions"
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ class SamplePictures(pl.Callback):
         """Draw."""
         if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero or not self.draws:
             return
-        path = Path(trainer.default_root_dir) / FOLDER / f"step-{trainer.global_step:08d}.png"
+        path = Path(trainer.default_root_dir) / PREDICTIONS / f"step-{trainer.global_step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         plot_samples(pl_module, _copy_of(data), path, per_dataset=self.per_dataset)

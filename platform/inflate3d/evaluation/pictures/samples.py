@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, DatasetCard, Exhibit, medium_of
 from inflate3d.evaluation.pictures.pixels import tint
 from inflate3d.evaluation.pictures.planes import COLUMNS, caption, show_plane
+from inflate3d.nn.metrics import volume_dice
 from inflate3d.sample import Batch
 from inflate3d.training.datamodule import DataModule
 from inflate3d.training.module import MultiTaskModule
+
+_TITLE = 0.3  # inches above a row
 
 
 @dataclass
@@ -51,7 +55,9 @@ class Shown:
 def plot_samples(module: MultiTaskModule, data: DataModule, path: str | Path, *, per_dataset: int = 3) -> Path:
     """Draw predictions on validation samples of every dataset into one picture; return its path."""
     pictures = list(predict_some(module, data, per_dataset=per_dataset))
-    figure = Figure(figsize=(11, 2.1 * max(len(pictures), 1)), layout="constrained")
+    height = 2.1 * max(len(pictures), 1) + _TITLE
+    # The first row's title, too, is a text that the layout leaves out.
+    figure = Figure(figsize=(11, height), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - _TITLE / height)))
     draw_pictures(figure, pictures)
     figure.savefig(path, dpi=110)
     return Path(path)
@@ -135,7 +141,7 @@ def _draw_planes(axes: list[Axes], picture: Picture) -> None:
 
 def _draw_masks(axes: list[Axes], picture: Picture) -> None:
     """Image, truth and prediction, in the slices that hold most of the truth."""
-    truth, guess = picture.value.numpy(), picture.answer.argmax(dim=0).numpy()
+    truth, guess = picture.value.numpy(), picture.target.label_map(picture.answer[None])[0].numpy()
     if not (truth.any() or guess.any()):
         _draw_planes(axes, picture)
         _title(axes[0], picture, f"{picture.target.names[0]} alone, in truth and prediction")
@@ -175,14 +181,9 @@ def _said(picture: Picture, count: int = 3) -> str:
 
 
 def _dice(picture: Picture, truth: np.ndarray, guess: np.ndarray) -> str:
-    found = []
-    for k, name in enumerate(picture.target.names[1:], start=1):
-        if k in picture.target.unannotated:
-            continue
-        size = (truth == k).sum() + (guess == k).sum()
-        if size:
-            found.append(f"{name} {2 * ((truth == k) & (guess == k)).sum() / size:.2f}")
-    return "Dice " + ", ".join(found[:6])
+    dice, spoke = volume_dice(torch.from_numpy(guess), torch.from_numpy(truth), picture.target)
+    rows = zip(picture.target.scored, dice.tolist(), spoke.tolist(), strict=True)
+    return "Dice " + ", ".join([f"{name} {value:.2f}" for name, value, is_there in rows if is_there][:6])
 
 
 def _title(axes: Axes, picture: Picture | Shown, text: str) -> None:

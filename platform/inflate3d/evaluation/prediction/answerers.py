@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inflate3d.contracts import AbstractTarget, DatasetCard, Features, InputSpec, Intensity, Prediction, medium_of
 from inflate3d.contracts.card import UNSTATED_MEDIA
 from inflate3d.data.samples.options import sample_options
+from inflate3d.data.samples.seen import Seen
 from inflate3d.errors import InputError
 from inflate3d.models import create_model, create_segmenter
 from inflate3d.models.input_contract import intensity_of
@@ -35,7 +36,8 @@ Answer = Prediction | Features
 class Answering:
     """What answers under one name: a head, or a net without one.
 
-    target: what it tells; None: features. label_names: what the dataset's own label files hold of its names.
+    target: what it tells; None: features. label_names: what the dataset's own label files hold of its names. seen: what
+    its training volumes were like, where that is known.
     """
 
     dataset: str
@@ -43,6 +45,7 @@ class Answering:
     target: AbstractTarget | None
     task: str | None = None
     label_names: tuple[str, ...] = ()
+    seen: Seen | None = None
 
 
 class Answerer(Protocol):
@@ -85,9 +88,13 @@ class RunAnswerer:
         self.title = f"{self.checkpoint.path.name} of {run_folder}"
         self.module = load_module(run_folder, str(self.checkpoint.path))
         placed = placed_heads(self.module.tasks)
-        self.heads = {n: Answering(h.dataset, h.card, h.target, h.task, h.label_names) for n, h in placed.items()}
+        seen = {name: Seen.from_dict(told) for name, told in self.module.seen.items()}
+        self.heads = {
+            name: Answering(h.dataset, h.card, h.target, h.task, h.label_names, seen.get(h.dataset))
+            for name, h in placed.items()
+        }
         for dataset in self.module.tasks_of.keys() - {head.dataset for head in self.heads.values()}:
-            self.heads[dataset] = Answering(dataset, self.module.cards[dataset], None)
+            self.heads[dataset] = Answering(dataset, self.module.cards[dataset], None, seen=seen.get(dataset))
         self.precision = str(self.config.get("trainer", {}).get("precision"))
         self.task: str | None = None
         self.features = False
@@ -180,7 +187,8 @@ class PublishedAnswerer:
 
 def _answering(name: str, spec: Mapping[str, Any], entry: Mapping[str, Any]) -> Answering:
     dataset = entry.get("dataset", name)
-    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"), label_names_of(entry))
+    seen = Seen.from_dict(spec["seen"]) if "seen" in spec else None
+    return Answering(dataset, _card(dataset, spec), target_of(entry), entry.get("task"), label_names_of(entry), seen)
 
 
 def _card(name: str, spec: Mapping[str, Any]) -> DatasetCard:

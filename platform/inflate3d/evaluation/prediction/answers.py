@@ -17,16 +17,15 @@ from torch import Tensor
 from inflate3d.contracts import AbstractTarget, Features, Masks, Prediction, Probabilities, Values
 from inflate3d.data.raw.nifti import NIFTI, nifti_header
 from inflate3d.data.raw.readers import Affine, read_volume
-from inflate3d.data.samples.boxes import centre
-from inflate3d.errors import InputError
+from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.prediction.case_scores import SCORES, CaseScores, write_csv
+from inflate3d.evaluation.prediction.components import largest_components
 from inflate3d.evaluation.prediction.inputs import InputCase
 from inflate3d.evaluation.prediction.table_scores import SCORES as TABLE_SCORES
 from inflate3d.evaluation.prediction.table_scores import TableScores
 from inflate3d.files import write_whole
-from inflate3d.sample import Sample, Triple
 
-TABLE, VECTORS = "predictions.csv", "features.npz"
+TABLE, VECTORS, PROBABILITIES = "predictions.csv", "features.npz", "probabilities"
 # Where voxels lie, as a NIfTI header says it; the rest of an input's header (names, dates, scales) is not copied.
 _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -43,12 +42,40 @@ _VALUE = (["value"], _number)
 
 @dataclass(frozen=True)
 class Answered:
-    """One case. members: what was read of it; sample: what the model saw; tensor: the answer for it."""
+    """One case. members: what was read of it. tensor: the answer for it, float32; per voxel: for the voxels read."""
 
     case: InputCase
     members: Mapping[str, Any]
-    sample: Sample
     tensor: Tensor
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is done with label maps besides writing them.
+
+    probabilities: each class's go into a file of their own. largest_component: classes of which only the largest
+    component stays; (): each but the background; None: none.
+    """
+
+    probabilities: bool = False
+    largest_component: tuple[str, ...] | None = None
+
+    def checked(self, target: AbstractTarget | None) -> MapOptions:
+        """Return the options. InputError where the answers are no label maps, or for a class that they do not have."""
+        if self == PLAIN:
+            return self
+        if target is None or not target.per_voxel:
+            named = "--probabilities" if self.probabilities else "--largest-component"
+            gives = "features" if target is None else target.describe()
+            hint = "; predictions.csv holds probabilities" if self.probabilities and target is not None else ""
+            raise InputError(f"{named} is for label maps, but this head gives {gives}{hint}; leave it out")
+        for name in self.largest_component or ():
+            if name not in target.names[1:]:
+                raise unknown_name("class", name, target.names[1:], where="--largest-component")
+        return self
+
+
+PLAIN = MapOptions()
 
 
 class Answers(Protocol):
@@ -72,15 +99,16 @@ def answers_to(
     *,
     labels: Path | None = None,
     label_names: Sequence[str] = (),
+    options: MapOptions = PLAIN,
 ) -> Answers:
     """Return what writes answers such as this one; `labels`, where there are any, score them.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
-    label_names: the class of each index in label maps that hold the truth. InputError if it cannot be, or would
-    overwrite an input.
+    label_names: the class of each index in label maps that hold the truth. options: of label maps. InputError if it
+    cannot be, or would overwrite an input.
     """
     if isinstance(answer, Masks) and target is not None:
-        return LabelMaps(output, target, cases, labels=labels, label_names=label_names)
+        return LabelMaps(output, target, cases, labels=labels, label_names=label_names, options=options)
     if isinstance(answer, Probabilities | Values) and target is not None:
         place = _file(output, TABLE)
         columns = _probabilities(target) if isinstance(answer, Probabilities) else _VALUE
@@ -93,7 +121,10 @@ def answers_to(
 
 
 class LabelMaps:
-    """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known."""
+    """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known.
+
+    With probabilities: probabilities/ beside the maps holds a float32 file of the same name, (X, Y, Z, K).
+    """
 
     def __init__(
         self,
@@ -103,26 +134,37 @@ class LabelMaps:
         *,
         labels: Path | None = None,
         label_names: Sequence[str] = (),
+        options: MapOptions = PLAIN,
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
-        self.place = output
+        self.place, self.target = output, target
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
-        _spare_inputs(self.paths.values(), cases)
+        kept = options.largest_component
+        self.largest = None if kept is None else [target.names.index(name) for name in kept or target.names[1:]]
+        folder = (output.parent if single else output) / PROBABILITIES
+        self.probabilities = {key: folder / path.name for key, path in self.paths.items() if options.probabilities}
+        if self.probabilities:
+            _make_folder(folder)
+        _spare_inputs([*self.paths.values(), *self.probabilities.values()], cases)
         table = output.with_name(SCORES) if single else output / SCORES
         self.scores = None
         if labels is not None:
             self.scores = CaseScores(labels, list(self.paths), target, table, label_names=label_names)
 
     def add(self, answered: Answered) -> None:
-        """Write the likeliest class of each voxel of the input."""
-        case, record = answered.case, answered.members["json"]
-        labels_DHW = answered.tensor.argmax(dim=0).byte().cpu().numpy()
-        labels_DHW = _without_padding(labels_DHW, answered.members["image"].shape[1:], answered.sample, record)
+        """Write the label of each voxel of the input: its likeliest class, or what its regions are written as."""
+        case, affine = answered.case, np.asarray(answered.members["json"]["affine"])
         stored = read_volume(case.files[0], orientation=None)
-        shape_XYZ = stored.array.shape[:0:-1]
-        labels_XYZ = onto_grid(labels_DHW, np.asarray(record["affine"]), shape_XYZ, np.asarray(stored.affine))
-        write_label_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
+        place = stored.array.shape[:0:-1], np.asarray(stored.affine)
+        labels_DHW = self.target.label_map(answered.tensor[None])[0].byte().cpu().numpy()
+        labels_XYZ = onto_grid(labels_DHW, affine, *place)
+        if self.largest is not None:
+            labels_XYZ = largest_components(labels_XYZ, self.largest)
+        write_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
+        if (path := self.probabilities.get(case.key)) is not None:
+            shares = [onto_grid(share_DHW, affine, *place) for share_DHW in answered.tensor.cpu().numpy()]
+            write_map(path, np.stack(shares, axis=-1), stored.affine, like=case.files[0])
         if self.scores is not None:
             self.scores.add(case.key, labels_XYZ, stored)
 
@@ -193,17 +235,6 @@ def _probabilities(target: AbstractTarget) -> tuple[list[str], Callable[[Tensor]
     return ["predicted", *(f"probability_{name}" for name in target.names)], cells
 
 
-def _without_padding(labels_DHW: np.ndarray, shape: Triple, sample: Sample, record: Mapping[str, Any]) -> np.ndarray:
-    """Return the labels of the voxels that were read: evaluation pads small volumes evenly to a patch."""
-    start = [-n for n in centre(shape, labels_DHW.shape)]
-    if min(start) < 0 or not np.allclose(sample.spacing_mm, record.get("spacing_mm") or sample.spacing_mm):
-        raise InputError(
-            f"the model saw {labels_DHW.shape} of {tuple(shape)} voxels, cut or resized (sample.size, sample.resize); "
-            "label maps need a net that was trained on patches (sample.patch_size)"
-        )
-    return labels_DHW[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
-
-
 def _file(output: Path, name: str) -> Path:
     """Return the output itself where it has the ending of `name`, else `name` in it; its folder is made."""
     file = output if output.suffix.lower() == Path(name).suffix else output / name
@@ -214,7 +245,7 @@ def _file(output: Path, name: str) -> Path:
 def onto_grid(
     labels_DHW: np.ndarray, affine: np.ndarray, shape_XYZ: tuple[int, ...], onto_affine: np.ndarray
 ) -> np.ndarray:
-    """Return the label nearest to each voxel of another grid, (X, Y, Z); exact where both hold the same voxels.
+    """Return the label, or any value, nearest to each voxel of another grid, (X, Y, Z); exact where both hold the same.
 
     The affines map (W, H, D) and (X, Y, Z) indices to the same millimetres, along the same axes in any order and
     direction: what turning and resampling on reading leave.
@@ -232,20 +263,22 @@ def onto_grid(
     return picked.transpose([from_axis.index(axis) for axis in range(3)])
 
 
-def write_label_map(path: Path, labels_XYZ: np.ndarray, affine: Affine, *, like: Path) -> None:
-    """Write labels as NIfTI, whole; where `like` is one, its header says to the bit where the voxels lie."""
+def write_map(path: Path, array_XYZ: np.ndarray, affine: Affine, *, like: Path) -> None:
+    """Write labels, or probabilities (X, Y, Z, K), as NIfTI, whole; where `like` is one, its header says to the bit
+    where the voxels lie.
+    """
     import nibabel as nib
 
-    image: Any = nib.Nifti1Image(np.ascontiguousarray(labels_XYZ), np.asarray(affine))
+    image: Any = nib.Nifti1Image(np.ascontiguousarray(array_XYZ), np.asarray(affine))
     image.header.set_xyzt_units("mm")
     if like.is_file() and (source := nifti_header(like)) is not None:
         header = type(source)()
-        header.set_data_dtype(np.uint8)
+        header.set_data_dtype(array_XYZ.dtype)
         for name in _GEOMETRY:
             header[name] = source[name]
         header["pixdim"][:4] = source["pixdim"][:4]
         image_class: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-        image = image_class(np.ascontiguousarray(labels_XYZ), None, header)
+        image = image_class(np.ascontiguousarray(array_XYZ), None, header)
     content = image.to_bytes()
     write_whole(path, gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
 

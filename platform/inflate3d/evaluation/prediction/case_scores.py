@@ -1,29 +1,38 @@
-"""How good written label maps are, case by case, on the grid of their files: a CSV of Dice."""
+"""How good written label maps are, case by case, on the grid of their files: overlap, and distance in mm, as a CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from inflate3d.contracts import AbstractTarget
 from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.pairs import check_pair, on_grid_of
 from inflate3d.data.raw.readers import SUFFIXES, Volume, read_volume
 from inflate3d.errors import InputError, close_names
+from inflate3d.evaluation.prediction.score_table import SCORES as SCORES
+from inflate3d.evaluation.prediction.surface import surface_distances_mm
 from inflate3d.files import write_whole
-from inflate3d.nn.metrics import class_name, volume_dice
+from inflate3d.nn.metrics import class_name
+from inflate3d.sample import Spacing
 
-SCORES = "dice.csv"
+MEASURES = ("dice", "hd95_mm", "surface_mm", "sensitivity", "precision")
 _FIRST_CHANNEL = "_0000"
 
 
 class CaseScores:
-    """Dice of each case against a label file of the same name, at the files' own spacing, for what was annotated."""
+    """Scores of each case against a label file of the same name, at the files' own spacing, for what was annotated.
+
+    Of each class or region: Dice, HD95 and average surface distance in mm (surface.py), sensitivity TP / (TP + FN) and
+    precision TP / (TP + FP). What says nothing is NaN, an empty cell, and in no mean: a class that neither map holds,
+    sensitivity where the truth does not hold it, precision where the prediction does not. A class that only one of
+    both holds has Dice 0 and distances of infinity ("inf"), which means leave out and the last line counts.
+    """
 
     def __init__(
         self, labels: Path, keys: Sequence[str], target: AbstractTarget, table: Path, *, label_names: Sequence[str] = ()
@@ -35,51 +44,92 @@ class CaseScores:
         """
         self.target, self.table = target, table
         self.label_names = tuple(label_names) or target.names
-        self.kept = [i for i in range(1, len(target.names)) if i not in target.unannotated]
         self.files = _label_files(labels, keys)
-        self.rows: dict[str, list[float]] = {}
+        self.rows: dict[str, dict[str, list[float]]] = {}
 
     def add(self, key: str, labels_XYZ: np.ndarray, stored: Volume) -> None:
         """Score one case, whose image lies as `stored`. InputError if its labels have another shape, place or class."""
         where = f"--labels: {self.files[key]}"
         truth = on_grid_of(read_volume(self.files[key], orientation=None, is_mask=True), stored, where=where)
         check_pair(stored, truth, self.label_names, where=where)
-        guess, true = (
-            torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for a in (labels_XYZ.T, truth.array[0])
-        )
         names = self.target.names
-        true = torch.tensor([names.index(name) for name in self.label_names])[true]
-        dice, spoke = volume_dice(guess, true, len(names))
-        self.rows[key] = torch.where(spoke, dice, float("nan"))[self.kept].tolist()
+        true_DHW = np.array([names.index(name) for name in self.label_names], np.uint8)[truth.array[0]]
+        pairs = _masks_of_each(labels_XYZ.T, true_DHW, self.target)
+        of_each = [_measured(guess, true, stored.spacing_mm) for guess, true in pairs]
+        self.rows[key] = dict(zip(MEASURES, map(list, zip(*of_each, strict=True)), strict=True))
 
     def _columns(self) -> list[str]:
-        return [class_name(self.target.names[i]) for i in self.kept]
+        return [class_name(name) for name in self.target.scored]
 
-    def mean(self) -> list[float]:
-        """Return the Dice of each annotated class, averaged over the cases that speak of it, as validation does."""
-        with np.errstate(invalid="ignore"):
-            table = np.array(list(self.rows.values()))
-            return (np.nansum(table, axis=0) / np.isfinite(table).sum(axis=0)).tolist()
+    def means(self, measure: str) -> list[float]:
+        """Return a measure of each class or region, averaged over the cases that speak of it, as validation does."""
+        return [_mean(column) for column in zip(*(row[measure] for row in self.rows.values()), strict=True)]
 
     def close(self) -> None:
-        """Write the file whole: key, dice, and a column a class; empty where neither truth nor prediction holds it."""
+        """Write the file whole: key, and for each measure its mean over the classes and a column a class."""
         if not self.rows:
             return
-        table = [["key", "dice", *(f"dice_{name}" for name in self._columns())]]
-        for key, row in [*self.rows.items(), ("mean", self.mean())]:
-            spoken = [value for value in row if np.isfinite(value)]
-            cells = [float(np.mean(spoken)) if spoken else float("nan"), *row]
-            table.append([key, *(f"{value:.6f}" if np.isfinite(value) else "" for value in cells)])
+        table = [["key", *(column for m in MEASURES for column in (m, *(f"{m}_{name}" for name in self._columns())))]]
+        for key, row in [*self.rows.items(), ("mean", {m: self.means(m) for m in MEASURES})]:
+            cells = [value for m in MEASURES for value in (_mean(row[m]), *row[m])]
+            table.append([key, *("" if math.isnan(value) else f"{value:.6f}" for value in cells)])
         write_csv(self.table, table)
 
     def __str__(self) -> str:
-        """The averages, in a line; "" where no case was scored."""
+        """The averages, in two lines; "" where no case was scored."""
         if not self.rows:
             return ""
-        named = [f"{name} {value:.4f}" for name, value in zip(self._columns(), self.mean(), strict=True)]
+        dice = self.means("dice")
+        named = ", ".join(f"{name} {value:.4f}" for name, value in zip(self._columns(), dice, strict=True))
+        hd95, surface, sensitivity, precision = (_mean(self.means(m)) for m in MEASURES[1:])
+        distances = [value for row in self.rows.values() for value in row["hd95_mm"] if not math.isnan(value)]
+        alone = sum(map(math.isinf, distances))
+        left_out = f"; {alone} of {len(distances)} distances are inf, a class missed or made up, and in no mean"
         return (
-            f"Dice of {len(self.rows)} cases: {np.nanmean(self.mean()):.4f} ({', '.join(named)}), each in {self.table}"
+            f"Dice of {len(self.rows)} cases: {_mean(dice):.4f} ({named}), each in {self.table}\n"
+            f"HD95 {hd95:.2f} mm, average surface distance {surface:.2f} mm, sensitivity {sensitivity:.4f}, "
+            f"precision {precision:.4f}{left_out if alone else ''}"
         )
+
+
+def _masks_of_each(
+    guess_DHW: np.ndarray, true_DHW: np.ndarray, target: AbstractTarget
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield both masks of each class or region, cut to the box that holds both; voxels that the truth leaves out are
+    in none.
+    """
+    from scipy import ndimage
+
+    boxes = [ndimage.find_objects(array) for array in (guess_DHW, true_DHW)]
+    for labels in target.scored.values():
+        pairs = [(of, label) for of in boxes for label in labels]
+        held = [of[label - 1] for of, label in pairs if label <= len(of) and of[label - 1] is not None]
+        box = tuple(slice(min(p.start for p in along), max(p.stop for p in along)) for along in zip(*held, strict=True))
+        box = box or (slice(0),) * 3
+        known = ~np.isin(true_DHW[box], target.left_out)
+        yield np.isin(guess_DHW[box], labels) & known, np.isin(true_DHW[box], labels) & known
+
+
+def _measured(guess_DHW: np.ndarray, true_DHW: np.ndarray, spacing_mm: Spacing) -> tuple[float, ...]:
+    """Return MEASURES of one class."""
+    both, guessed, true = (int(mask.sum()) for mask in (guess_DHW & true_DHW, guess_DHW, true_DHW))
+    dice = _share(2 * both, guessed + true)
+    return (
+        dice,
+        *surface_distances_mm(guess_DHW, true_DHW, spacing_mm),
+        _share(both, true),
+        _share(both, guessed),
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean of the finite ones; NaN if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ from inflate3d.errors import InputError, close_names
 
 @dataclass(frozen=True)
 class InputCase:
-    """One case. key: what its answer is called. files: one a channel, one clip, or the folder of a DICOM series."""
+    """One case. key: what its answer is called. files: one a channel, one clip, or a DICOM series."""
 
     key: str
     files: tuple[Path, ...]
@@ -24,20 +24,20 @@ class InputCase:
 def media_in(path: Path) -> set[str]:
     """Return the media that a file or folder holds. InputError where it is missing or holds none.
 
-    Subfolders are not searched. A folder that is one sample as a whole (a DICOM series) counts.
+    Files are not searched in subfolders; where there are none, DICOM series are, at any depth.
     """
     _require(path)
     media: dict[str, AbstractMedium] = {name: plug_in.load()() for name, plug_in in plug_ins("media").items()}
     found = {name for name, medium in media.items() if _files(path, medium)}
     if not found and path.is_dir():
-        found = {name for name, medium in media.items() if medium.folder_of(path)}
+        found = {name for name, medium in media.items() if medium.has_folders(path)}
     if found:
         return found
     allowed = ", ".join(suffix for medium in media.values() for suffix in medium.suffixes)
     if path.is_dir():
         raise InputError(
             f"--input: {path} holds no DICOM series and no file that ends in one of {allowed} "
-            "(folders below it are not searched)"
+            "(for those, folders below it are not searched)"
         )
     kinds = " nor ".join(media)
     raise InputError(f"--input: {path} is neither {kinds}; allowed: {allowed}, or a folder of DICOM slices")
@@ -46,12 +46,14 @@ def media_in(path: Path) -> set[str]:
 def find_cases(path: Path, card: DatasetCard) -> list[InputCase]:
     """Return the cases of a path that holds what the card's medium takes (see `media_in`), by name.
 
-    InputError if two would be called the same.
+    InputError if two would be called the same, or nothing below the path is an image.
     """
     medium = medium_of(card)
     files = _files(path, medium)
     if not files:
-        return [InputCase(path.resolve().name, (path,))]  # a folder that is one sample
+        if not (found := medium.folders_of(path)):
+            raise InputError(f"--input: {path} holds DICOM files, but none of an image that can be a volume")
+        return [InputCase(key, parts) for key, parts in found]
     first: dict[str, InputCase] = {}
     for key, parts in medium.files_of(files, card):
         case = InputCase(key, parts)

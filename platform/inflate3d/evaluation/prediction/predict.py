@@ -2,62 +2,65 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from inflate3d.contracts import Features, Prediction
-from inflate3d.data.samples.views import make_stage
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.prediction.answerers import Answering, answerer_of
-from inflate3d.evaluation.prediction.answers import Answered, Answers, answers_to
-from inflate3d.evaluation.prediction.inputs import InputCase, find_cases, media_in, read_case
-from inflate3d.sample import Batch, Sample
+from inflate3d.evaluation.prediction.answers import PLAIN, Answered, Answers, MapOptions, answers_to
+from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
+from inflate3d.evaluation.prediction.member import Member, check_together, mean_of, mirror_axes
 
 _LABELS = {True: "a folder of label maps, or one", False: "a CSV with the columns key and label"}  # by per_voxel
-_HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 class Predictor:
-    """One head of a run or of published weights, ready to answer for the files of a path; needs no shards."""
+    """One head of a run or of published weights, or the mean of several, ready to answer for the files of a path."""
 
     def __init__(
         self,
         model: str | Path,
         source: str | Path,
         *,
+        others: Sequence[str | Path] = (),
         dataset: str | None = None,
         checkpoint: str = "best",
         device: str | None = None,
         features: bool = False,
         cache_dir: str | None = None,
         labels: str | Path | None = None,
+        mirror: str | None = None,
+        maps: MapOptions = PLAIN,
     ) -> None:
-        """Load the weights and list the cases of `source`.
+        """Load the weights and list the cases of `source`; needs no shards.
 
-        model: a run folder, or any published name that create_model takes. dataset: which head answers, by its
+        model: a run folder, or any published name that create_model takes. others: more of them, whose answers are
+        averaged with its; heads must tell the same labels and read alike. dataset: which head answers, by its
         dataset's name, or <dataset>-<task> where that has several; None: the only one that takes what `source` holds
         and gives what `labels` hold, label maps or a table. checkpoint: of a run: "best" ("last" where none carries a
         score), "last" or a path. device: None is the GPU where there is one. features: pooled features in place of the
-        head's answer. labels: label maps, a folder or one file, or a CSV, which score the answers.
-        Raises InputError for whatever is missing or does not fit.
+        head's answer. labels: label maps, a folder or one file, or a CSV, which score the answers. mirror: axes, of D,
+        H and W, along which all mirror images are answered too and averaged ("": all of the medium's; None: none).
+        maps: what is done with label maps besides. Raises InputError for whatever is missing or does not fit.
         """
         self.source, self.features = Path(source), features
         self.labels = None if labels is None else Path(labels)
         held = media_in(self.source)
-        self.answerer = answerer_of(str(model), checkpoint=checkpoint, cache_dir=cache_dir)
-        self.name = choose_head(self.answerer.heads, held, dataset, labels=self.labels)
-        self.head = self.answerer.heads[self.name]
+        answerers = [answerer_of(str(m), checkpoint=checkpoint, cache_dir=cache_dir) for m in (model, *others)]
+        names = [choose_head(answerer.heads, held, dataset, labels=self.labels) for answerer in answerers]
+        self.head = answerers[0].heads[names[0]]
+        self.target = None if features else self.head.target
+        self.axes = "" if mirror is None else mirror_axes(mirror, self.head.card, self.target)
+        self.maps = maps.checked(self.target)
+        chosen = list(zip(answerers, names, strict=True))
+        check_together([a.heads[name] for a, name in chosen], [a.title for a in answerers], features=features)
         self.cases = find_cases(self.source, self.head.card)
-        options = self.answerer.sample(self.name)
-        unlabelled = replace(self.head.card, targets={})
-        self.stage = make_stage(unlabelled, options, training=False, where=f"data.datasets.{self.head.dataset}")
         self.device = choose_device(device)
-        self.answerer.prepare(self.name, self.device, features=features)
+        self.members = [Member(a, name, self.device, features=features) for a, name in chosen]
 
     def write(
         self,
@@ -67,7 +70,8 @@ class Predictor:
         """Predict every case and write the answers; return the file or folder that holds them, and what they score.
 
         watch: told after each case how many of how many are done. Labels give dice.csv, or scores.csv; without them the
-        score is "". InputError lists unreadable cases, after the others.
+        score is "". The log warns of a case that is far outside of what the weights saw. InputError lists unreadable
+        cases, after the others.
         """
         truth = self._truth()
         answers: Answers | None = None
@@ -75,14 +79,14 @@ class Predictor:
         watch(0, len(self.cases))
         for done, case in enumerate(self.cases, start=1):
             try:
-                members, sample = self._read(case)
+                members, _ = read_case(case, self.head.card)
+                answer = self._answer(case.key, members)
             except InputError as fault:
                 faults[case.key] = " ".join(str(fault).split())
             else:
-                answer = self._answer(sample)
                 answers = answers or self._answers(Path(output), answer, truth)
                 try:
-                    answers.add(Answered(case, members, sample, answer.tensor[0].float()))
+                    answers.add(Answered(case, members, answer.tensor[0]))
                 except InputError as fault:
                     faults[case.key] = " ".join(str(fault).split())
             watch(done, len(self.cases))
@@ -92,31 +96,26 @@ class Predictor:
             raise _unreadable(faults, len(self.cases), place)
         return place, told
 
+    def _answer(self, key: str, members: Mapping[str, Any]) -> Prediction | Features:
+        for member in {(member.head.seen, member.name): member for member in self.members}.values():
+            member.warn(key, members["json"])
+        return mean_of(member.answer(key, members, self.axes) for member in self.members)
+
     def _answers(self, output: Path, answer: Prediction | Features, labels: Path | None) -> Answers:
         names = self.head.label_names
-        return answers_to(output, answer, self.head.target, self.cases, labels=labels, label_names=names)
+        return answers_to(
+            output, answer, self.head.target, self.cases, labels=labels, label_names=names, options=self.maps
+        )
 
     def _truth(self) -> Path | None:
         if self.labels is None:
             return None
-        target = None if self.features else self.head.target
-        if target is None or target.per_voxel is _is_table(self.labels):
-            gives = "features" if target is None else target.describe()
-            wanted = "features have none" if target is None else f"give {_LABELS[target.per_voxel]}"
-            raise InputError(f"--labels: {self.name!r} gives {gives}, and {self.labels} does not say that: {wanted}")
+        if self.target is None or self.target.per_voxel is _is_table(self.labels):
+            gives = "features" if self.target is None else self.target.describe()
+            wanted = "features have none" if self.target is None else f"give {_LABELS[self.target.per_voxel]}"
+            name = self.members[0].name
+            raise InputError(f"--labels: {name!r} gives {gives}, and {self.labels} does not say that: {wanted}")
         return self.labels
-
-    def _read(self, case: InputCase) -> tuple[dict[str, Any], Sample]:
-        members, _ = read_case(case, self.head.card)
-        return members, self.stage(case.key, members, 0)
-
-    @torch.no_grad()
-    def _answer(self, sample: Sample) -> Prediction | Features:
-        """Return the answer for one sample, as validation would see it."""
-        views = {name: view[None] for name, view in sample.views.items()}
-        batch = Batch(views, {}, [sample.key], self.head.dataset, torch.tensor([sample.spacing_mm]))
-        with mixed_precision(self.answerer.precision, self.device):
-            return self.answerer.answer(batch.to(self.device))
 
 
 def _is_table(labels: Path) -> bool:
@@ -160,13 +159,6 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as fault:
         raise InputError(f"--device: {name!r} cannot be used: {str(fault).splitlines()[0]}") from fault
     return device
-
-
-def mixed_precision(precision: str, device: torch.device) -> Any:
-    """Return the context in which Lightning validates under trainer.precision; on the CPU 16-mixed is bf16-mixed."""
-    if (dtype := _HALF.get(precision)) is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if device.type == "cpu" else dtype)
 
 
 def _unreadable(faults: Mapping[str, str], total: int, place: Path) -> InputError:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from inflate3d.contracts import DatasetCard
 from inflate3d.evaluation.transfer.arms import INFLATED, SCRATCH, architectures, is_baseline, is_compared
 from inflate3d.evaluation.transfer.plots import by_share, plot_gains, plot_mode
+from inflate3d.pages.render import png_address, render_page
 
 Rows = list[dict[str, Any]]
 MODE_NAMES = {"probe": "Frozen linear probe", "knn": "Frozen nearest neighbours", "finetune": "Fine-tuning"}
@@ -22,16 +20,14 @@ def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     """Return the page, and its plots by file name; the page contains them too, so it can be sent alone."""
     view, plots = _view(result)
     modes = [mode for mode, *_ in view["modes"]]
-    page = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            **view,
-            protocol=result["protocol"],
-            comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
-            fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
-            means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
-        )
+    page = render_page(
+        Path(__file__).parent,
+        "report.html.jinja",
+        **view,
+        protocol=result["protocol"],
+        comparisons={m: [c for c in comparisons(result["rows"]) if c[0]["mode"] == m] for m in modes},
+        fewest_seeds=min((len(row["seeds"]) for row in result["rows"]), default=0),
+        means={m: sorted({name for r in result["rows"] if r["mode"] == m for name in r["beside"]}) for m in modes},
     )
     return page, plots
 
@@ -39,7 +35,7 @@ def render_report(result: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
 def render_overview(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one page over several transfers, by name: findings, plots and tables; it can be sent alone, too."""
     views = {name: _view(result)[0] for name, result in results.items()}
-    return _environment().get_template("overview.html.jinja").render(views=views)
+    return render_page(Path(__file__).parent, "overview.html.jinja", views=views)
 
 
 def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -55,25 +51,11 @@ def _view(result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
         "card": DatasetCard.from_dict(result["dataset"]["card"]),
         "modes": [(mode, MODE_NAMES[mode], [r for r in result["rows"] if r["mode"] == mode]) for mode in modes],
         "gains": gained,
-        "images": {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in plots.items()},
+        "images": {name: png_address(png) for name, png in plots.items()},
         "verdicts": sentences,
         "not_told_apart": others,
     }
     return view, plots
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.0%}"
-    environment.filters["number"] = lambda value: "-" if value is None else f"{value:.3f}"
-    environment.filters["signed"] = lambda value: f"{value:+.3f}"
-    return environment
 
 
 def comparisons(rows: Rows) -> Iterator[tuple[dict[str, Any], str, dict[str, float]]]:

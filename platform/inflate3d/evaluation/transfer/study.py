@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from inflate3d.data.shards.parts import Part
+from inflate3d.errors import InputError
 from inflate3d.evaluation.transfer.arms import Arm
 from inflate3d.evaluation.transfer.build import build_module
 from inflate3d.evaluation.transfer.cells import Cell, CellRunner, flat, groups_of
@@ -115,6 +116,24 @@ def write_result(result: dict[str, Any], output: str | Path) -> None:
     write_whole(output / TRANSFER, json.dumps(result, indent=1).encode())
     results = published_results(result["rows"], result["protocol"]["dataset"])
     write_whole(output / RESULTS, json.dumps(results, indent=1).encode())
+    write_page(result, output)
+
+
+def read_result(output: str | Path) -> dict[str, Any]:
+    """Return what transfer.json in a folder holds. InputError if it is damaged or of another version."""
+    path = Path(output) / TRANSFER
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result["format"] != FORMAT:
+            raise ValueError(f"format is {result['format']!r}; this version reads {FORMAT!r}")
+    except (ValueError, LookupError, TypeError) as fault:
+        raise InputError(f"{path}: damaged: {fault}. Run the same `platform transfer` again") from fault
+    return result
+
+
+def write_page(result: Mapping[str, Any], output: str | Path) -> None:
+    """Write the plots and report.html, each complete or not at all."""
+    output = Path(output)
     page, plots = render_report(result)
     for name, png in plots.items():
         write_whole(output / name, png)

@@ -227,6 +227,16 @@ _INTENSITY = record(
         "std": list_of(number(1e-9, 1e9), MOST_CHANNELS, least=1),
     }
 )
+_LEVELS = list_of(number(-1e12, 1e12), 2, least=2)
+_RANGE = record({"low": _TRIPLE, "high": _TRIPLE})
+_SEEN = record(
+    {
+        "volumes": number(1, 1e12, whole=True),
+        "field_of_view_mm": _RANGE,
+        "spacing_mm": _RANGE,
+        "intensity": record({"p0.5": _LEVELS, "median": _LEVELS, "p99.5": _LEVELS}),
+    }
+)
 _INPUT = record(
     {"axes": one_of("BCDHW"), "channels": list_of(text(256), MOST_CHANNELS, least=1)},
     {
@@ -237,6 +247,7 @@ _INPUT = record(
         "modality": text(64, _WORD),
         "domain": text(128, _WORD),
         "sample": plain(depth=2, most=32),
+        "seen": _SEEN,
     },
     is_open=True,
 )
@@ -279,13 +290,18 @@ def _window(value: Any, where: str) -> None:
         raise _wrong(where, value, f"(D, H, W) of at most {MOST_WINDOW_VOXELS} voxels")
 
 
-_TARGET = record({"type": text(64, _WORD)}, {"names": _CLASSES, "annotated": _CLASSES}, is_open=True)
+_REGION = record({"name": text(256), "labels": _CLASSES, "written": text(256)})
+_TARGET = record(
+    {"type": text(64, _WORD)},
+    {"names": _CLASSES, "annotated": _CLASSES, "ignored": _CLASSES, "regions": list_of(_REGION, 256)},
+    is_open=True,
+)
 # What is installed decides which types there are: a net loads without its heads' packages.
 _HEAD = record(
     {"type": text(64, _WORD), "task": text(128, _WORD), "dataset": text(128, _WORD), "head": _arguments},
     {
         "media": text(64, _WORD),
-        "target": nullable(_both(_TARGET, plain(depth=3, most=100_000))),
+        "target": nullable(_both(_TARGET, plain(depth=4, most=100_000))),
         "window": nullable(_window),
         "window_overlap": number(0, 0.99),
         "input": _INPUT,
@@ -308,7 +324,7 @@ _WAYS = {  # how weights came about that no training ended in
     "soup": list_of(record({"name": text(4096), "share": _SHARE}, {"alpha": _SHARE}, is_open=True), 4096, least=1),
     "recalibrated": mapping_of(text(128), record({"split": text(64), "samples": number(1, 1e12)}, is_open=True)),
 }
-_TRAINING = _both(record({}, {"data": list_of(_CARD, 4096), **_WAYS}, is_open=True), plain(depth=6, most=100_000))
+_TRAINING = _both(record({}, {"data": list_of(_CARD, 4096), **_WAYS}, is_open=True), plain(depth=8, most=100_000))
 _CONFIG = record(
     {
         "format": one_of(FORMAT),

@@ -27,6 +27,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.csv"
 STATE = "state.json"
+FAILURES = "failures"
 _ENVIRONMENT_FORMAT = "inflate3d-environment/1"
 _STATE_FORMAT = "inflate3d-state/1"
 _STATE_KEYS = ("format", "time", "phase", "step", "max_steps", "world_size", "host", "pid", "job", "losses")
@@ -151,7 +152,7 @@ def check_same_config(
 
 
 def record_environment(run_folder: str | Path, *, device: str) -> Path:
-    """Add this start to environment.json: when, command (no passwords), versions, git commit of the code, device.
+    """Add this start to environment.json: when, where, command (no passwords), versions, commit of the code, device.
 
     A damaged one is given another name, which is said: the run does not need it.
     """
@@ -166,6 +167,7 @@ def record_environment(run_folder: str | Path, *, device: str) -> Path:
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": [Path(sys.argv[0]).name, *map(without_secrets, sys.argv[1:])],
+            "folder": os.getcwd(),
             "python": platform.python_version(),
             "system": f"{platform.system()} {platform.machine()}",
             "device": device,

@@ -1,4 +1,4 @@
-"""metrics.csv: one row each time metrics are logged, appended, so that a run that goes on keeps its past."""
+"""metrics.csv as a table: its rows, what of it is damaged, and a run's future taken back. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -6,74 +6,19 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
 from inflate3d.errors import InputError
-from inflate3d.files import flush, set_aside, told_where, write_whole
+from inflate3d.files import set_aside, write_whole
 
 log = logging.getLogger(__name__)
 STEP = "step"
 
 
-class MetricsCSV(Logger):
-    """Lightning logger that appends rows to one file. `step` counts the optimiser steps done.
-
-    `global_step` is asked at each row: Lightning's own logging step is one less, and can fall behind on a resume.
-    A key never seen before gets a new column; the file is then written anew, whole.
-    """
-
-    def __init__(self, path: str | Path, *, global_step: Callable[[], int]) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.global_step = global_step
-        self._columns: list[str] | None = None
-
-    @property
-    def name(self) -> str:
-        """Lightning asks for a name."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for a version; there is none, the file goes on."""
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row."""
-        row: dict[str, Any] = {
-            STEP: self.global_step(),
-            **{k: v for k, v in metrics.items() if k not in (STEP, "epoch")},
-        }
-        if self._columns is None:
-            self._columns = _read(self.path).columns
-        new = [key for key in row if key not in self._columns]
-        if new:
-            rows = [known for _, known in _read(self.path).rows]
-            self._columns = [*self._columns, *new]
-            _write(self.path, self._columns, [*rows, row])
-        else:
-            with told_where(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
-                csv.DictWriter(stream, self._columns, restval="").writerow(row)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Wait until the rows are on the disk: those up to a checkpoint must be there when it is."""
-        if self.path.is_file():
-            flush(self.path)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the run's config.yaml is the truth."""
-
-
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """rows: the whole ones, each with its line. damaged: the lines that were ended and are no rows; 1 is the columns'.
 
     A line without its end is neither: it is being written, or its writer was killed.
@@ -87,7 +32,7 @@ class _Table:
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
     """Return the rows of a metrics.csv; empty cells are left out. InputError names a damaged line."""
-    table = _read(Path(path))
+    table = read_table(Path(path))
     if table.damaged:
         raise InputError(f"{path}: line {table.damaged[0]} is damaged; remove it, or put a copy of the file back")
     return [{k: float(v) for k, v in row.items() if v != ""} for _, row in table.rows]
@@ -99,7 +44,7 @@ def drop_rows_after(path: str | Path, step: int) -> int:
     Damaged lines among the others cannot be made again: this is logged, and the file as it was gets another name.
     """
     path = Path(path)
-    table = _read(path)
+    table = read_table(path)
     kept = [row for _, row in table.rows if int(row[STEP]) <= step]
     future = next((line for line, row in table.rows if int(row[STEP]) > step), math.inf)
     if lost := [line for line in table.damaged if line < future]:
@@ -107,20 +52,21 @@ def drop_rows_after(path: str | Path, step: int) -> int:
         log.warning("%s. The run goes on with the others; the file is kept as %s", told, set_aside(path).name)
     dropped = len(table.rows) - len(kept) + len(table.damaged) + table.torn
     if dropped:
-        _write(path, table.columns, kept)
+        write_table(path, table.columns, kept)
     return dropped
 
 
-def _read(path: Path) -> _Table:
+def read_table(path: Path) -> Table:
+    """Return what a metrics.csv holds, damaged lines too; an empty table where there is none."""
     if not path.is_file():
-        return _Table()
+        return Table()
     *lines, rest = path.read_bytes().split(b"\n")
     if not lines:
-        return _Table(torn=bool(rest))
+        return Table(torn=bool(rest))
     columns = _cells(lines[0])
     if STEP not in columns or len(set(columns)) < len(columns):
-        return _Table(damaged=list(range(1, len(lines) + 1)), torn=bool(rest))
-    table = _Table(columns, torn=bool(rest))
+        return Table(damaged=list(range(1, len(lines) + 1)), torn=bool(rest))
+    table = Table(columns, torn=bool(rest))
     for number, line in enumerate(lines[1:], start=2):
         row = dict(zip(columns, cells := _cells(line), strict=False))
         if len(cells) == len(columns) and row[STEP].isdecimal() and all(map(_is_number, cells)):
@@ -144,7 +90,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _write(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+def write_table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Write a metrics.csv anew, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
     if columns:

@@ -15,7 +15,7 @@ from rich.table import Column
 
 from inflate3d.durations import duration
 from inflate3d.training.run.loader import seconds_waited
-from inflate3d.training.run.metrics_csv import MetricsCSV
+from inflate3d.training.run.metrics_logger import MetricsCSV
 from inflate3d.training.run.step_meter import StepMeter
 from inflate3d.training.run.step_record import in_accumulation_window
 

@@ -1,4 +1,4 @@
-"""Keeps a run's folder during a fit: environment.json, and metrics.csv that goes on where the checkpoint stood."""
+"""Keeps a run's folder during a fit: environment.json, folds, and metrics.csv that goes on from the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from inflate3d.training.run import folder as run_folder
-from inflate3d.training.run.metrics_csv import MetricsCSV, drop_rows_after
+from inflate3d.training.run.metrics_csv import drop_rows_after
+from inflate3d.training.run.metrics_logger import MetricsCSV
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ class RunRecord(pl.Callback):
             trainer.loggers = [*trainer.loggers, csv]
         if trainer.is_global_zero:
             run_folder.record_environment(root, device=device_name(trainer.strategy.root_device))
+            data: Any = getattr(trainer, "datamodule", None)
+            for name, manifest in getattr(data, "manifests", {}).items():
+                if manifest.dealt is not None:
+                    manifest.dealt.save(root / "folds" / f"{name}.json")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop the rows past the checkpoint that the run goes on from, or all of a run without: they come again."""

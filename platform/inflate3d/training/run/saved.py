@@ -37,6 +37,7 @@ def load_module(run_folder: str | Path, which: str = "best") -> MultiTaskModule:
     module.window_overlap = model.get("window_overlap", module.window_overlap)
     module.window_batch_size = model.get("window_batch_size", module.window_batch_size)
     module.windows = _windows(config["data"])
+    module.seen = state.get("seen", {})
     module.build({name: DatasetCard.from_dict(card) for name, card in state["cards"].items()})
     module.load_state_dict(best_weights(state))
     module.frozen.load_state_dict(state.get("frozen", {}))

@@ -250,7 +250,7 @@ def test_dice_is_of_each_region_of_the_written_map_where_nothing_is_ignored(tmp_
     scores.add("c", TUMOR.label_map(answers)[0].byte().numpy().T, read_volume(tmp_path / "c.nii", orientation=None))
     one = VolumeDice(TUMOR)
     one.update(answers[:1], truths[:1])
-    assert scores.rows["c"] == pytest.approx([float(v) for k, v in one.compute().items() if k != "dice"])
+    assert scores.rows["c"]["dice"] == pytest.approx([float(v) for k, v in one.compute().items() if k != "dice"])
 
 
 def test_a_constant_answer_is_the_share_of_each_region_among_what_counts() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 _OF_COMMANDS = {
     "finetune": "scans --minutes 10",
     "fit": "--config quickstart.yaml",
+    "import-plans": "nnUNetPlans.json --output mine.yaml",
     "validate": "--config runs/quickstart/config.yaml",
     "test": "--config runs/mine/config.yaml",
     "doctor": "--config quickstart.yaml",

@@ -6,6 +6,7 @@ It runs as it stands: after the quickstart where it names its run, or on files t
 from __future__ import annotations
 
 _OF_COMMANDS = {
+    "finetune": "scans --minutes 10",
     "fit": "--config quickstart.yaml",
     "import-plans": "nnUNetPlans.json --output mine.yaml",
     "validate": "--config runs/quickstart/config.yaml",

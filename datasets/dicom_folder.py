@@ -66,7 +66,7 @@ class DicomFolder(ListedVolumes):
         if not (paths := _series(folder)):
             raise InputError(f"dicom_folder: neither {folder} nor a folder below it holds a DICOM series")
         rows, file = folder_rows(
-            paths, folder, csv=csv, values=as_names(values), group_pattern=group_pattern, where="dicom_folder"
+            paths, folder, csv=csv, values=as_names(values), patterns={"group": group_pattern}, where="dicom_folder"
         )
         super().__init__(
             folder,

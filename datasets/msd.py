@@ -116,6 +116,14 @@ class MSD(AbstractDataset):
         return str(entry[key]).removeprefix("./")
 
     @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """A dataset.json that lists its `training`, beside imagesTr whose files do not end in _0000."""
+        file = root / "dataset.json"
+        if not file.is_file() or any(root.glob("imagesTr/*_0000.*")):
+            return None
+        return {"root": str(root)} if "training" in read_json(file, where="msd") else None
+
+    @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write Task99_Toy: six 2 mm MRI-like volumes of 12x14x16 with a bright box each."""
         import json

@@ -1,4 +1,4 @@
-"""Your own NIfTI files, anywhere below a folder: unlabelled, or with a CSV of labels; 4-D files by frame or channel."""
+"""Your own NIfTI files below a folder: unlabelled, a folder a class, or with a CSV; 4-D files by frame or channel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec
-from inflate3d.data.raw.files import as_names, require_folder, visible
+from inflate3d.data.raw.files import as_names, class_folders, require_folder, visible
 from inflate3d.data.raw.keys import file_names
 from inflate3d.data.raw.listed_volumes import ListedVolumes, Said
+from inflate3d.data.raw.modality import guess_modality
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import Row
 from inflate3d.data.raw.volume_folders import folder_rows, units_of
@@ -24,8 +25,10 @@ class NiftiFolder(ListedVolumes):
     pattern: "**/*_T1w.nii.gz" takes some; default all. frames: what the fourth axis of a 4-D file is: `channels` of one
     volume, as many in every file, or `cases`, such as the times of a cine or fMRI, one volume each, in one split.
     csv: a table below root with the column image (a path or a name) and perhaps label, split, group, key and columns of
-    numbers (`values`, "age:years,score"); what it leaves out is unknown. group_pattern: searched in the path; its
-    first group keeps a patient in one split, such as "(sub-[^/]+)". modality chooses the stem: ct, mri, mask, ...
+    numbers (`values`, "age:years,score"); what it leaves out is unknown. Three patterns are searched in the path, and
+    their first group is meant: group_pattern keeps a patient in one split, such as "(sub-[^/]+)"; label_pattern is the
+    class, "([^/]+)/[^/]+$" for a folder a class; split_pattern the split, "^(train|val|test)/". modality chooses the
+    stem: ct, mri, mask, ...
     Intensities: `window`; else ct measures it on up to 20 training volumes, mask has 0 to 1, all others a z-score.
     """
 
@@ -53,6 +56,8 @@ class NiftiFolder(ListedVolumes):
         classes: str | Sequence[str] | None = None,
         values: str | Sequence[str] | None = None,
         group_pattern: str | None = None,
+        label_pattern: str | None = None,
+        split_pattern: str | None = None,
         channels: str | Sequence[str] | None = None,
         spacing_mm: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
@@ -71,8 +76,9 @@ class NiftiFolder(ListedVolumes):
         if frames not in _FRAMES:
             raise unknown_name("value of frames", frames, _FRAMES, where="nifti_folder")
         paths = _matching(folder, pattern)
+        patterns = {"group": group_pattern, "label": label_pattern, "split": split_pattern}
         rows, file = folder_rows(
-            paths, folder, csv=csv, values=as_names(values), group_pattern=group_pattern, where="nifti_folder"
+            paths, folder, csv=csv, values=as_names(values), patterns=patterns, where="nifti_folder"
         )
         if frames == "cases":
             rows = [frame for row in _named(rows) for frame in _frames(row, folder)]
@@ -92,6 +98,16 @@ class NiftiFolder(ListedVolumes):
             window=window,
             rule=SplitRule(val_fraction, val_count, split_file, seed),
         )
+
+    @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """NIfTI files in folders, of which there is one a class, perhaps below train, val and test."""
+        if not class_folders(root, (".nii", ".nii.gz")):
+            return None
+        paths = _matching(root, "**/*.nii*")
+        splits = {} if paths[0].count("/") == 1 else {"split_pattern": "^([^/]+)/"}
+        modality = guess_modality([root / path for path in paths])
+        return {"root": str(root), "modality": modality, "label_pattern": "([^/]+)/[^/]+$", **splits}
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -206,6 +206,15 @@ class NnunetRaw(AbstractDataset):
         return match[1]
 
     @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """A dataset.json beside imagesTr whose files end in _0000, or that lists its files under `dataset`."""
+        file = root / "dataset.json"
+        if not file.is_file():
+            return None
+        is_listed = "dataset" in read_json(file, where="nnunet_raw")
+        return {"root": str(root)} if is_listed or any(root.glob("imagesTr/*_0000.*")) else None
+
+    @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write Dataset999_Toy: six two-channel cases of 10x12x14, two per patient, and one labelled test case."""
         import numpy as np

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import SPLITS, AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample, Split
-from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_folder, stem
+from inflate3d.data.raw.files import VIDEO_SUFFIXES, class_folders, require_folder, stem
 from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import read_video_case
@@ -141,6 +141,11 @@ class VideoFolder(AbstractDataset):
             stated: list[Any] = [f.parent.parent.name for f in self._files]
             return dict(zip(keys, stated, strict=True))
         return self._rule.assign(keys, groups=[g or k for g, k in zip(groups, keys, strict=True)], labels=labels)
+
+    @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """Videos in folders, of which there is one a class, perhaps below train, val and test."""
+        return {"root": str(root)} if class_folders(root, VIDEO_SUFFIXES) else None
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

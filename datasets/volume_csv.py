@@ -1,4 +1,4 @@
-"""Your own volumes, listed in a CSV: a label, a mask, numbers, or nothing at all for each."""
+"""Your own volumes, listed in a CSV with the column image: a label, a mask, numbers, or nothing at all for each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.data.raw.files import as_names, require_file, require_folder
-from inflate3d.data.raw.listed_volumes import COLUMNS, ListedVolumes, Said
+from inflate3d.data.raw.listed_volumes import COLUMNS, ListedVolumes, Said, is_numeric
+from inflate3d.data.raw.modality import guess_modality
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import read_table
+from inflate3d.errors import InputError
 
 
 class VolumeCSV(ListedVolumes):
@@ -84,6 +86,18 @@ class VolumeCSV(ListedVolumes):
         )
 
     @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """One CSV with the column image, and label, mask or columns of numbers; the modality from three volumes."""
+        tables = [file for file in sorted(root.glob("*.csv")) if "image" in _columns(file)]
+        if len(tables) != 1:
+            return None
+        rows = read_table(tables[0], required=("image",))
+        images = [root / row["image"].split(";")[0].strip() for row in rows if row.get("image")]
+        numbers = [name for name in rows[0] if name not in COLUMNS and is_numeric(rows, name)] if rows else []
+        told = {"values": numbers} if numbers else {}
+        return {"root": str(root), "csv": tables[0].name, "modality": guess_modality(images), **told}
+
+    @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write eight CT-like volumes of 10x12x14, dark or bright in the middle, of four patients, and cases.csv."""
         import numpy as np
@@ -100,3 +114,12 @@ class VolumeCSV(ListedVolumes):
             lines.append(f"images/scan_{i}.nii.gz,{'bright' if i % 2 else 'dark'},patient_{i // 2}")
         (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return {"root": str(root), "modality": "ct", "val_fraction": 0.25}
+
+
+def _columns(file: Path) -> tuple[str, ...]:
+    """Return a table's columns in small letters; () where the file is no table."""
+    try:
+        rows = read_table(file, required=("image",))
+    except InputError:
+        return ()
+    return tuple(rows[0]) if rows else ()

@@ -29,7 +29,7 @@ ROWS: list[set[str]] = [
     {"models"},
     {"training"},
     {"evaluation", "publishing", "slurm", "timm"},
-    {"adapters", "portable", "reports"},
+    {"adapters", "planning", "portable", "reports"},
     {"cli"},
 ]
 PLUG_INS_MAY_IMPORT = {"errors", "seeds", "sample", "contracts", "targets", "heads", "nn", "data"}

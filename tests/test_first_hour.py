@@ -23,7 +23,7 @@ def test_the_quickstart_learns_and_its_last_line_works_when_pasted(tmp_path: Pat
     (picture,) = [line.removeprefix("pictures: ") for line in before if line.startswith("pictures: ")]
     assert (tmp_path / picture).stat().st_size > 10_000
     assert "report: runs/quickstart/report.html" in before[-4:]
-    assert "finished at" in (tmp_path / "runs/quickstart/report.html").read_text(encoding="utf-8")
+    assert ">finished 20" in (tmp_path / "runs/quickstart/report.html").read_text(encoding="utf-8")
     metrics = (tmp_path / "runs/quickstart/metrics.csv").read_text().splitlines()
     scores = [float(row.split(",")[-1]) for row in metrics[1:] if row.split(",")[-1]]
     assert metrics[0].endswith("val/score")

@@ -110,7 +110,7 @@ def after(found: list[str], word: str, count: int = 1) -> list[str]:
 
 def test_a_finished_run_shows_its_files_numbers_and_what_comes_next(run: Path) -> None:
     found = page(run)
-    assert after(found, "phase") == ["finished at 2023-11-14 22:13 UTC"]
+    assert after(found, "phase") == ["finished 2023-11-14 22:13 UTC"]
     assert after(found, "step") == ["30 of 30 (100.0 %)"]
     assert after(found, "best,", 9) == [
         *("step 20", "last,", "step 30", "score", "0.750", "0.250"),

@@ -30,17 +30,17 @@ SMALLER = {
 
 def make_nifti_folder(folder: Path) -> None:
     chance = np.random.default_rng(0)
-    for split, numbers in (("Tr", range(6)), ("Ts", range(6, 8))):
+    for split, numbers in (("Tr", range(5)), ("Ts", range(5, 6))):
         for number in numbers:
-            mask = np.zeros((20, 20, 20), np.uint8)
-            mask[4:10, 4:12, 5:15], mask[12:18, 4:12, 5:15] = 1, 2
+            mask = np.zeros((16, 16, 16), np.uint8)
+            mask[2:7, 4:12, 3:13], mask[9:14, 4:12, 3:13] = 1, 2
             image = (chance.normal(0, 9, mask.shape) + 50 * mask).astype(np.int16)
             for kind, name, array in (("images", "case_{}_0000", image), ("labels", "case_{}", mask)):
                 path = folder / "mine" / f"{kind}{split}" / f"{name.format(number)}.nii.gz"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_nifti(path, array)
     names = '"background": 0, "left": 1, "right": 2'
-    told = f'{{"channel_names": {{"0": "t1"}}, "labels": {{{names}}}, "numTraining": 6, "file_ending": ".nii.gz"}}'
+    told = f'{{"channel_names": {{"0": "t1"}}, "labels": {{{names}}}, "numTraining": 5, "file_ending": ".nii.gz"}}'
     (folder / "mine" / "dataset.json").write_text(told)
 
 
@@ -49,11 +49,13 @@ def make_studies(folder: Path) -> None:
     for patient in range(1, 5):
         for number in range(16):
             array = chance.integers(0, 900, (16, 16)).astype(np.int16)
-            write_slice(folder / "studies" / f"p{patient}" / "head", number, array, (0, 0, number), SliceThickness=1)
+            own = {"SeriesInstanceUID": f"1.2.3.{patient}", "SOPInstanceUID": f"1.2.4.{patient}.{number}"}
+            place = folder / "studies" / f"p{patient}" / "head"
+            write_slice(place, number, array, (0, 0, number), SliceThickness=1, **own)
 
 
 def make_clips(folder: Path) -> None:
-    for kind, values in (("jump", (20, 30, 40)), ("run", (21, 31, 41))):
+    for kind, values in (("jump", (20, 30)), ("run", (21, 31))):
         (folder / "clips" / kind).mkdir(parents=True)
         for frames in values:
             (folder / "clips" / kind / f"{frames}.mp4").write_bytes(clip(container="mp4", frames=frames))

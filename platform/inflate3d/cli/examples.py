@@ -6,6 +6,7 @@ It runs as it stands: after the quickstart where it names its run, or on files t
 from __future__ import annotations
 
 _OF_COMMANDS = {
+    "finetune": "scans --minutes 10",
     "fit": "--config quickstart.yaml",
     "import-plans": "nnUNetPlans.json --output mine.yaml",
     "validate": "--config runs/quickstart/config.yaml",
@@ -29,6 +30,7 @@ _OF_COMMANDS = {
     "models show": "resnet50 --plan i3d",
     "configs list": "",
     "configs show": "quickstart.yaml",
+    "import-plans": "nnUNetPlans.json --dataset-json dataset.json --output mine.yaml",
     "transfer": "local-dir:runs/quickstart/published --root runs/quickstart/shards --dataset toy_shapes "
     "--task volume_classification --modes knn --fractions 1 --seeds 0 --output runs/transfer",
     "publish": "runs/quickstart --output local-dir:published --heads",

@@ -21,6 +21,7 @@ from inflate3d.remote.outcomes import Unreachable
 
 # One file per subcommand, in the order of a first day; each has add_parser(subparsers).
 SUBCOMMANDS = (
+    "finetune",
     "fit",
     "doctor",
     "submit",
@@ -50,6 +51,7 @@ _EXTRAS = {**dict.fromkeys(_TRAIN_MODULES, "train"), "s3fs": "s3"}
 
 _EPILOG = """\
 the first hour:
+  platform finetune FOLDER                      your own cases: look, plan, train, score, publish
   platform fit --config quickstart.yaml         toy shards, three tasks, published weights, in under three minutes
   platform datasets list                        readable datasets; `show NAME` prints layout and licence
   platform shards build NAME --root RAW --output DIR

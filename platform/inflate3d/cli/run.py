@@ -9,7 +9,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from lightning.pytorch import Callback
@@ -64,12 +64,15 @@ class Run:
         """Return the whole config as YAML, defaults included."""
         return self._cli.parser.dump(self._cli.config, skip_unset=False)
 
-    def fit(self) -> None:
-        """Train, continue training, or only repeat the last steps if the run has finished; the one writer there."""
-        with one_writer(self.folder) if self.trainer.is_global_zero else contextlib.nullcontext():
-            self._fit()
+    def fit(self, *, say_next: bool = True) -> None:
+        """Train, continue training, or only repeat the last steps if the run has finished; the one writer there.
 
-    def _fit(self) -> None:
+        say_next: end with the commands that go on from here.
+        """
+        with one_writer(self.folder) if self.trainer.is_global_zero else contextlib.nullcontext():
+            self._fit(say_next)
+
+    def _fit(self, say_next: bool) -> None:
         checkpoint = self._start()
         if self.trainer.is_global_zero:
             write_config(self.folder, yaml.safe_load(self.dump()))
@@ -82,7 +85,7 @@ class Run:
                 steps = f"{self.trainer.global_step} of {self.trainer.max_steps}"
                 print(f"ended early, by trainer.max_time or a callback: step {steps} is saved")
         if self.trainer.is_global_zero:
-            self._end()
+            self._end(say_next)
 
     def _train(self, ckpt_path: str | None) -> None:
         try:
@@ -100,6 +103,14 @@ class Run:
     def test(self) -> None:
         """Print the metrics of a checkpoint on the test splits."""
         self.trainer.test(self.module, datamodule=self.data, ckpt_path=str(self._weights().state))
+
+    def scores(self, split: Literal["val", "test"]) -> dict[str, float]:
+        """Return the metrics of the best checkpoint on a split, by name."""
+        measure = self.trainer.validate if split == "val" else self.trainer.test
+        best = find_checkpoint(self.folder, "best")
+        assert best is not None, "a run that was fitted has a checkpoint"
+        (values,) = measure(self.module, datamodule=self.data, ckpt_path=str(best.state), verbose=False)
+        return {name: float(value) for name, value in values.items() if name != "step"}
 
     def _start(self) -> Checkpoint | None:
         """Return the checkpoint to continue from: 1. what ckpt_path says  2. none yet: start fresh."""
@@ -122,7 +133,7 @@ class Run:
             raise InputError(f"{self.folder} has no checkpoint; train first, or give --ckpt_path PATH")
         return checkpoint
 
-    def _end(self) -> None:
+    def _end(self, say_next: bool) -> None:
         """Draw the pictures, publish, and print as the last line how to load the weights."""
         config = self._cli.config
         if config.get("pictures"):
@@ -136,7 +147,7 @@ class Run:
             published = publish_run(self.folder, config["publish"])
             print(f"published: {published.folder or published.address}\nload it anywhere:")
             print(load_line(published.address))
-        else:
+        elif say_next:
             has_heads = any(task.target is not None for task in self.module.tasks.values())
             print(next_commands(str(self.folder), has_heads=has_heads))
 

@@ -77,6 +77,15 @@ class AbstractDataset(ABC):
         """Read one case. Raises InputError for a broken case: the build lists it as rejected, with the reason."""
 
     @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """Return the constructor's arguments that read a folder which plainly has this layout; None for any other.
+
+        `platform finetune` asks every dataset, so no two may claim one folder. Names of files tell, and the voxels of a
+        few where `modality` is to be guessed. The default recognises nothing: a set that is asked for by its name.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
         """Write a tiny example of the raw layout under `root`; return the constructor's arguments that read it."""

@@ -59,7 +59,7 @@ def _view(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "name": folder.resolve().name,
         "place": str(folder.resolve()),
         "written": _moment(datetime.now(UTC).timestamp()),
-        "standing": standing(folder, lambda moment: f"at {_moment(moment)}"),
+        "standing": standing(folder, when=_moment),
         "go_on": "" if has_finished or not starts else start_command(folder),
         "next_words": next_commands(str(folder.resolve()), has_heads=has_scores) if has_finished else "",
         "failure": _or_told(lambda: _failure(folder, state), [], faults),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from inflate3d.contracts import SPLITS
 from inflate3d.data.raw.text import read_text
 from inflate3d.errors import InputError, close_names
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".3gp", ".ts", ".wmv")
+_NO_CLASS = re.compile(r"(ima?ge?s?|labels?|masks?|seg\w*|annotations?)_?(tr|ts|train|val|test)?", re.IGNORECASE)
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".npy")
 
 
@@ -51,6 +54,20 @@ def visible(folder: Path, pattern: str) -> list[Path]:
         parent, name = os.path.split(path)
         first.setdefault((homes[parent], name), path)
     return [folder / path for path in sorted(first.values())]
+
+
+def class_folders(root: Path, suffixes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes of a folder that holds a folder of files a class, perhaps below train, val and test.
+
+    () for any other: fewer than two classes, files beside the folders, or folders called as images and masks are.
+    """
+    paths = [p.relative_to(root).parts for p in visible(root, "**/*") if p.name.lower().endswith(tuple(suffixes))]
+    if paths and {parts[0] for parts in paths} <= set(SPLITS) and any(len(parts) == 3 for parts in paths):
+        paths = [parts[1:] for parts in paths]
+    classes = sorted({parts[0] for parts in paths})
+    if len(classes) < 2 or not all(len(parts) == 2 for parts in paths) or any(map(_NO_CLASS.fullmatch, classes)):
+        return ()
+    return tuple(classes)
 
 
 def read_json(path: Path, *, where: str) -> dict[str, Any]:

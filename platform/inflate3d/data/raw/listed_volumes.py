@@ -32,6 +32,12 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 COLUMNS = ("image", "label", "mask", "split", "group", "key")
 
 
+def is_numeric(rows: Sequence[Row], column: str) -> bool:
+    """Whether a column holds numbers and empty cells alone, and one number at least."""
+    told = [row[column] for row in rows if row.get(column)]
+    return bool(told) and all(_NUMBER.fullmatch(text) for text in told)
+
+
 @dataclass(frozen=True)
 class Said:
     """What people say of volumes that lie on their own disk, since no file states it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from inflate3d.data.raw.files import require_file, stem
@@ -19,13 +19,20 @@ def units_of(values: Sequence[str]) -> dict[str, str]:
 
 
 def folder_rows(
-    paths: Sequence[str], root: Path, *, csv: str | None, values: Sequence[str], group_pattern: str | None, where: str
+    paths: Sequence[str],
+    root: Path,
+    *,
+    csv: str | None,
+    values: Sequence[str],
+    patterns: Mapping[str, str | None],
+    where: str,
 ) -> tuple[list[Row], Path]:
     """Return a row for each path (relative to root), in order, and the file that messages name.
 
     csv: a table below root with the column image (a path, or a name that only one path ends in) and perhaps label,
-    split, group, key and the columns of `values`; a volume that it leaves out is of unknown label. group_pattern: its
-    first group, searched in the path, keeps what it equals in one split. InputError names a row without a volume.
+    split, group, key and the columns of `values`; a volume that it leaves out is of unknown label. patterns: of a
+    column (group, label, split) that the table does not fill: the first group of what is found in the path.
+    InputError names a row without a volume, and a path in which a pattern finds nothing.
     """
     units = units_of(values)
     rows = {path: Row(0, {"image": path, "label": "", **dict.fromkeys(units, "")}) for path in paths}
@@ -39,13 +46,14 @@ def folder_rows(
             if rows[path].line:
                 raise InputError(f"{file} lines {rows[path].line} and {row.line} are both of {path}; leave one out")
             rows[path] = Row(row.line, {**row, "image": path})
+    for column, pattern in patterns.items():
+        if pattern is not None:
+            for path, row in rows.items():
+                row[column] = row.get(column) or _found(path, column, pattern, where)
     if any(row.get("split") for row in rows.values()) and (
         bare := [p for p, row in rows.items() if not row.get("split")]
     ):
         raise InputError(f"{file}: gives splits, but none for {bare[0]} ({len(bare)} in all); add them")
-    if group_pattern is not None:
-        for path, row in rows.items():
-            row["group"] = row.get("group") or _group(path, group_pattern, where)
     return list(rows.values()), file
 
 
@@ -69,11 +77,11 @@ def _path_of(row: Row, by_name: dict[str, list[str]], at: str) -> str:
     raise InputError(f"{at}: no volume {row['image']!r} below the root; correct the path, or remove the line")
 
 
-def _group(path: str, pattern: str, where: str) -> str:
+def _found(path: str, column: str, pattern: str, where: str) -> str:
     try:
         match = re.search(pattern, path)
     except re.error as fault:
-        raise InputError(f"{where}: group_pattern {pattern!r} is no regular expression: {fault}") from fault
+        raise InputError(f"{where}: {column}_pattern {pattern!r} is no regular expression: {fault}") from fault
     if match is None or not match.groups():
-        raise InputError(f"{where}: group_pattern {pattern!r} finds no (group) in {path!r}")
+        raise InputError(f"{where}: {column}_pattern {pattern!r} finds no (group) in {path!r}")
     return str(match[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inflate3d.contracts import SPLITS, AbstractDataset, DatasetCard, RawSample
+from inflate3d.contracts import SPLITS, AbstractDataset, DatasetCard, RawSample, Split
 from inflate3d.data.samples.record import stored_value
 from inflate3d.data.shards.manifest import MANIFEST_FILE, Manifest
 from inflate3d.data.shards.members import byte_members, decode_members, encode_sample
@@ -44,13 +44,14 @@ class Glimpse(ABC):
 class RawGlimpse(Glimpse):
     """Of raw files, read as a build would read and store them."""
 
-    def __init__(self, dataset: AbstractDataset, count: int) -> None:
-        """Choose `count` cases. InputError if there are none."""
+    def __init__(self, dataset: AbstractDataset, count: int, *, split: Split | None = None) -> None:
+        """Choose `count` cases, of one split alone where it is given. InputError if there are none."""
         self.card, self._dataset = dataset.card, dataset
         cases = dataset.cases()
-        if not cases:
-            raise InputError(f"{self.card.name}: there are no cases to draw")
-        self._chosen = [cases[i] for i in _evenly(len(cases), count)]
+        chosen = [case for case in cases if split in (None, case.split)]
+        if not chosen:
+            raise InputError(f"{self.card.name}: there are no {split + ' ' if split else ''}cases to look at")
+        self._chosen = [chosen[i] for i in _evenly(len(chosen), count)]
         found = [case.split for case in cases]
         self.splits = {split: found.count(split) for split in SPLITS if split in found}
 

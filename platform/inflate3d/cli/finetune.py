@@ -138,7 +138,7 @@ def _plan(found: Fingerprint, layout: Layout, asked: dict[str, Any], output: str
             "some the split val or test, or hold some out: --val_fraction 0.2"
         )
     grid = planned_grid(found, layout)
-    classes = next((len(target.names) for target in targets if target.per_voxel), None)
+    classes = next((len(target.answers) for target in targets if target.per_voxel), None)
     print(f"\nmeasuring {asked['model']} on this machine ...", flush=True)
     cost = measure_fitting_net(asked["model"], size=grid.size, spacing_mm=grid.spacing_mm, num_classes=classes)
     budget = Budget(memory_at_hand(), asked["minutes"], len(os.sched_getaffinity(0)))

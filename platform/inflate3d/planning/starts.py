@@ -9,11 +9,11 @@ from inflate3d.models.publication.schema import read_published_config
 
 
 def fitting_head(model: str, target: AbstractTarget) -> str | None:
-    """Return the name of the first head of a publication whose target is of this type and has its names; else None."""
+    """Return the name of the first head of a publication whose target is of this type and answers alike; else None."""
     folder = published_folder(model)
     heads = {} if folder is None else read_published_config(folder).get("heads", {})
     for name, entry in heads.items():
         theirs = target_of(entry)
-        if type(theirs) is type(target) and theirs is not None and theirs.names == target.names != ():
+        if type(theirs) is type(target) and theirs is not None and theirs.answers == target.answers != ():
             return str(name)
     return None

@@ -30,7 +30,6 @@ _OF_COMMANDS = {
     "models show": "resnet50 --plan i3d",
     "configs list": "",
     "configs show": "quickstart.yaml",
-    "import-plans": "nnUNetPlans.json --dataset-json dataset.json --output mine.yaml",
     "transfer": "local-dir:runs/quickstart/published --root runs/quickstart/shards --dataset toy_shapes "
     "--task volume_classification --modes knn --fractions 1 --seeds 0 --output runs/transfer",
     "publish": "runs/quickstart --output local-dir:published --heads",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from inflate3d.models.architectures import smallest_of_each_family
 
-NIGHTLY = [pytest.mark.nightly]
+NIGHTLY = [pytest.mark.nightly, pytest.mark.slow]
 # A family for each way to build a net: plain, pre-activated, grouped, depthwise and standardised convolutions, dense,
 # aggregated and parallel paths, gates; tokens of a fixed and of any number, windows, relative positions, attention over
 # channels and beside convolutions; mixers and state spaces; frames that must be multiples of 32.
@@ -43,12 +43,12 @@ def slow_but(values: Iterable[Any], count: int) -> list[Any]:
 def nightly_but(values: Iterable[Any], count: int) -> list[Any]:
     """Values (or tuples of them) as parameters, all but the first `count` nightly, and slow too."""
     rows = [value if isinstance(value, tuple) else (value,) for value in values]
-    marks = [*NIGHTLY, pytest.mark.slow]
+    marks = NIGHTLY
     return [pytest.param(*row, marks=[] if i < count else marks) for i, row in enumerate(rows)]
 
 
 def draws(count: int, fast: int, each: int = 10) -> list[Any]:
     """Seeds from 0 to count - 1 as ranges of `each`; those from `fast` on are nightly: the draws of a property."""
-    marks = [*NIGHTLY, pytest.mark.slow]
+    marks = NIGHTLY
     starts = range(0, count, each)
     return [pytest.param(range(i, min(i + each, count)), marks=[] if i < fast else marks, id=str(i)) for i in starts]

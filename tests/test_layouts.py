@@ -63,7 +63,16 @@ def same_nets(name: str, monkeypatch: pytest.MonkeyPatch, **options) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    slow_but([("test_resnet", {}), ("test_vit", {"attention": "joint"}), ("test_resnet", {"inflation": "random"})], 2),
+    slow_but(
+        [
+            ("test_resnet", {}),
+            ("test_vit", {"attention": "joint"}),
+            ("test_resnet", {"inflation": "random"}),
+            ("levit_128s", {"plan": "isotropic"}),  # strides that the check moves to another module
+            ("torchvision/inception_v3", {"plan": "i3d"}),
+        ],
+        2,
+    ),
 )
 def test_a_kept_layout_gives_the_same_net_and_the_same_draws(name, options, cache, monkeypatch):
     same_nets(name, monkeypatch, **options)

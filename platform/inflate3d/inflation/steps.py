@@ -83,8 +83,11 @@ class Strides:
         """Take every stride away."""
         for name, mixin in reversed(self._applied):
             module = self.modules[name]
-            if mixin in (AtRate, FrameStride):
+            if mixin is AtRate:
                 unmix(module, mixin)
+            elif mixin is FrameStride:
+                unmix(module, mixin)
+                del module.depth_stride
             elif mixin is FoldedPool:
                 module.depth_kernel = module.depth_stride = 1
             else:

@@ -267,6 +267,7 @@ def attack_stages(folder: Path, count: int, seed: int) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "members"), nightly_but([(200, 300), (7000, 3000)], 1))
 def test_all_damage_is_reported_and_nothing_crashes(tmp_path: Path, files: int, members: int) -> None:
     before = set(os.listdir(tmp_path.parent))

@@ -105,7 +105,7 @@ class PlainResNet3D(nn.Module):
 
 
 @pytest.mark.parametrize("time_padding", slow_but(["replicate", "zeros"], 1))
-@pytest.mark.parametrize("depth", slow_but([19, 16], 1))
+@pytest.mark.parametrize("depth", slow_but([5, 19, 16], 1))
 def test_an_inflated_resnet18_equals_an_independent_conv3d_resnet_on_a_random_clip(depth, time_padding):
     net = make_2d("resnet18").double()
     for module in net.modules():

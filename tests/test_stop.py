@@ -122,7 +122,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
             ("batch", 7, signal.SIGINT, 4),  # a validation is due after this step
             ("validation", 4, signal.SIGUSR1, 4),  # within a validation
         ],
-        1,
+        0,
     ),
 )
 def test_a_signal_costs_nothing_wherever_it_comes(

@@ -193,6 +193,7 @@ def test_a_teacher_moves_once_an_optimiser_step_by_the_formula(shards: Path, tmp
     assert not torch.equal(teacher.state_dict()[name], expected[0])
 
 
+@pytest.mark.slow
 def test_a_tasks_own_module_idles_and_a_task_without_a_score_logs_its_loss(shards: Path, tmp_path: Path) -> None:
     module = toy_module(norm="group", noise=0.5).build(
         {n: m.card for n, m in toy_teacher.toy_data(shards).manifests.items()}

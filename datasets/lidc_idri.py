@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
 from inflate3d.data.raw.files import require_folder, visible
@@ -13,9 +13,6 @@ from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.errors import InputError
 from inflate3d.targets import ClassTarget
-
-if TYPE_CHECKING:
-    from inflate3d.data.raw.readers import Volume
 
 _AIR_HU = -1024
 _CLASSES = ("benign", "malignant")
@@ -58,12 +55,14 @@ class LIDCIDRI(AbstractDataset):
     def __init__(
         self, root: str | Path, *, size_mm: int = 48, min_readers: int = 3, val_fraction: float = 0.2, seed: int = 0
     ) -> None:
+        from inflate3d.data.raw.cubes import Scans
+
         self.root = require_folder(root, where="lidc_idri", holds="LIDC-IDRI-0001, ...")
         if size_mm < 1 or not 1 <= min_readers <= 4:
             raise InputError(f"lidc_idri: size_mm {size_mm}, min_readers {min_readers}; give 1 or more, and 1 to 4")
         self._size, self._min_readers = size_mm, min_readers
         self._rule = SplitRule(val_fraction, seed=seed)
-        self._last: tuple[Path, Volume] | None = None
+        self._kept = Scans()
 
     @property
     def card(self) -> DatasetCard:
@@ -89,7 +88,7 @@ class LIDCIDRI(AbstractDataset):
 
         nodule: Nodule = case.source
         where = f"{nodule.series}, {case.key}"
-        cube = cube_about(self._scan(nodule.series), nodule.position_mm, self._size, beyond=_AIR_HU, where=where)
+        cube = cube_about(self._kept.read(nodule.series), nodule.position_mm, self._size, beyond=_AIR_HU, where=where)
         return RawSample(
             image=cube.array,
             targets={"label": int(nodule.rating > _RATING)},
@@ -97,17 +96,6 @@ class LIDCIDRI(AbstractDataset):
             affine=cube.affine,
             noticed=cube.noticed,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
-
-    def _scan(self, series: Path) -> Volume:
-        """Return a scan turned to RAS; the last one is kept, since cases come scan by scan."""
-        from inflate3d.data.raw.readers import read_volume
-
-        if self._last is None or self._last[0] != series:
-            self._last = (series, read_volume(series))
-        return self._last[1]
 
     @cached_property
     def _nodules(self) -> list[Nodule]:

@@ -7,7 +7,7 @@ import math
 from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
 from inflate3d.data.raw.files import require_file, require_folder, visible
@@ -16,9 +16,6 @@ from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import Row, read_table
 from inflate3d.errors import InputError
 from inflate3d.targets import ClassTarget
-
-if TYPE_CHECKING:
-    from inflate3d.data.raw.readers import Volume
 
 _COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "class")
 _AIR_HU = -1024
@@ -70,6 +67,8 @@ class LUNA16(AbstractDataset):
         val_fraction: float = 0.1,
         seed: int = 0,
     ) -> None:
+        from inflate3d.data.raw.cubes import Scans
+
         self.root = require_folder(root, where="luna16", holds="subset0 to subset9 and candidates_V2.csv")
         if size_mm < 1 or (negatives_per_scan is not None and negatives_per_scan < 0):
             raise InputError(
@@ -82,7 +81,7 @@ class LUNA16(AbstractDataset):
         self._size, self._negatives, self._subset = size_mm, negatives_per_scan, val_subset
         self._skip_missing, self._seed = skip_missing, seed
         self._rule = SplitRule(val_fraction, seed=seed)
-        self._last: tuple[str, Volume] | None = None
+        self._kept = Scans()
 
     @property
     def card(self) -> DatasetCard:
@@ -113,7 +112,7 @@ class LUNA16(AbstractDataset):
         candidate: Candidate = case.source
         if candidate.scan not in self._scans:
             raise InputError(f"{case.key}: no {candidate.scan}.mhd below {self.root}; complete the subsets")
-        scan, where = self._scan(candidate.scan), self._scans[candidate.scan]
+        scan, where = self._kept.read(self._scans[candidate.scan]), self._scans[candidate.scan]
         middle = cube_about(scan, candidate.position_mm, self._size, beyond=_AIR_HU, where=f"{where}, {case.key}")
         return RawSample(
             image=middle.array,
@@ -122,17 +121,6 @@ class LUNA16(AbstractDataset):
             affine=middle.affine,
             noticed=middle.noticed,
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
-
-    def _scan(self, name: str) -> Volume:
-        """Return a scan turned to RAS; the last one is kept, since cases come scan by scan."""
-        from inflate3d.data.raw.readers import read_volume
-
-        if self._last is None or self._last[0] != name:
-            self._last = (name, read_volume(self._scans[name]))
-        return self._last[1]
 
     @cached_property
     def _scans(self) -> dict[str, Path]:

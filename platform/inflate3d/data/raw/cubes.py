@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from inflate3d.data.raw.readers import Volume, place_volume
+from inflate3d.data.raw.readers import Volume, place_volume, read_volume
 from inflate3d.errors import InputError
+
+
+class Scans:
+    """Scans turned to RAS. The last one is kept, since cases come scan by scan, but for pickling."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Path, Volume] | None = None
+
+    def read(self, path: Path) -> Volume:
+        """Read a scan. InputError as `read_volume`."""
+        if self._last is None or self._last[0] != path:
+            self._last = (path, read_volume(path))
+        return self._last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_last": None}
 
 
 def cube_about(

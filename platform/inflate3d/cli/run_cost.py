@@ -13,6 +13,7 @@ from inflate3d.cli.run import Run
 from inflate3d.cli.table import print_table
 from inflate3d.durations import duration
 from inflate3d.training import DataModule
+from inflate3d.training.device import DeviceDefaults
 from inflate3d.training.run.step_meter import Speed, extrapolate
 from inflate3d.training.run.step_times import StepTimes
 from inflate3d.training.steering.first_batches import FirstBatches
@@ -29,7 +30,7 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
     with tempfile.TemporaryDirectory() as folder:
         run = Run(_one_rank_of(config, data, ranks, folder))
         times = StepTimes(data.datasets, repeats)
-        run.trainer.callbacks = [FirstBatches(), times]  # type: ignore[attr-defined]
+        run.trainer.callbacks = [DeviceDefaults(), FirstBatches(), times]  # type: ignore[attr-defined]
         run.trainer.fit(run.module, datamodule=run.data)
     steps, accumulate = run.trainer.max_steps, run.trainer.accumulate_grad_batches
     device = run.trainer.strategy.root_device
@@ -40,8 +41,7 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
         (name, each.batch_size, f"{times.milliseconds(name):.1f}", f"{times.memory_gb[name]:.2f} GB")
         for name, each in run.data.datasets.items()
     ]
-    memory = "peak memory" if device.type == "cuda" else "memory of the process"
-    print_table(("dataset", "samples per rank", "ms", memory), rows)
+    print_table(("dataset", "samples per rank", "ms", "peak memory"), rows)
     _print_states(run.module, ranks)
     training_ms, loading_ms = (
         sum(share * times.milliseconds(name) for name, share in shares.items()),

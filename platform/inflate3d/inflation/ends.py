@@ -125,9 +125,9 @@ class _Trimmed(torch.autograd.Function):
 
 
 def untrimmed(grad: Tensor, low: int, high: int) -> Tensor:
-    """Return the gradient of a kernel (O, I, kD, ...) from that of the trimmed one; of a single slice, a view."""
+    """Return the gradient of a kernel (O, I, kD, ...) from that of the trimmed one."""
     if low == high == 0:
         return grad
     if grad.shape[2] == 1:
-        return grad.expand(-1, -1, low + 1 + high, *[-1] * (grad.ndim - 3))
+        return torch.cat([grad] * (low + 1 + high), 2)  # a third of an expanded one's copy on a CPU
     return replicate_ends(grad, 2, low, high)

@@ -28,11 +28,11 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
     """
     ranks, shares = _ranks(config), data.mixture.shares
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(_one_rank_of(config, data, ranks, folder))
+        run = Run(_one_rank_of(config, data, ranks, folder, repeats))
         times = StepTimes(data.datasets, repeats)
         run.trainer.callbacks = [DeviceDefaults(), FirstBatches(), times]  # type: ignore[attr-defined]
         run.trainer.fit(run.module, datamodule=run.data)
-    steps, accumulate = run.trainer.max_steps, run.trainer.accumulate_grad_batches
+    steps, accumulate = int(config.get("trainer", "max_steps")), run.trainer.accumulate_grad_batches
     device = run.trainer.strategy.root_device
     print(
         f"\ntraining on {device}, what one rank of {ranks} does; {repeats} micro-batches per dataset after its first:"
@@ -79,12 +79,14 @@ def _ranks(config: Config) -> int:
     return int(devices) * int(config.get("trainer", "num_nodes", default=1))
 
 
-def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str) -> Config:
-    """Return the config of a run that does what one rank would, each dataset equally often."""
+def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str, repeats: int) -> Config:
+    """Return the config of a run that does what one rank would, each dataset equally often, and as often as needed."""
     values = copy.deepcopy(config.values)
-    for key in ("strategy", "num_nodes", "logger", "callbacks"):
+    for key in ("strategy", "num_nodes", "logger", "callbacks", "max_time"):
         values["trainer"].pop(key, None)
+    needed = (repeats + 1) * len(data.datasets)
     values["trainer"] |= {"devices": 1, "default_root_dir": folder, "limit_val_batches": 0}
+    values["trainer"]["max_steps"] = max(int(config.get("trainer", "max_steps")), needed)
     values |= {"publish": None, "pictures": False, "ckpt_path": None}
     values["data"].pop("temperature", None)
     for name, each in data.datasets.items():

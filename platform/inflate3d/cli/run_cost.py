@@ -32,7 +32,7 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
         times = StepTimes(data.datasets, repeats)
         run.trainer.callbacks = [DeviceDefaults(), FirstBatches(), times]  # type: ignore[attr-defined]
         run.trainer.fit(run.module, datamodule=run.data)
-    steps, accumulate = int(config.get("trainer", "max_steps")), run.trainer.accumulate_grad_batches
+    steps, accumulate = _max_steps(config), run.trainer.accumulate_grad_batches
     device = run.trainer.strategy.root_device
     print(
         f"\ntraining on {device}, what one rank of {ranks} does; {repeats} micro-batches per dataset after its first:"
@@ -79,6 +79,10 @@ def _ranks(config: Config) -> int:
     return int(devices) * int(config.get("trainer", "num_nodes", default=1))
 
 
+def _max_steps(config: Config) -> int:
+    return int(config.get("trainer", "max_steps", default=-1))
+
+
 def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str, repeats: int) -> Config:
     """Return the config of a run that does what one rank would, each dataset equally often, and as often as needed."""
     values = copy.deepcopy(config.values)
@@ -86,7 +90,8 @@ def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str, repe
         values["trainer"].pop(key, None)
     needed = (repeats + 1) * len(data.datasets)
     values["trainer"] |= {"devices": 1, "default_root_dir": folder, "limit_val_batches": 0}
-    values["trainer"]["max_steps"] = max(int(config.get("trainer", "max_steps")), needed)
+    if _max_steps(config) > 0:  # else the run is refused, as it would be
+        values["trainer"]["max_steps"] = max(_max_steps(config), needed)
     values |= {"publish": None, "pictures": False, "ckpt_path": None}
     values["data"].pop("temperature", None)
     for name, each in data.datasets.items():

@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
     trim: tuple[int, int] = (0, 0)
 
     @property
-    def in_2d(self) -> tuple[Any, ...]:
+    def in_2d(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
         """The stride, padding, dilation and groups of F.conv2d."""
         return (self.stride, self.padding, self.dilation, self.groups)
 

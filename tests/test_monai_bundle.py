@@ -15,7 +15,7 @@ from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction.answers import onto_grid
 from inflate3d.evaluation.prediction.predict import Predictor
 from inflate3d.nn import sliding_window
-from inflate3d.portable.bundle import INFERENCE, METADATA, NET, WEIGHTS, bundle_files, label_values
+from inflate3d.portable.bundle import INFERENCE, METADATA, NET, WEIGHTS, bundle_files
 from inflate3d.portable.part import Part
 from inflate3d.portable.whole_volume import WholeVolume
 from inflate3d.portable.write import write_portable
@@ -101,9 +101,9 @@ def test_the_config_reads_as_the_input_contract_says():
 
 def test_labels_are_those_that_predict_writes():
     regions = MaskTarget(names=("nothing", "rim", "core"), regions=REGIONS)
-    assert label_values(toy_part(regions).facts) == {"whole": 1, "inner": 2}
+    assert regions.written == {"whole": 1, "inner": 2}
     ignored = MaskTarget(names=("nothing", "unknown", "core"), ignored=("unknown",))
-    assert label_values(toy_part(ignored).facts) == {"nothing": 0, "core": 2}
+    assert ignored.written == {"nothing": 0, "core": 2}
     steps = json.loads(bundle_files(toy_part(ignored), toy_part(ignored).facts)[INFERENCE])["postprocessing"]
     (mapped,) = [step for step in steps["transforms"] if step["_target_"] == "MapLabelValued"]
     assert (mapped["orig_labels"], mapped["target_labels"]) == ([0, 1], [0, 2])
@@ -179,7 +179,7 @@ def test_monai_gives_the_masks_of_predict(tmp_path, monai_run):
 @pytest.mark.filterwarnings("ignore")
 def test_regions_of_two_channels_at_a_spacing_come_out_as_our_own_code_writes_them(tmp_path, monai_run):
     target = MaskTarget(names=("nothing", "rim", "core"), regions=REGIONS)
-    part = toy_part(target, spacing_mm=[1.5, 1.0, 1.0])
+    part = toy_part(target, spacing_mm=[1.0, 2.0, 1.0])
     net = nn.Sequential(part.net, FirstTwo()).eval()
     write_portable(Part(net, 2, WINDOW, None, part.facts, part.published), tmp_path / "b", format="monai-bundle")
     draw, affine = np.random.default_rng(1), np.diag([-1.0, 2.0, 3.0, 1.0])
@@ -188,7 +188,7 @@ def test_regions_of_two_channels_at_a_spacing_come_out_as_our_own_code_writes_th
     for file, array in zip(files, channels, strict=True):
         save(file, array, affine)
     monai_run(tmp_path / "b", tmp_path / "images", tmp_path / "theirs")
-    volumes = [read_volume(file, orientation="RAS", spacing_mm=(1.5, 1.0, 1.0)) for file in files]
+    volumes = [read_volume(file, orientation="RAS", spacing_mm=(1.0, 2.0, 1.0)) for file in files]
     image = Normalise(Intensity(mode="zscore"), 2, where="toy")(np.concatenate([v.array for v in volumes]))
     whole = WholeVolume(net, WINDOW, overlap=0.5, channels=2)
     with torch.no_grad():
@@ -198,8 +198,7 @@ def test_regions_of_two_channels_at_a_spacing_come_out_as_our_own_code_writes_th
     (name,) = os.listdir(tmp_path / "theirs")
     got = np.asarray(nibabel.load(tmp_path / "theirs" / name).dataobj)
     assert sorted(np.unique(expected)) == [0, 1, 2]
-    print("voxels that differ:", (got != expected).mean())
-    assert (got != expected).mean() <= 0.02
+    assert (got != expected).mean() <= 1e-3
 
 
 class FirstTwo(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from inflate3d.contracts import AbstractTarget
 from inflate3d.errors import InputError
 from inflate3d.models.input_contract import intensity_of
 from inflate3d.portable.part import Part
@@ -41,7 +42,7 @@ def bundle_files(part: Part, facts: Mapping[str, Any]) -> dict[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    told = {"facts": facts, "legal": legal, "labels": label_values(facts), "versions": TRIED_WITH}
+    told = {"facts": facts, "legal": legal, "labels": _labels(facts), "versions": TRIED_WITH}
     told["intensity"] = describe_intensity(facts["input"].get("intensity"))
     return {
         METADATA: json.dumps(_metadata(part, facts, legal), indent=4) + "\n",
@@ -57,11 +58,8 @@ def input_channels(facts: Mapping[str, Any]) -> list[str]:
     return channels[:1] if len(set(channels)) == 1 else channels
 
 
-def label_values(facts: Mapping[str, Any]) -> dict[str, int]:
-    """Return what a label map holds for each answer: a class's index, or what is written for a region."""
-    names, regions = facts["target"]["names"], facts["target"].get("regions", [])
-    written = {region["name"]: region["written"] for region in regions}
-    return {name: names.index(written.get(name, name)) for name in facts["names"]}
+def _labels(facts: Mapping[str, Any]) -> dict[str, int]:
+    return AbstractTarget.from_dict(facts["target"]).written
 
 
 def _legal(published: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def _metadata(part: Part, facts: Mapping[str, Any], legal: Mapping[str, Any]) ->
         "data_source": "; ".join(card["url"] for card in legal["data"] if card.get("url")),
         "data_type": "nibabel",
         "image_classes": f"{', '.join(input_channels(facts))}; {describe_intensity(facts['input'].get('intensity'))}",
-        "pred_classes": ", ".join(f"{value}: {name}" for name, value in label_values(facts).items()),
+        "pred_classes": ", ".join(f"{value}: {name}" for name, value in _labels(facts).items()),
         "eval_metrics": dict(target.get("metrics", {})),
         "intended_use": "Checked only on the data of docs/README.md. Not a medical device.",
         "references": citations,
@@ -185,7 +183,7 @@ def _preprocessing(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _postprocessing(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the transforms from probabilities to a label map of the input's grid in a file of its name."""
-    values = list(label_values(facts).values())
+    values = list(_labels(facts).values())
     if facts["target"].get("regions"):
         written = "torch.where(p[r[0] : r[0] + 1] > 0.5, float(r[1]), m)"
         func = f"$lambda p: functools.reduce(lambda m, r: {written}, enumerate({values}), torch.zeros_like(p[:1]))"

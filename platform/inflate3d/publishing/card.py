@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.models.publication.heads import is_per_voxel, target_of
+from inflate3d.models.publication.places import HUB
 from inflate3d.publishing.licences import commercial_use, hub_licence
 
 _CLASSIFICATION = ("image-classification", "video-classification")  # the Hub's words
 
 
 def render_card(
-    config: Mapping[str, Any], *, parameters: int, address: str = "local-dir:PATH", picture: str | None = None
+    config: Mapping[str, Any],
+    *,
+    parameters: int,
+    address: str = "local-dir:PATH",
+    picture: str | None = None,
+    example: str | None = None,
 ) -> str:
-    """Return the card of a publication as Markdown. address: for its loading lines; picture: a file beside it."""
+    """Return the card of a publication as Markdown.
+
+    address: for its loading lines. picture: a file beside it. example: the head that example.nii.gz beside it is for.
+    """
     training = config["training"]
     contract = {**dict.fromkeys(("spacing_mm", "orientation", "intensity")), **config["input"]}
     source = config["source_weights"]
@@ -40,13 +49,48 @@ def render_card(
         source=source,
         dimensions=dimensions,
         commercial={"allowed": allowed, "why": why},
-        licence=hub_licence(data, licence, has_source=has_source),
-        pipeline=pipeline_tag(config),
+        front_matter=front_matter(config, address, hub_licence(data, licence, has_source=has_source)),
+        example=example,
+        repository=address.removeprefix(HUB).partition("@")[0] if address.startswith(HUB) else None,
         parameters=parameters,
         address=address,
         picture=picture,
         intensity=describe_intensity(contract["intensity"]),
     )
+
+
+def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
+    """Return what the Hub reads of a card, as YAML (huggingface.co/docs/hub/model-cards): tags, licence, results.
+
+    The results are those of validation, val/TASK/DATASET/METRIC.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    net, training, tag = config["net"], config["training"], pipeline_tag(config)
+    parts = [
+        (*name.split("/")[2:], value) for name, value in training.get("metrics", {}).items() if name.count("/") == 3
+    ]
+    results = [EvalResult(tag, dataset, dataset, metric, round(value, 4)) for dataset, metric, value in parts]
+    card = ModelCardData(
+        library_name="inflate3d",
+        tags=["3d", *_tags(config), "timm"],
+        base_model=net["base"] if "/" in net["base"] else f"timm/{net['base']}",
+        datasets=[card["name"] for card in training.get("data", [])] or None,
+        license=licence,
+        license_name="see-model-card" if licence == "other" else None,
+        pipeline_tag=tag,
+        model_name=PurePath(address).name if results else None,
+        eval_results=results or None,
+    )
+    return card.to_yaml()
+
+
+def _tags(config: Mapping[str, Any]) -> list[str]:
+    """Return the media and modalities that the weights take, as tags."""
+    inputs = [config["input"], *(head.get("input", {}) for head in config["heads"].values())]
+    media = {spec["media"] for spec in inputs if "media" in spec}
+    kinds = {"video": ["video"], "volume": ["medical-imaging"]}
+    return [tag for name in ("video", "volume") if name in media or not media for tag in kinds[name]]
 
 
 def pipeline_tag(config: Mapping[str, Any]) -> str:

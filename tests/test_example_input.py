@@ -40,7 +40,8 @@ def test_the_example_lies_as_the_contract_says_and_is_the_same_each_time(tmp_pat
     assert volume.array.shape == (1, 8, 12, 16)
     assert volume.spacing_mm == (2.0, 1.0, 0.5)
     assert np.sign(np.diag(np.asarray(volume.affine))[:3]).tolist() == [-1, -1, 1]
-    assert (-100 <= volume.array.min() < -30) and (230 < volume.array.max() <= 300)
+    assert -100 <= volume.array.min() < -30
+    assert 230 < volume.array.max() <= 300
     assert volume.array[0, 4, 6, 9] > volume.array[0, 4, 9, 4] > volume.array[0, 0, 0, 0]  # inner, outer, outside
     assert content == example_of(config(organs=head()))[1]
 

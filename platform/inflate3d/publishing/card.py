@@ -67,10 +67,8 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     net, training, tag = config["net"], config["training"], pipeline_tag(config)
-    parts = [
-        (*name.split("/")[2:], value) for name, value in training.get("metrics", {}).items() if name.count("/") == 3
-    ]
-    results = [EvalResult(tag, dataset, dataset, metric, round(value, 4)) for dataset, metric, value in parts]
+    scored = {name: value for name, value in training.get("metrics", {}).items() if name.count("/") == 3}
+    results = [EvalResult(tag, *(name.split("/")[i] for i in (2, 2, 3)), round(v, 4)) for name, v in scored.items()]
     card = ModelCardData(
         library_name="inflate3d",
         tags=["3d", *_tags(config), "timm"],

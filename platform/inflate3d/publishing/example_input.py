@@ -21,16 +21,14 @@ def example_of(config: Mapping[str, Any]) -> tuple[str, bytes] | None:
     The segmenter of the publication's own dataset comes first, then its other heads, then those of others. The volume
     has the head's orientation and spacing and the size of one of its samples.
     """
-    own = config["input"].get("domain")
-    found = {name: entry.get("input", config["input"]) for name, entry in config["heads"].items()}
-    fitting = [name for name, spec in found.items() if _takes_one_channel(config["heads"][name], spec)]
+    own, heads = config["input"].get("domain"), config["heads"]
+    inputs = {name: entry.get("input", config["input"]) for name, entry in heads.items()}
+    fitting = [name for name, spec in inputs.items() if _takes_one_channel(heads[name], spec)]
     if not fitting:
         return None
-    ranked = {
-        name: (config["heads"][name]["dataset"] != own, not is_per_voxel(config["heads"][name])) for name in found
-    }
-    chosen = min(fitting, key=lambda name: ranked[name])
-    return chosen, _nifti(_volume(_size(config["heads"][chosen], found[chosen]), found[chosen]), found[chosen])
+    chosen = min(fitting, key=lambda name: (heads[name]["dataset"] != own, not is_per_voxel(heads[name])))
+    spec = inputs[chosen]
+    return chosen, _nifti(_volume(_size(heads[chosen], spec), spec), spec)
 
 
 def _takes_one_channel(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
@@ -58,9 +56,8 @@ def _nifti(array_DHW: np.ndarray, spec: Mapping[str, Any]) -> bytes:
 
     axes = nib.orientations.axcodes2ornt(tuple(spec.get("orientation") or "RAS"))
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
-    for column, ((row, sign), step_mm) in enumerate(
-        zip(axes, reversed(spec.get("spacing_mm") or (1, 1, 1)), strict=True)
-    ):
+    steps_mm = reversed(spec.get("spacing_mm") or (1, 1, 1))
+    for column, ((row, sign), step_mm) in enumerate(zip(axes, steps_mm, strict=True)):
         affine[int(row), column] = sign * step_mm
     image = nib.Nifti1Image(np.ascontiguousarray(array_DHW.transpose(2, 1, 0)), affine)
     image.header.set_xyzt_units("mm")

@@ -41,6 +41,7 @@ def bundle_files(part: Part, facts: Mapping[str, Any]) -> dict[str, str]:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     told = {"facts": facts, "legal": legal, "labels": _labels(facts), "versions": TRIED_WITH}
     told["intensity"] = describe_intensity(facts["input"].get("intensity"))
@@ -76,7 +77,7 @@ def _legal(published: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
 
 
 def _metadata(part: Part, facts: Mapping[str, Any], legal: Mapping[str, Any]) -> dict[str, Any]:
-    names, target = ", ".join(facts["names"]), part.published.get("training", {})
+    names, training = ", ".join(facts["names"]), part.published.get("training", {})
     modality = str(facts["input"].get("modality", "n/a"))
     citations = [card["citation"] for card in [*legal["data"], legal["source"] or {}] if card.get("citation")]
     return {
@@ -97,7 +98,7 @@ def _metadata(part: Part, facts: Mapping[str, Any], legal: Mapping[str, Any]) ->
         "data_type": "nibabel",
         "image_classes": f"{', '.join(input_channels(facts))}; {describe_intensity(facts['input'].get('intensity'))}",
         "pred_classes": ", ".join(f"{value}: {name}" for name, value in _labels(facts).items()),
-        "eval_metrics": dict(target.get("metrics", {})),
+        "eval_metrics": dict(training.get("metrics", {})),
         "intended_use": "Checked only on the data of docs/README.md. Not a medical device.",
         "references": citations,
         "network_data_format": {"inputs": {"image": _image(facts)}, "outputs": {"pred": _pred(facts)}},

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.models.publication.heads import is_per_voxel, target_of
-from inflate3d.models.publication.places import HUB
+from inflate3d.models.publication.places import HUB, parse_hub
 from inflate3d.publishing.licences import commercial_use, hub_licence
 
 _CLASSIFICATION = ("image-classification", "video-classification")  # the Hub's words
@@ -51,7 +51,7 @@ def render_card(
         commercial={"allowed": allowed, "why": why},
         front_matter=front_matter(config, address, hub_licence(data, licence, has_source=has_source)),
         example=example,
-        repository=address.removeprefix(HUB).partition("@")[0] if address.startswith(HUB) else None,
+        hub=parse_hub(address) if address.startswith(HUB) else None,
         parameters=parameters,
         address=address,
         picture=picture,

@@ -67,11 +67,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from inflate3d.evaluation.prediction.dicom_seg import require_highdicom
     from inflate3d.evaluation.prediction.inputs import media_in
 
     for model in args.model:
         _check_model(model)
     media_in(Path(args.input))
+    if args.dicom_seg:
+        require_highdicom()
     from inflate3d.evaluation.prediction.answers import MapOptions
     from inflate3d.evaluation.prediction.predict import Predictor, describe
 

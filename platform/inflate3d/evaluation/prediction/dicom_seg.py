@@ -24,10 +24,15 @@ _LONGEST = 64
 """Of a name in DICOM (LO, PS3.5 6.2)."""
 
 
-def check_dicom_inputs(files: Sequence[Path]) -> None:
-    """Raise InputError where highdicom is missing, or an input is no DICOM series."""
+def require_highdicom() -> None:
+    """Raise InputError where the package is missing."""
     if find_spec("highdicom") is None:
         raise InputError("--dicom-seg needs highdicom: pip install 'inflate3d[dicom-seg]'")
+
+
+def check_dicom_inputs(files: Sequence[Path]) -> None:
+    """Raise InputError where highdicom is missing, or an input is no DICOM series."""
+    require_highdicom()
     if others := [file for file in files if not is_series(file)]:
         raise InputError(f"--dicom-seg: {others[0]} is no DICOM series, so nothing can lie over it; leave it out")
 

@@ -43,7 +43,7 @@ def bundle_files(part: Part, facts: Mapping[str, Any]) -> dict[str, str]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    told = {"facts": facts, "legal": legal, "labels": _labels(facts), "versions": TRIED_WITH}
+    told: dict[str, Any] = {"facts": facts, "legal": legal, "labels": _labels(facts), "versions": TRIED_WITH}
     told["intensity"] = describe_intensity(facts["input"].get("intensity"))
     return {
         METADATA: json.dumps(_metadata(part, facts, legal), indent=4) + "\n",

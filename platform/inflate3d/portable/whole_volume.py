@@ -29,13 +29,14 @@ class WholeVolume(nn.Module):
         """Return the answers, for the voxels given."""
         image = volume_BCXYZ.transpose(2, 4)
         depth, height, width = image.shape[2], image.shape[3], image.shape[4]
+        size = [depth, height, width]
         d, h, w = max(self.depth - depth, 0), max(self.height - height, 0), max(self.width - width, 0)
         before = [(d + 1) // 2, (h + 1) // 2, (w + 1) // 2]
         lowest = image.amin(dim=[2, 3, 4], keepdim=True)  # what is beyond the volume is its minimum
         padded = lowest.repeat(1, 1, depth + d, height + h, width + w)
-        _inside(padded, before, image.shape[2:])[:] = image
+        _inside(padded, before, size)[:] = image
         answer = self.in_windows(padded.expand(-1, self.channels, -1, -1, -1))
-        return _inside(answer, before, image.shape[2:]).transpose(2, 4)
+        return _inside(answer, before, size).transpose(2, 4)
 
     def in_windows(self, image: Tensor) -> Tensor:
         """Return the blended answers for an image that is nowhere smaller than the window."""
@@ -49,7 +50,8 @@ class WholeVolume(nn.Module):
                     if total.shape[1] != found.shape[1]:
                         total = total.expand(-1, found.shape[1], -1, -1, -1).clone()
                     total[:, :, d : d + self.depth, h : h + self.height, w : w + self.width] += found
-                    norm[:, :, d : d + self.depth, h : h + self.height, w : w + self.width] += self.weight
+                    place = norm[:, :, d : d + self.depth, h : h + self.height, w : w + self.width]
+                    place += self.weight  # type: ignore[arg-type]
         return total / norm
 
 

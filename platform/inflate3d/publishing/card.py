@@ -68,7 +68,10 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
 
     net, training, tag = config["net"], config["training"], pipeline_tag(config)
     scored = {name: value for name, value in training.get("metrics", {}).items() if name.count("/") == 3}
-    results = [EvalResult(tag, *(name.split("/")[i] for i in (2, 2, 3)), round(v, 4)) for name, v in scored.items()]
+    results = []
+    for name, value in scored.items():
+        _, _, dataset, metric = name.split("/")
+        results.append(EvalResult(tag, dataset, dataset, metric, round(value, 4)))
     card = ModelCardData(
         library_name="inflate3d",
         tags=["3d", *_tags(config), "timm"],

@@ -176,8 +176,8 @@ class LabelMaps:
             labels_XYZ = largest_components(labels_XYZ, self.largest)
         write_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
         if self.with_dicom:
-            path = self.paths[case.key]
-            beside = path.with_name(f"{stem(path, NIFTI)}.dcm")
+            beside = self.paths[case.key]
+            beside = beside.with_name(f"{stem(beside, NIFTI)}.dcm")
             write_dicom_seg(beside, labels_XYZ, case.files[0], self.target, algorithm=self.title)
         if (path := self.probabilities.get(case.key)) is not None:
             shares = [onto_grid(share_DHW, affine, *place) for share_DHW in answered.tensor.cpu().numpy()]

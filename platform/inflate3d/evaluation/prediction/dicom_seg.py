@@ -104,7 +104,7 @@ def _segmentation(sources: list[Any], numbers_ZYX: np.ndarray, names: Sequence[s
         )
         for number, name in enumerate(names, start=1)
     ]
-    about = [str(sources[0].SeriesInstanceUID), algorithm, *names, hashlib.sha256(numbers_ZYX).hexdigest()]
+    about = [str(sources[0].SeriesInstanceUID), algorithm, *names, hashlib.sha256(numbers_ZYX.tobytes()).hexdigest()]
     return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=numbers_ZYX,

@@ -19,7 +19,14 @@ def head(dataset="organs", target=MASK, window=(8, 12, 16), **contract):
         **contract,
     }
     window = None if window is None else list(window)
-    return {"dataset": dataset, "media": spec["media"], "target": target, "window": window, "input": spec}
+    return {
+        "dataset": dataset,
+        "task": "cut",
+        "media": spec["media"],
+        "target": target,
+        "window": window,
+        "input": spec,
+    }
 
 
 def config(**heads):
@@ -55,15 +62,18 @@ def test_the_own_segmenter_comes_first_and_other_inputs_have_no_example():
     assert example_of(config(clips=head(media="video", channels=["red", "green", "blue"]))) is None
 
 
-@pytest.mark.parametrize("address", ["hf-hub:lab/liver@v2", "local-dir:PATH"])
-def test_the_hub_reads_the_results_of_validation(address):
-    told = config(organs=head())
-    told["training"] = {"metrics": {"val/cut/organs/dice": 0.87654, "val/score": 0.5}, "data": [{"name": "organs"}]}
+@pytest.mark.parametrize(("address", "name"), [("hf-hub:lab/liver@v2", "liver"), ("local-dir:PATH", "local-dir:PATH")])
+def test_the_hub_reads_the_results_of_validation(address, name):
+    ill = {**head("scans", {"type": "class_label", "names": ["a", "b"]}, None), "task": "ill"}
+    told = config(organs=head(), scans=ill)
+    metrics = {"val/cut/organs/dice": 0.87654, "val/ill/scans/auroc": 0.75, "val/score": 0.5}
+    told["training"] = {"metrics": metrics, "data": [{"name": "organs"}]}
     text = front_matter(told, address, "cc-by-4.0")
     assert yaml.safe_load(text)["model-index"][0]["results"][0]["dataset"] == {"name": "organs", "type": "organs"}
     data = ModelCard(f"---\n{text}\n---\n").data
-    (result,) = data.eval_results
-    assert (result.task_type, result.metric_type, result.metric_value) == ("image-segmentation", "dice", 0.8765)
+    assert data.model_name == name
+    results = [(result.task_type, result.metric_type, result.metric_value) for result in data.eval_results]
+    assert results == [("image-segmentation", "dice", 0.8765), ("image-classification", "auroc", 0.75)]
     assert (data.license, data.tags, data.base_model) == (
         "cc-by-4.0",
         ["3d", "medical-imaging", "timm"],

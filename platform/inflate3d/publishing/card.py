@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from inflate3d.models.publication.heads import is_per_voxel, target_of
+from inflate3d.models.publication.layout import PREFIX
 from inflate3d.models.publication.places import HUB, parse_hub
 from inflate3d.publishing.licences import commercial_use, hub_licence
 
@@ -66,12 +67,13 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    net, training, tag = config["net"], config["training"], pipeline_tag(config)
+    net, training = config["net"], config["training"]
+    named = PurePath(config["architecture"] if address.startswith(PREFIX) else address)  # a folder may be moved
     scored = {name: value for name, value in training.get("metrics", {}).items() if name.count("/") == 3}
     results = []
     for name, value in scored.items():
-        _, _, dataset, metric = name.split("/")
-        results.append(EvalResult(tag, dataset, dataset, metric, round(value, 4)))
+        _, task, dataset, metric = name.split("/")
+        results.append(EvalResult(_task_tag(config, task, dataset), dataset, dataset, metric, round(value, 4)))
     card = ModelCardData(
         library_name="inflate3d",
         tags=["3d", *_tags(config), "timm"],
@@ -79,11 +81,22 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
         datasets=[card["name"] for card in training.get("data", [])] or None,
         license=licence,
         license_name="see-model-card" if licence == "other" else None,
-        pipeline_tag=tag,
-        model_name=PurePath(address).name if results else None,
+        pipeline_tag=pipeline_tag(config),
+        model_name=named.name.partition("@")[0] if results else None,
         eval_results=results or None,
     )
     return card.to_yaml()
+
+
+def _task_tag(config: Mapping[str, Any], task: str, dataset: str) -> str:
+    """Return the Hub's tag for what a task does on a dataset; that of the weights where its head was not published."""
+    heads = [head for head in config["heads"].values() if (head["task"], head["dataset"]) == (task, dataset)]
+    if not heads:
+        return pipeline_tag(config)
+    if is_per_voxel(heads[0]):
+        return "image-segmentation"
+    tag = f"{heads[0].get('media')}-classification"
+    return tag if tag in _CLASSIFICATION else "image-classification" if _head(heads[0])["names"] else "other"
 
 
 def _tags(config: Mapping[str, Any]) -> list[str]:
@@ -108,8 +121,8 @@ def pipeline_tag(config: Mapping[str, Any]) -> str:
 def _head(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the card says of a head: media, what it answers, and what loads it."""
     target = target_of(entry)
-    answers = "features" if target is None else target.describe()
-    return {**entry, "answers": answers, "segments": is_per_voxel(entry)}
+    answers, names = ("features", ()) if target is None else (target.describe(), target.answers)
+    return {**entry, "answers": answers, "names": names, "segments": is_per_voxel(entry)}
 
 
 def describe_intensity(intensity: Mapping[str, Any] | None) -> str:

@@ -19,14 +19,8 @@ def head(dataset="organs", target=MASK, window=(8, 12, 16), **contract):
         **contract,
     }
     window = None if window is None else list(window)
-    return {
-        "dataset": dataset,
-        "task": "cut",
-        "media": spec["media"],
-        "target": target,
-        "window": window,
-        "input": spec,
-    }
+    entry = {"dataset": dataset, "task": "cut", "media": spec["media"], "target": target, "input": spec}
+    return {**entry, "window": window}
 
 
 def config(**heads):
@@ -34,6 +28,7 @@ def config(**heads):
         "heads": heads,
         "input": next(iter(heads.values()))["input"],
         "classes": None,
+        "architecture": "inflate3d/toy",
         "net": {"base": "test_resnet"},
         "training": {},
     }
@@ -62,7 +57,7 @@ def test_the_own_segmenter_comes_first_and_other_inputs_have_no_example():
     assert example_of(config(clips=head(media="video", channels=["red", "green", "blue"]))) is None
 
 
-@pytest.mark.parametrize(("address", "name"), [("hf-hub:lab/liver@v2", "liver"), ("local-dir:PATH", "local-dir:PATH")])
+@pytest.mark.parametrize(("address", "name"), [("hf-hub:lab/liver@v2", "liver"), ("local-dir:PATH", "toy")])
 def test_the_hub_reads_the_results_of_validation(address, name):
     ill = {**head("scans", {"type": "class_label", "names": ["a", "b"]}, None), "task": "ill"}
     told = config(organs=head(), scans=ill)

@@ -9,6 +9,7 @@ from typing import Any
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.data.raw.files import as_names, require_folder
 from inflate3d.data.raw.listed_volumes import ListedVolumes, Said
+from inflate3d.data.raw.modality import guess_modality
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.tables import Row
 from inflate3d.data.raw.volume_folders import folder_rows, units_of
@@ -21,8 +22,9 @@ class DicomFolder(ListedVolumes):
     Localizers, captures of a screen and what is no image are passed over and named; slices that are no regular grid are
     refused by name when the build reads them. csv: a table below root with the column image (the path or the name of a
     series' folder; FOLDER/UID of one among several) and perhaps label, split, group, key and columns of numbers
-    (`values`, "age:years,score"); what it leaves out is unknown. group_pattern: searched in the path; its first group
-    keeps a patient in one split: "^([^/]+)" where the first folder is the patient.
+    (`values`, "age:years,score"); what it leaves out is unknown. Two patterns are searched in the path, and their first
+    group is meant: group_pattern keeps a patient in one split, "^([^/]+)" where the first folder is the patient;
+    label_pattern is the class, "^([^/]+)/" where the first folder is one.
     modality chooses the stem: ct, mri, ... Intensities: `window`; else ct measures it on up to 20 training volumes,
     and all others have a z-score.
     """
@@ -49,6 +51,7 @@ class DicomFolder(ListedVolumes):
         classes: str | Sequence[str] | None = None,
         values: str | Sequence[str] | None = None,
         group_pattern: str | None = None,
+        label_pattern: str | None = None,
         spacing_mm: Sequence[float] | None = None,
         window: Sequence[float] | None = None,
         val_fraction: float = 0.2,
@@ -65,8 +68,9 @@ class DicomFolder(ListedVolumes):
         folder = require_folder(root, where="dicom_folder", holds="folders of DICOM files")
         if not (paths := _series(folder)):
             raise InputError(f"dicom_folder: neither {folder} nor a folder below it holds a DICOM series")
+        patterns = {"group": group_pattern, "label": label_pattern}
         rows, file = folder_rows(
-            paths, folder, csv=csv, values=as_names(values), patterns={"group": group_pattern}, where="dicom_folder"
+            paths, folder, csv=csv, values=as_names(values), patterns=patterns, where="dicom_folder"
         )
         super().__init__(
             folder,
@@ -82,6 +86,24 @@ class DicomFolder(ListedVolumes):
             window=window,
             rule=SplitRule(val_fraction, val_count, split_file, seed),
         )
+
+    @classmethod
+    def recognise(cls, root: Path) -> dict[str, Any] | None:
+        """A folder a class, CLASS/SERIES or CLASS/PATIENT/.../SERIES, each with series of two patients at least."""
+        from inflate3d.data.raw.dicom_study import holds_dicom_below, patient_of
+
+        if not holds_dicom_below(root):
+            return None
+        series = _series(root)
+        patients: dict[str, set[str]] = {}
+        for path in series:
+            patients.setdefault(path.partition("/")[0], set()).add(patient_of(root / path))
+        depth = min(path.count("/") for path in series)
+        if depth == 0 or len(patients) < 2 or min(map(len, patients.values())) < 2:
+            return None
+        groups = {} if depth == 1 else {"group_pattern": "^[^/]+/([^/]+)/"}
+        modality = guess_modality([root / path for path in series])
+        return {"root": str(root), "modality": modality, "label_pattern": "^([^/]+)/", **groups}
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Formula motions: clips of a thing that moves, turns and changes speed; a single frame tells nothing of how."""
+"""Formula motions: clips of what moves, turns and changes speed; a single frame tells nothing of how."""
 
 from __future__ import annotations
 
@@ -54,11 +54,13 @@ class FormulaMotions(AbstractDataset):
         num_frames: int = 16,
         size: int = 64,
         photos: str | Path | None = None,
+        pans: float = 0.5,
         seed: int = 0,
     ) -> None:
         """size: edge in pixels, even. photos: a folder of .jpg and .png whose crops the things show, half of them.
 
         The photos' licence goes with the clips: `weights_may_be_published` is then false.
+        pans: the share of clips in which all of the scene moves; a net learns motion from these first.
         """
         for name, value, least in (
             ("num_train", num_train, 1),
@@ -68,10 +70,12 @@ class FormulaMotions(AbstractDataset):
         ):
             if value < least:
                 raise InputError(f"formula_motions: {name} is {value}; it must be at least {least}")
+        if not 0 <= pans <= 1:
+            raise InputError(f"formula_motions: pans is {pans}; it must be a share, 0 to 1")
         if size % 2:
             raise InputError(f"formula_motions: size is {size}; it must be even")
         self.counts = {"train": num_train, "val": num_val}
-        self.num_frames, self.size, self.seed = num_frames, size, seed
+        self.num_frames, self.size, self.pans, self.seed = num_frames, size, pans, seed
         self.photo_files: list[Path] = []
         if photos is not None:
             folder = require_folder(photos, where="formula_motions", holds="photos that end in .jpg or .png")
@@ -97,8 +101,9 @@ class FormulaMotions(AbstractDataset):
 
         draw = generator(self.seed, "clip", case.split, case.source)
         direction, change, turn = (int(draw.integers(len(names))) for names in (DIRECTIONS, CHANGES, TURNS))
-        motion = Motion(direction, change, turn, speed=float(draw.uniform(0.01, 0.06)) * self.size)
-        clip = draw_clip(motion, self.num_frames, self.size, draw, picture=self._photo(draw))
+        motion = Motion(direction, change, turn, speed=float(draw.uniform(0.02, 0.06)) * self.size)
+        is_pan = bool(draw.random() < self.pans)
+        clip = draw_clip(motion, self.num_frames, self.size, draw, picture=self._photo(draw), is_pan=is_pan)
         targets = {"direction": direction, "acceleration": change, "turn": turn, "speed": round(motion.speed, 4)}
         return RawSample(video=encode_video(clip, fps=8, is_intra=True), targets=targets)
 

@@ -31,7 +31,7 @@ class MedicalSegmentation(SupervisedTask):
 
     media: ClassVar[tuple[str, ...]] = ("volume",)
     target: ClassVar[type[AbstractTarget] | None] = MaskTarget
-    main_metric: ClassVar[str | None] = "dice"
+    main_metric: str | None = "dice"
 
     def __init__(
         self,

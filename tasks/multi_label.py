@@ -21,7 +21,7 @@ class MultiLabel(SupervisedTask):
     """Binary cross-entropy of each label; the mean area under the ROC curve. Labels that are not known do not count."""
 
     target: ClassVar[type[AbstractTarget] | None] = MultiLabelTarget
-    main_metric: ClassVar[str | None] = "auroc"
+    main_metric: str | None = "auroc"
 
     def __init__(
         self, *, datasets: Sequence[str] | Mapping[str, str], loss_weight: float = 1.0, dropout: float = 0.0

@@ -20,7 +20,7 @@ class Regression(SupervisedTask):
     """Squared error in units of `scale`; the mean absolute error, and R2. Samples without a value do not count."""
 
     target: ClassVar[type[AbstractTarget] | None] = ValueTarget
-    main_metric: ClassVar[str | None] = "r2"
+    main_metric: str | None = "r2"
 
     def __init__(
         self,

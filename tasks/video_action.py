@@ -20,6 +20,13 @@ class VideoAction(ClassificationTask):
         loss_weight: float = 1.0,
         label_smoothing: float = 0.0,
         dropout: float = 0.5,
+        best_by: str = "accuracy",
     ) -> None:
-        """label_smoothing: share of the target spread evenly over all classes. dropout: before the linear layer."""
-        super().__init__(datasets=datasets, loss_weight=loss_weight, label_smoothing=label_smoothing, dropout=dropout)
+        """label_smoothing, dropout, best_by: as in ClassificationTask; clips are alike, so half is dropped."""
+        super().__init__(
+            datasets=datasets,
+            loss_weight=loss_weight,
+            label_smoothing=label_smoothing,
+            dropout=dropout,
+            best_by=best_by,
+        )

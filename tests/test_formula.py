@@ -166,6 +166,13 @@ def test_a_thing_moves_in_its_direction_and_comes_in_again() -> None:
     assert (np.abs(clip - clip[0]).mean(axis=(0, 2, 3)) == 0).any()
 
 
+def test_a_pan_moves_all_of_the_scene_and_comes_around() -> None:
+    clip = draw_clip(Motion(0, 0, 0, speed=4.0), 17, 64, np.random.default_rng(3), is_pan=True).astype(float)
+    np.testing.assert_allclose(clip[16], clip[0], atol=1)
+    for t in range(16):
+        np.testing.assert_allclose(clip[t + 1], np.roll(clip[t], 4, axis=1), atol=1)
+
+
 @pytest.mark.slow
 def test_one_frame_tells_no_class_of_motion_and_two_do() -> None:
     import av

@@ -14,7 +14,7 @@ import yaml
 from inflate3d.cli.check import check_config
 from inflate3d.cli.config import load_config
 from inflate3d.cli.fingerprint_table import rows
-from inflate3d.data.raw.examples import boxes, write_image
+from inflate3d.data.raw.examples import boxes, write_dicom_series, write_image
 from inflate3d.data.raw.modality import guess_modality
 from inflate3d.data.raw.readers import write_nifti
 from inflate3d.datasets.nifti_folder import NiftiFolder
@@ -92,6 +92,40 @@ def test_a_folder_of_volumes_a_class_has_its_classes_and_its_splits(split: bool,
         assert not split or case.split == names[0]
 
 
+@pytest.mark.parametrize("study", ["", "study1"])
+def test_a_folder_of_dicom_series_a_class_has_its_classes_and_keeps_patients_together(
+    study: str, tmp_path: Path
+) -> None:
+    for i in range(8):
+        name = "nodule" if i % 2 else "healthy"
+        series = (
+            tmp_path / name / f"patient{i // 2}" / study / f"series{i}" if study else tmp_path / name / f"series{i}"
+        )
+        scan = np.full((4, 8, 8), 100 if i % 2 else -900, np.int16)
+        write_dicom_series(series, scan, series_uid=f"1.2.3.{i + 1}", patient=f"patient{i // 2}")
+    layout = recognised(tmp_path)
+    dataset = layout.dataset()
+    assert (layout.plug_in.name, layout.arguments["modality"]) == ("dicom_folder", "ct")
+    assert dataset.card.targets["label"] == ClassTarget(("healthy", "nodule"))
+    for case in dataset.cases():
+        assert dataset.read(case).targets["label"] == case.source[0].split("/")[0]
+    if study:
+        splits = {(case.group, case.split) for case in dataset.cases()}
+        assert len(splits) == len({group for group, _ in splits}) == 4
+
+
+def test_dicom_folders_of_a_patient_each_are_no_classes(tmp_path: Path) -> None:
+    for i in range(4):
+        write_dicom_series(
+            tmp_path / f"patient{i // 2}" / f"series{i}",
+            np.zeros((4, 8, 8), np.int16),
+            series_uid=f"1.2.3.{i + 1}",
+            patient=f"patient{i // 2}",
+        )
+    with pytest.raises(InputError, match="none of the layouts that are recognised"):
+        recognised(tmp_path)
+
+
 def test_a_class_pattern_that_finds_nothing_names_the_file(tmp_path: Path) -> None:
     class_folders(tmp_path)
     with pytest.raises(InputError, match=r"label_pattern '\(x\+\)' finds no \(group\) in 'bright/scan1.nii.gz'"):
@@ -100,7 +134,7 @@ def test_a_class_pattern_that_finds_nothing_names_the_file(tmp_path: Path) -> No
 
 def test_every_recogniser_is_tried_here() -> None:
     built_in = {p.name for p in known_layouts() if p.module.startswith("inflate3d.datasets")}
-    assert built_in == {*BY_EXAMPLE, "nifti_folder"}
+    assert built_in == {*BY_EXAMPLE, "nifti_folder", "dicom_folder"}
 
 
 def test_a_folder_that_nothing_reads_lists_what_would_be_read(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inflate3d.data.raw.videos import encode_video
+from inflate3d.data.samples.frames import decode_frames
+from inflate3d.datasets.played_videos import PlayedVideos
 from inflate3d.datasets.video_csv import VideoCSV
 from inflate3d.datasets.video_folder import VideoFolder
 from inflate3d.errors import InputError
@@ -119,3 +121,34 @@ def test_video_csv_line_that_is_no_clip_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("a.mp4 1\nb.mp4\n")
     with pytest.raises(InputError, match=r"train\.csv line 2: 'b\.mp4'"):
         VideoCSV(tmp_path).cases()
+
+
+def test_played_videos_hold_the_frames_in_the_order_of_their_play(tmp_path: Path) -> None:
+    brighter = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None] * 20 + 20, (11, 16, 16, 3))
+    for name in ("run_0", "run_1", "walk_0", "walk_1"):
+        (tmp_path / name[:-2]).mkdir(exist_ok=True)
+        (tmp_path / name[:-2] / f"{name}.mp4").write_bytes(encode_video(brighter, fps=8))
+    dataset = PlayedVideos(tmp_path, num_frames=5, val_fraction=0.5)
+    cases = dataset.cases()
+    assert len({case.split for case in cases if case.key.startswith("run_0-")}) == 1
+    levels = {}
+    for case in cases[:4]:
+        raw = dataset.read(case)
+        frames = decode_frames(raw.video, range(5))
+        levels[case.source[1]] = [round((float(f.mean()) - 20) / 20) for f in frames]
+        assert dataset.card.targets["play"].names[raw.targets["play"]] == case.source[1]
+    assert levels["forwards"] == [3, 4, 5, 6, 7]
+    assert levels["backwards"] == [7, 6, 5, 4, 3]
+    assert levels["fast"] == [1, 3, 5, 7, 9]
+    assert sorted(levels["shuffled"]) == levels["forwards"]
+    assert len(set(np.diff(levels["shuffled"]))) > 1
+
+
+def test_played_videos_refuse_what_is_too_short_to_be_fast(tmp_path: Path) -> None:
+    for name in ("run", "walk"):
+        save_clip(tmp_path / name / "a.mp4", num_frames=6)
+    dataset = PlayedVideos(tmp_path, num_frames=4, val_fraction=0)
+    with pytest.raises(InputError, match=r"has 6 frames; 4 played fast need 7"):
+        dataset.read(dataset.cases()[0])
+    with pytest.raises(InputError, match="num_frames is 2"):
+        PlayedVideos(tmp_path, num_frames=2)

@@ -62,7 +62,7 @@ class AbstractTask(ABC):
     """The media that it takes; (): any."""
     target: ClassVar[type[AbstractTarget] | None] = None
     """The type of target that it needs; None: no labels."""
-    main_metric: ClassVar[str | None] = None
+    main_metric: str | None = None
     """The metric, higher is better, whose mean over tasks is val/score. None: the task has no score, and its own loss
     on held-out data is logged in its place."""
     measured: ClassVar[tuple[str, ...]] = ("loss",)

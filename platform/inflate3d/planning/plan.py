@@ -169,8 +169,12 @@ def trained_targets(found: Fingerprint) -> list[str]:
 def _task(found: Fingerprint, dataset: str, target: str) -> Tree:
     plug_in = task_for(found, target)
     arguments = inspect.signature(plug_in.load().__init__).parameters
-    of_recipes = {"label_smoothing": 0.1, "dropout": 0.2}
-    chosen = {key: Chosen(value, "of the recipes") for key, value in of_recipes.items() if key in arguments}
+    proposed = {
+        "label_smoothing": Chosen(0.1, "of the recipes"),
+        "dropout": Chosen(0.2, "of the recipes"),
+        "best_by": Chosen("auroc", "what chooses the best checkpoint; accuracy moves by a whole case"),
+    }
+    chosen = {key: value for key, value in proposed.items() if key in arguments}
     return {
         "class_path": Chosen(plug_in.class_name, f"for {found.card.targets[target].describe()}"[:100]),
         "init_args": {"datasets": Chosen({dataset: target}), **chosen},

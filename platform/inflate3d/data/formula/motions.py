@@ -1,4 +1,5 @@
-"""Motions: clips of a textured thing that moves over a still scene, such that one frame tells nothing of how.
+"""Motions: clips of a textured thing that moves over a still scene, or of a scene that moves as a whole before a
+camera, such that one frame tells nothing of how.
 
 After Video Perlin Noise (WACV 2022) and "Learning Video Representations without Natural Videos" (arXiv:2410.24213).
 Space is a torus, where a thing begins is drawn evenly, and so is how it is turned: whatever the motion, each single
@@ -37,9 +38,18 @@ class Motion:
 
 
 def draw_clip(
-    motion: Motion, num_frames: int, size: int, draw: np.random.Generator, *, picture: np.ndarray | None = None
+    motion: Motion,
+    num_frames: int,
+    size: int,
+    draw: np.random.Generator,
+    *,
+    picture: np.ndarray | None = None,
+    is_pan: bool = False,
 ) -> np.ndarray:
-    """Return a clip (T, size, size, 3) uint8. picture: what the thing shows, (H, W, 3) uint8; else a texture."""
+    """Return a clip (T, size, size, 3) uint8. picture: what the thing shows, (H, W, 3) uint8; else a texture.
+
+    is_pan: all of the scene moves, and the thing turns within it; else the thing alone moves.
+    """
     background = _texture(size, draw, low=20, high=150)
     for _ in range(int(draw.integers(0, 3))):  # things that stay
         patch, alpha = _thing(size, draw, None)
@@ -49,13 +59,24 @@ def draw_clip(
     angle = 2 * np.pi * motion.direction / len(DIRECTIONS)
     step = np.array([np.sin(angle), np.cos(angle)])
     turning = {"still": 0.0, "clockwise": 1.0, "anticlockwise": -1.0}[TURNS[motion.turn]] * draw.uniform(6, 14)
+    # Between pixels from the first frame on: how much a frame is smoothed must not tell the direction either.
+    corner = draw.uniform(0, size, 2)
     frames = np.empty((num_frames, size, size, 3), np.uint8)
     for i, along in enumerate(motion.path(num_frames)):
         frame = background.copy()
         turned = _turn(np.dstack([patch, alpha]), begun + turning * i)
-        _lay(frame, turned[..., :3], turned[..., 3], start + along * step)
-        frames[i] = np.round(frame)
+        _lay(frame, turned[..., :3], turned[..., 3], start if is_pan else start + along * step)
+        frames[i] = np.round(_moved(frame, corner + along * step) if is_pan else frame)
     return frames
+
+
+def _moved(frame: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Return a frame moved by (y, x) pixels, linear between the four neighbours; what leaves comes in again."""
+    for axis, distance in enumerate(by):
+        whole = int(np.floor(distance))
+        part = np.float32(distance - whole)
+        frame = (1 - part) * np.roll(frame, whole, axis) + part * np.roll(frame, whole + 1, axis)
+    return frame
 
 
 def _texture(size: int, draw: np.random.Generator, *, low: float, high: float) -> np.ndarray:

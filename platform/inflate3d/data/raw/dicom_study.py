@@ -53,6 +53,14 @@ def holds_dicom_below(root: Path) -> bool:
     return any(holds_dicom(folder) for folder in _folders(root))
 
 
+def patient_of(series: Path) -> str:
+    """Return the PatientID of the first file of a series, as `series_below` names it; "" where it states none."""
+    folder = series if series.is_dir() else series.parent
+    headers = (_header(file) for file in dicom_files(folder))
+    own = (h for h in headers if folder == series or str(h.get("SeriesInstanceUID", "")) == series.name)
+    return next((str(header.get("PatientID", "")) for header in own), "")
+
+
 def _folders(root: Path) -> list[Path]:
     return sorted({path.parent for path in visible(root, "**/*")})
 

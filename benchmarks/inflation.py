@@ -50,6 +50,8 @@ class _PlainConv3d:
         x_BCDHW = x.unflatten(0, (-1, frames)).transpose(1, 2)
         kernel, stride = weight.shape[2], layer.depth_stride
         is_tile = kernel == stride > 1 and layer.padding == (0, 0)
+        if is_tile and frames % stride:  # else it would drop frames that ours keeps
+            x_BCDHW = F.pad(x_BCDHW, (0, 0, 0, 0, 0, -frames % stride))
         options = (
             (stride, *layer.stride),
             (0 if is_tile else kernel // 2, *padding),

@@ -1,11 +1,15 @@
 """What a fit does by default on a GPU, as far as a CPU can show it, and compiled backbones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.sample import Batch
 from inflate3d.training import DataModule
 from inflate3d.training.device import DeviceDefaults, Trainer, channels_last, cuda_defaults, lay_state_as_weights
+from inflate3d.training.optim import fuse
+from inflate3d.training.run.folder import read_environment, record_environment
 from torch import nn
 from toy_batches import toy_batch, toy_card
 
@@ -56,6 +60,32 @@ def test_cuda_defaults_keep_what_was_chosen(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert "cudnn.benchmark is False (9 shapes in training)" in said
+
+
+def test_what_is_on_is_noted_in_the_last_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net = nn.Conv3d(2, 3, 3)
+    optimizer = torch.optim.AdamW(net.parameters())
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    words = dict(precision="bf16-mixed", gradient_clip_val=1.0, compile=True, is_global_zero=True)
+    trainer = SimpleNamespace(strategy=strategy, optimizers=[optimizer], default_root_dir=str(tmp_path), **words)
+    DeviceDefaults().on_train_start(trainer, net)
+    assert not list(tmp_path.iterdir())  # no run is kept there
+    record_environment(tmp_path, device="cpu")
+    for device in ("cpu", "cuda"):
+        strategy.root_device = torch.device(device)
+        if device == "cuda":
+            fuse(optimizer)
+            channels_last(net)
+        record_environment(tmp_path, device=device)
+        DeviceDefaults().on_train_start(trainer, net)
+    first, *starts = read_environment(tmp_path)
+    assert "settings" not in first
+    expected = {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "compile": True}
+    for start, is_on in zip(starts, (False, True), strict=True):
+        assert start["settings"].items() >= expected.items()
+        for name in ("cudnn_benchmark", "channels_last", "copies_do_not_block", "fused_optimizer"):
+            assert start["settings"][name] is is_on, name
 
 
 def test_batches_move_to_cuda_without_waiting(monkeypatch):

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from conftest import ROOT
 from inflate3d.cli.main import main
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.data.stream.stage_times import STAGES, measure_stages
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
 from inflate3d.training import DataModule
+from warm_process import WarmProcess
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,43 @@ def test_what_a_run_costs_follows_from_the_step_of_one_rank(
     assert float(found.group(2)) == pytest.approx(4 * 36000 * step_ms / 3.6e6, rel=0.05)
     assert "ZeRO-2 leaves" in said
     assert not list(tmp_path.iterdir())  # the trial leaves no run behind
+
+
+MEASURED = """import sys
+from inflate3d.cli.main import main
+from inflate3d.training.run.step_meter import peak_memory_gb
+assert main(sys.argv[1:]) == 0
+print("peak GB", peak_memory_gb())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak anew")
+def test_peak_memory_is_told_beforehand(root: Path, tmp_path: Path) -> None:
+    """Within 15 % of what the fit then takes: large patches alone, and several small datasets."""
+    program = tmp_path / "measured.py"
+    program.write_text(MEASURED)
+    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    config |= {"publish": None, "data": {**config["data"], "root": str(root), "num_workers": 0}}
+    config["model"]["warmup_steps"] = 0
+    peaks = []
+    for name in ("several", "alone"):
+        if name == "alone":
+            config["model"]["tasks"] = {"blobs": config["model"]["tasks"]["blobs"]}
+            config["data"]["datasets"] = {"toy_volumes": {"batch_size": 2, "sample": {"patch_size": [64, 80, 80]}}}
+        steps = {"accumulate_grad_batches": 1, "max_steps": 3, "val_check_interval": 3, "default_root_dir": name}
+        config["trainer"] = {**config["trainer"], **steps}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        words = ("--config", f"{name}.yaml")
+        doctor = WarmProcess(program, "doctor", *words, "--samples", 2, "--repeats", 1, cwd=tmp_path).done()
+        assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+        told = max(float(line.split()[-2]) for line in doctor.stdout.splitlines() if line.endswith(" GB"))
+        done = WarmProcess(program, "fit", *words, cwd=tmp_path).done()
+        assert done.returncode == 0, done.stdout + done.stderr
+        peaks.append(float(done.stdout.rsplit("peak GB ", 1)[1]))
+        print(name, told, peaks[-1])
+        assert abs(told - peaks[-1]) <= 0.15 * peaks[-1]
+    assert peaks[1] > 1.4 * peaks[0]  # what is told hangs on the config, not on the libraries
 
 
 def test_shards_that_are_cut_or_missing_are_named(root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gpu_ways import take_gpu_ways
 from inflate3d.inflation.depthwise import _Depthwise, convolve_by_taps
-from inflate3d.inflation.ends import trim_depth
+from inflate3d.inflation.ends import blind_ends, trim_depth
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.replicated import Sizes, convolve_copied, convolve_edges, convolve_in_channels, convolve_summed
 from inflate3d.inflation.small_maps import convolve_small
@@ -23,16 +23,18 @@ def test_functions_are_right_to_second_order(frames):
     x, weight, bias = randn(frames, 1, 3, 3), randn(2, 1, 3, 3, 3), randn(2)
     first = (x[:1].detach().requires_grad_(), weight, bias)
     plain, strided = (Sizes(frames, d, (s, 1), (1, 1), (1, 1), 1) for d, s in ((1, 1), (2, 2)))
+    wide = plain._replace(padding=(0, 2), groups=2, trim=(1, 1))
     grouped = (randn(frames, 2, 2, 3), randn(2, 1, 3, 3, 3))
     functions = {
         "filtered": (lambda x, w: convolve_filtered(x, w, None, plain), (x, weight)),
-        "small": (lambda x, w: convolve_small(x, w, None, strided), (x, weight)),
+        "small": (lambda x, w: convolve_small(x, w, None, strided._replace(trim=(1, 1))), (x, weight)),
         "copied": (lambda *inputs: convolve_copied(*inputs, strided), (x, weight, bias)),
         "edges": (lambda *inputs: convolve_edges(*inputs, strided), (x, weight, bias)),
-        "summed": (lambda *inputs: convolve_summed(*inputs, plain._replace(frames=1)), first),
+        "summed": (lambda *inputs: convolve_summed(*inputs, plain._replace(frames=1, trim=(1, 1))), first),
         "in channels": (lambda *inputs: convolve_in_channels(*inputs, strided), (x, weight, bias)),
-        "depthwise": (lambda x, w: _Depthwise.apply(x, w, frames), grouped),
-        "trimmed": (lambda w: trim_depth(w, frames - 1).square(), (weight,)),
+        "depthwise": (lambda x, w: _Depthwise.apply(x, w, plain._replace(groups=2)), grouped),
+        "by rows": (lambda x, w: _Depthwise.apply(x, w, wide), (grouped[0], randn(2, 1, 5, 1, 5))),
+        "trimmed": (lambda w: trim_depth(w, blind_ends(3, frames - 1)).square(), (weight,)),
         "taps": (lambda x, w: convolve_by_taps(x, w, None, plain._replace(groups=2)).square(), grouped),
         "picked taps": (lambda x, w: convolve_by_taps(x, w, None, strided._replace(groups=2)), grouped),
     }

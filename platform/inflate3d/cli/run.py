@@ -136,6 +136,7 @@ class Run:
     def _end(self, say_next: bool) -> None:
         """Draw the pictures, publish, and print as the last line how to load the weights."""
         config = self._cli.config
+        self._release()
         if config.get("pictures"):
             from inflate3d.evaluation import draw_run
 
@@ -150,6 +151,11 @@ class Run:
         elif say_next:
             has_heads = any(task.target is not None for task in self.module.tasks.values())
             print(next_commands(str(self.folder), has_heads=has_heads))
+
+    def _release(self) -> None:
+        """Let go of gradients and the optimiser's states: the nets that are loaded from here on take their room."""
+        self.trainer.strategy.optimizers, self.trainer.strategy.lr_scheduler_configs = [], []
+        self.module.zero_grad(set_to_none=True)
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from inflate3d.cli.run import Run
 from inflate3d.cli.table import print_table
 from inflate3d.durations import duration
 from inflate3d.training import DataModule
+from inflate3d.training.device import DeviceDefaults
 from inflate3d.training.run.step_meter import Speed, extrapolate
 from inflate3d.training.run.step_times import StepTimes
 from inflate3d.training.steering.first_batches import FirstBatches
@@ -27,11 +28,11 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
     """
     ranks, shares = _ranks(config), data.mixture.shares
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(_one_rank_of(config, data, ranks, folder))
+        run = Run(_one_rank_of(config, data, ranks, folder, repeats))
         times = StepTimes(data.datasets, repeats)
-        run.trainer.callbacks = [FirstBatches(), times]  # type: ignore[attr-defined]
+        run.trainer.callbacks = [DeviceDefaults(), FirstBatches(), times]  # type: ignore[attr-defined]
         run.trainer.fit(run.module, datamodule=run.data)
-    steps, accumulate = run.trainer.max_steps, run.trainer.accumulate_grad_batches
+    steps, accumulate = _max_steps(config), run.trainer.accumulate_grad_batches
     device = run.trainer.strategy.root_device
     print(
         f"\ntraining on {device}, what one rank of {ranks} does; {repeats} micro-batches per dataset after its first:"
@@ -40,8 +41,7 @@ def print_run_cost(config: Config, data: DataModule, repeats: int, loading_ms: f
         (name, each.batch_size, f"{times.milliseconds(name):.1f}", f"{times.memory_gb[name]:.2f} GB")
         for name, each in run.data.datasets.items()
     ]
-    memory = "peak memory" if device.type == "cuda" else "memory of the process"
-    print_table(("dataset", "samples per rank", "ms", memory), rows)
+    print_table(("dataset", "samples per rank", "ms", "peak memory"), rows)
     _print_states(run.module, ranks)
     training_ms, loading_ms = (
         sum(share * times.milliseconds(name) for name, share in shares.items()),
@@ -79,12 +79,19 @@ def _ranks(config: Config) -> int:
     return int(devices) * int(config.get("trainer", "num_nodes", default=1))
 
 
-def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str) -> Config:
-    """Return the config of a run that does what one rank would, each dataset equally often."""
+def _max_steps(config: Config) -> int:
+    return int(config.get("trainer", "max_steps", default=-1))
+
+
+def _one_rank_of(config: Config, data: DataModule, ranks: int, folder: str, repeats: int) -> Config:
+    """Return the config of a run that does what one rank would, each dataset equally often, and as often as needed."""
     values = copy.deepcopy(config.values)
-    for key in ("strategy", "num_nodes", "logger", "callbacks"):
+    for key in ("strategy", "num_nodes", "logger", "callbacks", "max_time"):
         values["trainer"].pop(key, None)
+    needed = (repeats + 1) * len(data.datasets)
     values["trainer"] |= {"devices": 1, "default_root_dir": folder, "limit_val_batches": 0}
+    if _max_steps(config) > 0:  # else the run is refused, as it would be
+        values["trainer"]["max_steps"] = max(_max_steps(config), needed)
     values |= {"publish": None, "pictures": False, "ckpt_path": None}
     values["data"].pop("temperature", None)
     for name, each in data.datasets.items():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inflate3d.inflation.depthwise import convolve_by_taps, convolve_by_taps_plainly, convolve_depthwise
-from inflate3d.inflation.ends import trim_depth
+from inflate3d.inflation.ends import blind_ends, trim_depth
 from inflate3d.inflation.layers import FoldedLayer, pick_frames
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.mixing import Mixin, base_name, mix
@@ -87,12 +87,14 @@ class FoldedConv(FoldedLayer):
             weight, padding = trim_space(weight, padding, self.dilation, x.shape[-2:], least)  # type: ignore
         sizes = Sizes(frames, self.depth_stride, self.stride, padding, self.dilation, self.groups)  # type: ignore
         if is_trimmed(x, weight, sizes):
-            weight = trim_depth(weight, frames)
+            sizes = sizes._replace(trim=blind_ends(weight.shape[2], frames))
+        if not (is_eager_on_cpu(x) or is_on_gpu(x)):
+            weight, sizes = trim_depth(weight, sizes.trim), sizes._replace(trim=(0, 0))
         return _CONVOLVE[way_of(x, weight, sizes)](x, weight, self.bias, sizes)  # type: ignore[attr-defined]
 
 
 def _convolve_plane(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
-    return F.conv2d(pick_frames(x, sizes.frames, sizes.depth_stride), weight.squeeze(2), bias, *sizes[2:])
+    return F.conv2d(pick_frames(x, sizes.frames, sizes.depth_stride), weight.squeeze(2), bias, *sizes.in_2d)
 
 
 def _convolve_recorded(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:

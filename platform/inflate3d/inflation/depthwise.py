@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inflate3d.inflation.ends import replicate_ends, seen_by_taps, taps_gradient
+from inflate3d.inflation.ends import replicate_ends, seen_by_taps, taps_gradient, untrimmed
 from inflate3d.inflation.replicated import Sizes
 from inflate3d.inflation.second_order import differentiable_gradients
 from inflate3d.inflation.taps import center_of
@@ -35,54 +35,48 @@ def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ..
     return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
 
 
-def convolve_depthwise(x_NCHW: Tensor, weight_C1DHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
-    """Convolve each channel of folded clips, stride 1, H and W padded by zeros, D by replication: shapes stay.
+def convolve_depthwise(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+    """Convolve folded clips as convolve_by_taps does, stride 1 along D, with a backward that saves x alone.
 
-    The weight's gradient is a few matrix products over rows of the map, in place of the library's own.
+    Where the library's own gradient of the weight is slow, it is a few matrix products over rows of the map.
     """
-    y = _Depthwise.apply(x_NCHW, weight_C1DHW, sizes.frames).flatten(0, 1)
+    y = _Depthwise.apply(x_NCHW, weight_OIDHW, sizes).flatten(0, 1)
     return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.frames = frames
-        padding = tuple(k // 2 for k in weight.shape[3:])
-        taps = [F.conv2d(x, slice_, None, 1, padding, 1, x.shape[1]) for slice_ in weight.unbind(2)]
-        return _add_shifted([tap.view(-1, frames, *tap.shape[1:]) for tap in taps])
+        ctx.sizes = sizes
+        taps = [F.conv2d(x, slice_, None, *sizes.in_2d) for slice_ in sizes.trimmed(weight).unbind(2)]
+        return _add_shifted([tap.view(-1, sizes.frames, *tap.shape[1:]) for tap in taps])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grads[0].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        grad_x = _input_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_gradient(grad, x, weight, ctx.frames) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, None
+        kernel = ctx.sizes.trimmed(weight)
+        grad_x, grad_kernel = _taps_gradients(grad, x, kernel, ctx.sizes, ctx.needs_input_grad)
+        return grad_x, None if grad_kernel is None else untrimmed(grad_kernel, *ctx.sizes.trim), None
 
 
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
-    padding = [k // 2 for k in weight.shape[3:]]
-    total: Tensor | None = None
-    parts = _shifted_back(grad.view(-1, frames, *grad.shape[1:]), weight.shape[2])
-    for part, slice_ in zip(parts, weight.unbind(2), strict=True):
-        add = torch.ops.aten.convolution_backward(
-            part.flatten(0, 1),
-            x,
-            slice_,
-            None,
-            [1, 1],
-            padding,
-            [1, 1],
-            False,
-            [0, 0],
-            x.shape[1],
-            [True, False, False],
-        )[0]
-        total = add if total is None else total.add_(add)
-    assert total is not None
-    return total
+def _taps_gradients(
+    grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and of the kernel that convolved."""
+    stride, padding, dilation, groups = sizes.in_2d
+    by_rows = has_costly_weight_gradient(kernel, x, sizes.in_2d)
+    options = (None, stride, padding, dilation, False, (0, 0), groups, [wanted[0], wanted[1] and not by_rows, False])
+    parts = _shifted_back(grad.unflatten(0, (-1, sizes.frames)), kernel.shape[2])
+    grad_x, per_slice = None, []
+    for part, slice_ in zip(parts, kernel.unbind(2), strict=True):
+        add, of_slice, _ = torch.ops.aten.convolution_backward(part.flatten(0, 1), x, slice_, *options)
+        per_slice.append(of_slice)
+        grad_x = add if grad_x is None else grad_x.add_(add)
+    if not wanted[1]:
+        return grad_x, None
+    return grad_x, _weight_gradient(grad, x, kernel, sizes.frames) if by_rows else torch.stack(per_slice, 2)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
@@ -152,7 +146,7 @@ def convolve_by_taps(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, 
     """Convolve by one 2D convolution a slice, D padded by replication: (N, C, H, W) -> (N', O, H', W')."""
     if sizes.depth_stride > 1:
         return _PickedTaps.apply(x_NCHW, weight_OIDHW, bias, *sizes)  # type: ignore[no-any-return]
-    taps = [F.conv2d(x_NCHW, slice_, None, *sizes[2:]) for slice_ in weight_OIDHW.unbind(2)]
+    taps = [F.conv2d(x_NCHW, slice_, None, *sizes.in_2d) for slice_ in weight_OIDHW.unbind(2)]
     shape = (-1, sizes.frames, *taps[0].shape[1:])
     total = _SumOfTaps.apply(*(tap.view(shape) for tap in taps)).view(taps[0].shape)
     return total if bias is None else total + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
@@ -161,8 +155,10 @@ def convolve_by_taps(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, 
 def convolve_by_taps_plainly(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
     """The same by plain operations: each slice convolves a copy of the frames that it reads."""
     total: Tensor | None = None
-    for seen, slice_ in zip(_frames_seen(x_NCHW, weight_OIDHW, Sizes(*sizes)), weight_OIDHW.unbind(2), strict=True):
-        part = F.conv2d(seen, slice_, bias if total is None else None, *sizes[2:])
+    size = Sizes(*sizes)
+    weight = size.trimmed(weight_OIDHW)
+    for seen, slice_ in zip(_frames_seen(x_NCHW, weight, size), weight.unbind(2), strict=True):
+        part = F.conv2d(seen, slice_, bias if total is None else None, *size.in_2d)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -200,7 +196,8 @@ def _picked_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight and bias."""
-    stride, padding, dilation, groups = sizes[2:]
+    stride, padding, dilation, groups = sizes.in_2d
+    weight = sizes.trimmed(weight)
     options = ([len(weight)], stride, padding, dilation, False, [0, 0], groups)
     masks = [[*wanted[:2], wanted[2] and tap == 0] for tap in range(weight.shape[2])]
     seen = zip(_frames_seen(x, weight, sizes), weight.unbind(2), masks, strict=True)
@@ -209,7 +206,7 @@ def _picked_gradients(
     if wanted[0]:
         parts = [g.permute(0, 2, 3, 1).unflatten(0, (len(x) // sizes.frames, -1)) for g, *_ in found]
         grad_x = taps_gradient(parts, sizes.frames, sizes.depth_stride).permute(0, 3, 1, 2)
-    grad_weight = torch.stack([g for _, g, _ in found], 2) if wanted[1] else None
+    grad_weight = untrimmed(torch.stack([g for _, g, _ in found], 2), *sizes.trim) if wanted[1] else None
     return grad_x, grad_weight, found[0][2]
 
 

@@ -44,12 +44,17 @@ def fold_ends(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     The transpose of replicate_ends: the gradient of what that was given, from that of its answer.
     """
     size = x.shape[dim]
+    if before == after == 0:
+        return x
     if before + after + 1 == size:
         return _sum_of_slices(x, dim)
-    parts = [x.narrow(dim, 0, before + 1), x.narrow(dim, before + 1, size - before - after - 2)]
-    parts.append(x.narrow(dim, size - after - 1, after + 1))
-    parts = [p.sum(dim, keepdim=True) if i != 1 and p.shape[dim] > 1 else p for i, p in enumerate(parts)]
-    return torch.cat(parts, dim) if before or after else x
+    middle = x.narrow(dim, before + 1, size - before - after - 2)
+    if before == after and x.device.type != "cpu":  # one sum: the ends are two windows of the axis
+        first, last = x.unfold(dim, before + 1, size - before - 1).sum(-1).split(1, dim)
+        return torch.cat([first, middle, last], dim)
+    ends = x.narrow(dim, 0, before + 1), x.narrow(dim, size - after - 1, after + 1)
+    first, last = (end.sum(dim, keepdim=True) if end.shape[dim] > 1 else end for end in ends)
+    return torch.cat([first, middle, last], dim)
 
 
 def _sum_of_slices(x: Tensor, dim: int) -> Tensor:
@@ -87,23 +92,27 @@ def taps_gradient(grads: list[Tensor], frames: int, stride: int) -> Tensor:
     return fold_ends(padded, 1, before, after).flatten(0, 1)
 
 
-def trim_depth(weight_OIDHW: Tensor, frames: int) -> Tensor:
-    """Return the kernel with the slices that only ever see a replicated end added to the outermost that sees more.
+def blind_ends(depth: int, frames: int) -> tuple[int, int]:
+    """Return how many slices of a kernel, before and after, see nothing but the end frame that the next one sees too.
 
-    Exact: of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere.
+    Of a clip of `frames`, a tap that lies frames - 1 or more off the center reads the same end frame everywhere. So
+    fold_ends of the kernel by these gives the same answer.
     """
-    depth = weight_OIDHW.shape[2]
     if depth == 1 or is_free(frames):
-        return weight_OIDHW
+        return 0, 0
     middle = center_of(depth)
-    low, high = max(middle - frames + 1, 0), max(depth - middle - frames, 0)  # slices that go, before and after
-    if low == high == 0:
+    return max(middle - frames + 1, 0), max(depth - middle - frames, 0)
+
+
+def trim_depth(weight_OIDHW: Tensor, ends: tuple[int, int]) -> Tensor:
+    """Return fold_ends of a kernel along D; its gradient is written once."""
+    if not any(ends):
         return weight_OIDHW
-    return fold_ends(weight_OIDHW, 2, low, high) if is_recorded() else _Trimmed.apply(weight_OIDHW, low, high)
+    return fold_ends(weight_OIDHW, 2, *ends) if is_recorded() else _Trimmed.apply(weight_OIDHW, *ends)
 
 
 class _Trimmed(torch.autograd.Function):
-    """A kernel without its outermost slices, which are added to those that stay; the gradient is written once."""
+    """trim_depth where autograd watches."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, low: int, high: int) -> Tensor:
@@ -116,7 +125,9 @@ class _Trimmed(torch.autograd.Function):
 
 
 def untrimmed(grad: Tensor, low: int, high: int) -> Tensor:
-    """Return the gradient of a kernel (O, I, kD, ...) from that of the trimmed one; of a single slice, a view."""
+    """Return the gradient of a kernel (O, I, kD, ...) from that of the trimmed one."""
+    if low == high == 0:
+        return grad
     if grad.shape[2] == 1:
-        return grad.expand(-1, -1, low + 1 + high, *[-1] * (grad.ndim - 3))
+        return torch.cat([grad] * (low + 1 + high), 2)  # a third of an expanded one's copy on a CPU
     return replicate_ends(grad, 2, low, high)

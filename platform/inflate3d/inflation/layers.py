@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.inflation.call import is_transformed, telling, told
-from inflate3d.inflation.ends import is_free, seen_by_taps, trim_depth
+from inflate3d.inflation.ends import blind_ends, is_free, seen_by_taps, trim_depth
 from inflate3d.inflation.mixing import Mixin, base_name, mix, parts_of
 from inflate3d.inflation.ways import is_eager_on_cpu, is_on_gpu
 
@@ -119,7 +119,8 @@ class FoldedLinear(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, ..., I) -> (N, ..., O); D is padded by replication."""
-        frames, weight = self.frames_of(x), trim_depth(self.weight, self.frames_of(x))  # type: ignore[attr-defined]
+        frames, weight = self.frames_of(x), self.weight  # type: ignore[attr-defined]
+        weight = trim_depth(weight, blind_ends(weight.shape[2], frames))
         kernel = weight.shape[2]
         if kernel > 1:
             x = torch.cat(seen_by_taps(x, frames, kernel, 1), -1).flatten(0, 1)

@@ -2,7 +2,7 @@
 
 Formulations of the same: the clip is copied with its ends, or its neighbours are copied into its channels, or nothing
 is copied: zeros pad D, and what the repeated frames add to the first and the last answer comes on top. Of a clip of one
-frame every slice of the kernel sees the same, so their sum convolves it.
+frame every slice of the kernel sees the same, so their sum convolves it. Sums of slices are made again for backward.
 
 Legend: B clips, D frames, N = B*D, C and O channels in and out, H W space, k kernel sizes.
 """
@@ -25,7 +25,10 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class Sizes(NamedTuple):
-    """What a convolution is beside its tensors; stride, padding and dilation are those of H and W."""
+    """What a convolution is beside its tensors; stride, padding and dilation are those of H and W.
+
+    trim: how many slices at the ends of the kernel are added to those that stay before it convolves (see blind_ends).
+    """
 
     frames: int
     depth_stride: int
@@ -33,11 +36,21 @@ class Sizes(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    trim: tuple[int, int] = (0, 0)
+
+    @property
+    def in_2d(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        """The stride, padding, dilation and groups of F.conv2d."""
+        return (self.stride, self.padding, self.dilation, self.groups)
 
     @property
     def strides(self) -> tuple[int, int, int]:
         """The stride along D, H and W."""
         return (self.depth_stride, *self.stride)
+
+    def trimmed(self, weight_OIDHW: Tensor) -> Tensor:
+        """The kernel that convolves."""
+        return fold_ends(weight_OIDHW, 2, *self.trim)
 
 
 def convolve_copied(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
@@ -56,13 +69,13 @@ def convolve_in_channels(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | No
 
 
 def convolve_summed(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
-    """Convolve clips of one frame in 2D by the sum of the kernel's slices, which is not saved: -> (N, O, H', W')."""
+    """Convolve in 2D by a kernel that `trim` leaves one slice of, and clips of one frame: -> (N, O, H', W')."""
     return _Summed.apply(*_cast(x_NCHW, weight_OIDHW, bias), *sizes)  # type: ignore[no-any-return]
 
 
 def convolve_plainly(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
     """Convolve by operations that autograd, torch.func and exports know, to the last bit as convolve_copied."""
-    return _to_frames(_plain_3d(x_NCHW, weight_OIDHW, bias, *sizes))
+    return _to_frames(_trimmed_3d(x_NCHW, weight_OIDHW, bias, *sizes))
 
 
 class _Copied(torch.autograd.Function):
@@ -70,15 +83,16 @@ class _Copied(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.sizes, ctx.has_bias = sizes, bias is not None
-        return _plain_3d(x, weight, bias, *sizes)
+        return _trimmed_3d(x, weight, bias, *sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
-        return _backward(ctx, grads[0], _plain_3d, _copied_gradients)
+        return _backward(ctx, grads[0], _trimmed_3d, _copied_gradients)
 
 
-def _plain_3d(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
+def _trimmed_3d(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
     size = Sizes(*sizes)
+    weight = size.trimmed(weight)
     seen, padding, dilation = _copy_of(x, weight, size), (0, *size.padding), (1, *size.dilation)
     return F.conv3d(seen, weight, bias, size.strides, padding, dilation, size.groups)
 
@@ -87,8 +101,9 @@ def _copied_gradients(grad: Tensor, x: Tensor, weight: Tensor, size: Sizes, want
     seen, padding, dilation = _copy_of(x, weight, size), (0, *size.padding), (1, *size.dilation)
     found = list(_convolution_gradients(grad, seen, weight, size.strides, padding, dilation, size.groups, wanted))
     if found[0] is not None:
-        before, after = depth_padding(size.frames, weight.shape[2], size.depth_stride)
-        found[0] = _to_frames(fold_ends(found[0], 2, before, after))
+        grad_BDHWC = found[0].permute(0, 2, 3, 4, 1)  # as it lies on a GPU
+        ends = depth_padding(size.frames, weight.shape[2], size.depth_stride)
+        found[0] = fold_ends(grad_BDHWC, 1, *ends).flatten(0, 1).permute(0, 3, 1, 2)
     return tuple(found)
 
 
@@ -105,6 +120,7 @@ class _Edges(torch.autograd.Function):
         ctx.sizes, ctx.has_bias = sizes, bias is not None
         size = Sizes(*sizes)
         clips, padding, dilation = _clips(x, size), (1, *size.padding), (1, *size.dilation)
+        weight = size.trimmed(weight)
         y = F.conv3d(clips, weight, bias, size.strides, padding, dilation, size.groups)
         edges, taps, options = _edges_of(clips, weight, size)
         swapped = F.conv3d(edges, taps, None, *options)
@@ -115,7 +131,7 @@ class _Edges(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
-        return _backward(ctx, grads[0], _plain_3d, _edges_gradients)
+        return _backward(ctx, grads[0], _trimmed_3d, _edges_gradients)
 
 
 def _edges_gradients(grad: Tensor, x: Tensor, weight: Tensor, size: Sizes, wanted: list[bool]) -> Gradients:
@@ -159,6 +175,7 @@ class _InChannels(torch.autograd.Function):
         ctx.sizes, ctx.has_bias = sizes, bias is not None
         size = Sizes(*sizes)
         options = (size.stride, size.padding, size.dilation)
+        weight = size.trimmed(weight)
         return F.conv2d(_neighbours(x, weight, size), weight.transpose(1, 2).flatten(1, 2), bias, *options)
 
     @staticmethod
@@ -198,28 +215,31 @@ class _Summed(torch.autograd.Function):
 
 
 def _plain_sum(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) -> Tensor:
-    return F.conv2d(x, fold_ends(weight, 2, 0, weight.shape[2] - 1).squeeze(2), bias, *Sizes(*sizes)[2:])
+    size = Sizes(*sizes)
+    return F.conv2d(x, size.trimmed(weight).squeeze(2), bias, *size.in_2d)
 
 
 def _summed_gradients(grad: Tensor, x: Tensor, weight: Tensor, size: Sizes, wanted: list[bool]) -> Gradients:
-    last = weight.shape[2] - 1
-    grad_x, grad_sum, grad_bias = _convolution_gradients(
-        grad, x, fold_ends(weight, 2, 0, last).squeeze(2), *size[2:], wanted
-    )
-    return grad_x, None if grad_sum is None else untrimmed(grad_sum.unsqueeze(2), 0, last), grad_bias
+    grad_x, grad_sum, grad_bias = _convolution_gradients(grad, x, weight.squeeze(2), *size.in_2d, wanted)
+    return grad_x, None if grad_sum is None else grad_sum.unsqueeze(2), grad_bias
 
 
 # ---------------------------------------------------------------------------------------------------- shared by all
 
 
 def _backward(ctx: Any, grad: Tensor, plain: Callable[..., Tensor], own: Callable[..., Gradients]) -> Gradients:
-    """Return the gradients of x, weight and bias; those of plain operations where they shall have gradients too."""
+    """Return the gradients of x, weight and bias; those of plain operations where they shall have gradients too.
+
+    `own` is given the trimmed kernel, and gives its gradient.
+    """
     x, weight = ctx.saved_tensors
     wanted, none = list(ctx.needs_input_grad[:3]), (None,) * len(ctx.sizes)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         bias = weight.new_zeros(len(weight), requires_grad=True) if ctx.has_bias else None  # its value is not needed
         return differentiable_gradients(plain, (x, weight, bias, *ctx.sizes), ctx.needs_input_grad, grad)
-    return *own(grad, x, weight, Sizes(*ctx.sizes), wanted), *none
+    size = Sizes(*ctx.sizes)
+    grad_x, grad_weight, grad_bias = own(grad, x, size.trimmed(weight), size, wanted)
+    return grad_x, None if grad_weight is None else untrimmed(grad_weight, *size.trim), grad_bias, *none
 
 
 def _convolution_gradients(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inflate3d.inflation.ends import depth_padding, replicate_ends, taps_gradient
+from inflate3d.inflation.ends import depth_padding, replicate_ends, taps_gradient, untrimmed
 from inflate3d.inflation.replicated import Sizes, convolve_plainly
 from inflate3d.inflation.second_order import differentiable_gradients
 
@@ -30,13 +30,14 @@ def convolve_small(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, si
 class _SmallMaps(torch.autograd.Function):
     """The answer as (P, O): of a view made in here, a ReLU in place would lose the gradient.
 
-    What is saved is `x` alone; what the kernel sees of it is copied anew.
+    What is saved is `x` alone; what the kernel sees of it is copied anew, and the kernel is trimmed anew.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
+        weight = sizes.trimmed(weight)
         return _seen(x, weight, sizes).t() @ weight.reshape(len(weight), -1).t()
 
     @staticmethod
@@ -46,8 +47,10 @@ class _SmallMaps(torch.autograd.Function):
             return differentiable_gradients(_small_plainly, (x, weight, ctx.sizes), ctx.needs_input_grad, grads[0])
         (grad_PO,) = grads
         grad_x = grad_weight = None
+        weight = ctx.sizes.trimmed(weight)
         if ctx.needs_input_grad[1]:
             grad_weight = (grad_PO.t() @ _seen(x, weight, ctx.sizes).t()).view(weight.shape)
+            grad_weight = untrimmed(grad_weight, *ctx.sizes.trim)
         if ctx.needs_input_grad[0]:
             grad_x = _input_gradient(grad_PO, x, weight, ctx.sizes)
         return grad_x, grad_weight, None

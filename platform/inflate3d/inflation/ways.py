@@ -34,11 +34,11 @@ class Way(Enum):
     SMALL = "one matrix product over small maps"
     FILTERED = "minimal filtering of three slices"
     IN_CHANNELS = "one 2D convolution, neighbours in the channels"
-    SUMMED = "one 2D convolution by the sum of the kernel's slices: the clip has one frame"
+    SUMMED = "one 2D convolution by the sum of the kernel's slices: all see the same"
     COPIED = "one conv3d over a copy with its ends"
     EDGES = "one conv3d with zeros past the ends, edges corrected"
     TAPS = "a 2D convolution a slice, shifted and added"
-    ROWS = "as taps, the weight's gradient by products over rows of the map"
+    ROWS = "as taps, a trimmed kernel not saved, the weight's gradient by products over rows of small maps"
     RECORDED = "plain operations alone"
 
 
@@ -49,23 +49,15 @@ def way_of(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     picks = sizes.depth_stride > 1 < sizes.frames  # some frames alone: a copy of them would be saved
     if weight.shape[2] == 1 and not (is_eager_on_cpu(x) and (sizes.groups == 1 or picks)):
         return Way.PLANE
-    if sizes.frames == 1 < weight.shape[2] and is_eager_on_cpu(x):
-        return Way.SUMMED
     if sizes.groups > 1:
-        return _grouped_way(x, weight, sizes)
+        return Way.SUMMED if _depth(weight, sizes) == 1 < weight.shape[2] else _grouped_way(x, weight, sizes)
     if is_eager_on_cpu(x):
         return _dense_way(x, weight, sizes)
     return Way.RECORDED if is_recorded() else Way.COPIED
 
 
 def is_trimmed(x: Tensor, weight: Tensor, sizes: Sizes) -> bool:
-    """Whether slices of a kernel that only ever see a replicated end are summed first.
-
-    On a GPU where that halves the kernel. Sums of all slices are left to Way.SUMMED, but where making them twice would
-    cost more than small maps do.
-    """
-    if sizes.frames == 1 and (is_on_gpu(x) or (is_eager_on_cpu(x) and _positions(x, sizes) > SMALL_MAPS)):
-        return False
+    """Whether slices of a kernel that only ever see a replicated end are summed first; on a GPU if that halves it."""
     return not is_on_gpu(x) or 2 * (2 * sizes.frames - 1) <= weight.shape[2]
 
 
@@ -75,29 +67,41 @@ def _way_on_gpu(weight: Tensor, sizes: Sizes) -> Way:
     if sizes.frames == 1:
         return Way.SUMMED
     is_long = sizes.frames >= max(LEAST_CORRECTED, weight.shape[1] / CHANNELS_A_FRAME)
-    return Way.EDGES if is_long and weight.shape[2] == EDGE_TAPS else Way.COPIED
+    return Way.EDGES if is_long and _depth(weight, sizes) == EDGE_TAPS else Way.COPIED
 
 
 def _grouped_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     """A 2D convolution a slice is several times faster than conv3d where channels do not mix (depthwise)."""
     if is_recorded() and not (torch.compiler.is_compiling() and sizes.depth_stride == 1):
         return Way.RECORDED
-    is_costly = sizes.depth_stride == 1 and has_costly_weight_gradient(weight, x, sizes[2:])
-    return Way.ROWS if is_costly and is_eager_on_cpu(x) else Way.TAPS
+    if sizes.depth_stride > 1 or not is_eager_on_cpu(x):
+        return Way.TAPS
+    return Way.ROWS if any(sizes.trim) or has_costly_weight_gradient(weight, x, sizes.in_2d) else Way.TAPS
 
 
 def _dense_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
-    depth = weight.shape[2]
+    depth = _depth(weight, sizes)
     positions = _positions(x, sizes)
-    if positions <= SMALL_MAPS and weight[0].numel() >= LONG_KERNEL:
+    if positions <= SMALL_MAPS and weight[0, :, :depth].numel() >= LONG_KERNEL:
         return Way.SMALL
     if depth == 1:
-        return Way.IN_CHANNELS if sizes.depth_stride > 1 < sizes.frames else Way.PLANE
+        return _plane_way(weight, sizes)
     if depth == FILTER_TAPS and max(sizes.strides) == 1 and positions >= FILTER_POSITIONS:
         return Way.FILTERED
     if sizes.frames == x.shape[0] and max(weight.shape[-2:]) <= 3:
         return Way.IN_CHANNELS  # torch's conv3d is slow on a single clip there
     return Way.COPIED
+
+
+def _plane_way(weight: Tensor, sizes: Sizes) -> Way:
+    if weight.shape[2] > 1:
+        return Way.SUMMED
+    return Way.IN_CHANNELS if sizes.depth_stride > 1 < sizes.frames else Way.PLANE
+
+
+def _depth(weight: Tensor, sizes: Sizes) -> int:
+    """The slices of the kernel that convolves."""
+    return weight.shape[2] - sum(sizes.trim)
 
 
 def _positions(x: Tensor, sizes: Sizes) -> int:

@@ -62,13 +62,18 @@ class Onnx(PortableFormat):
 
     def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
         """As TorchExport's; in one file, so InputError past 2 GiB."""
+        from onnx_ir.passes import common as passes
+
         size = sum(t.numel() * t.element_size() for t in [*part.net.parameters(), *part.net.buffers()])
         if size > MOST_ONNX_BYTES:
             raise InputError(f"the weights have {size / 2**30:.1f} GiB; a file of ONNX holds 2: --format torch-export")
         names: Any = dict(input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=_axes(part, free))
-        # With the exporter's own optimiser: without it onnxruntime refuses the computed bias of a conv3d that has none.
-        written = torch.onnx.export(_program(part, free), verbose=False, **names)
+        # The exporter's optimiser takes ten times as long as all else, and onnxruntime optimises whatever it loads.
+        words: Any = dict(verbose=False, optimize=False, custom_translation_table=_onnx_translations())
+        written = torch.onnx.export(_program(part, free), **words, **names)
         assert written is not None
+        passes.ClearMetadataAndDocStringPass()(written.model)  # of each node: where in Python it came from
+        passes.CommonSubexpressionEliminationPass()(written.model)
         written.model.metadata_props[KEY] = json.dumps(facts)
         written.save(path, external_data=False)
 
@@ -139,6 +144,20 @@ def format_named(name: str) -> PortableFormat:
     if missing := [package for package in FORMATS[name].needs if find_spec(package) is None]:
         raise InputError(f"--format {name} needs {', '.join(missing)}: pip install 'inflate3d[export]'")
     return FORMATS[name]
+
+
+def _onnx_translations() -> dict[Any, Callable[..., Any]]:
+    """Return how operations are written where onnxscript 0.7 errs: the bias of a conv3d without one has two axes."""
+    from onnxscript import opset18
+
+    def conv3d(
+        x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    ) -> Any:
+        strides, pads, dilations = ([v] * 3 if isinstance(v, int) else list(v) for v in (stride, padding, dilation))
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        return opset18.Conv(*inputs, strides=strides, pads=[*pads, *pads], dilations=dilations, group=groups)
+
+    return {torch.ops.aten.conv3d.default: conv3d}
 
 
 def _example(part: Part) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Trainer as LightningTrainer
 from torch import Tensor, nn
+
+from inflate3d.training.run.folder import ENVIRONMENT, record_settings
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +46,32 @@ class DeviceDefaults(pl.Callback):
             log.info("on this device: %s", "; ".join(chosen))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Lay what the optimiser has kept as the weights lie: a checkpoint may come from another device."""
+        """Lay what the optimiser has kept as the weights lie: a checkpoint may come from another device.
+
+        Then note in environment.json what is on, where a run keeps one.
+        """
         for optimizer in trainer.optimizers if trainer.strategy.root_device.type == "cuda" else ():
             lay_state_as_weights(optimizer)
+        if trainer.is_global_zero and (Path(trainer.default_root_dir) / ENVIRONMENT).is_file():
+            record_settings(trainer.default_root_dir, settings_of(trainer, pl_module))
+
+
+def settings_of(trainer: Any, module: nn.Module) -> dict[str, Any]:
+    """Return how a fit computes on its device, as it is just now: for environment.json."""
+    on_cuda = trainer.strategy.root_device.type == "cuda"
+    kernels = [p for p in module.parameters() if p.ndim == 5]
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return {
+        "precision": str(trainer.precision),
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "tf32_convolutions": on_cuda and torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": on_cuda and torch.backends.cudnn.benchmark,
+        "channels_last": all(p.is_contiguous(memory_format=torch.channels_last_3d) for p in kernels),
+        "copies_do_not_block": on_cuda,  # from pinned memory, see DataModule
+        "fused_optimizer": bool(groups) and all(bool(group.get("fused")) for group in groups),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "compile": getattr(trainer, "compile", False),
+    }
 
 
 def cuda_defaults(trainer: Any) -> list[str]:

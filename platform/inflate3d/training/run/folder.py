@@ -180,6 +180,13 @@ def record_environment(run_folder: str | Path, *, device: str) -> Path:
     return path
 
 
+def record_settings(run_folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """Add to the last start of environment.json how it computes on its device."""
+    starts = read_environment(run_folder)
+    starts[-1]["settings"] = dict(settings)
+    write_whole(Path(run_folder) / ENVIRONMENT, sealed({"format": _ENVIRONMENT_FORMAT, "starts": starts}))
+
+
 def read_environment(run_folder: str | Path) -> list[dict[str, Any]]:
     """Return the starts that environment.json lists. InputError if it is damaged."""
     path = Path(run_folder) / ENVIRONMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -66,6 +67,27 @@ def memory_gb(device: torch.device | str = "cpu") -> float:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
     except (OSError, ValueError):  # not Linux
         return float("nan")
+
+
+def peak_memory_gb(device: torch.device | str = "cpu") -> float:
+    """Return the peak since the last reset_peak_memory: of a GPU's tensors, or on the CPU of this whole process."""
+    if torch.device(device).type == "cuda":
+        return memory_gb(device)
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            (kilobytes,) = (line.split()[1] for line in file if line.startswith("VmHWM:"))
+        return int(kilobytes) * 1024 / 1e9
+    except (OSError, ValueError):  # not Linux
+        return float("nan")
+
+
+def reset_peak_memory(device: torch.device | str = "cpu") -> None:
+    """Let the peak begin at what is taken now; where a system cannot, it stays that of the whole process."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # Linux: VmHWM becomes VmRSS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from inflate3d.training.run.step_meter import memory_gb
+from inflate3d.training.run.step_meter import peak_memory_gb, reset_peak_memory
 
 
 class StepTimes(pl.Callback):
@@ -32,8 +32,8 @@ class StepTimes(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin."""
+        reset_peak_memory(pl_module.device)
         if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
             torch.cuda.synchronize(pl_module.device)
         self._start = time.perf_counter()
 
@@ -42,5 +42,5 @@ class StepTimes(pl.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self.seconds[batch.dataset].append(time.perf_counter() - self._start)
-        self.memory_gb[batch.dataset] = max(self.memory_gb[batch.dataset], memory_gb(pl_module.device))
+        self.memory_gb[batch.dataset] = max(self.memory_gb[batch.dataset], peak_memory_gb(pl_module.device))
         trainer.should_stop = min(map(len, self.seconds.values())) > self.repeats

@@ -37,9 +37,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 UNTRAINED_STEPS = 20  # enough for the running statistics
+KNOWN = 720  # training samples among which neighbours are looked for
 VOLUME = {"batch_size": 8, "sample": {"patch_size": [16, 16, 16]}}
 SHAPE = {"batch_size": 12, "sample": {"size": [16, 16, 16]}}
 PLAYS = ["forwards", "fast", "shuffled"]
+FROM_MOTION: Any = {"lr": 1e-3, "inflation": "random", "options": {"batch_size": 48}}
 
 
 def datasets(data: Path) -> dict[str, dict[str, Any]]:
@@ -70,7 +72,8 @@ class Question:
     """A task on a dataset. measure: what it logs, or `neighbours`, the accuracy of 5 nearest neighbours in features.
 
     trivial: what is reached without learning: its name, and a number, a measure's name, or a function of a held-out
-    batch. margin: what learning must add to that.
+    batch. margin: what learning must add to that. options: what its dataset has otherwise. inflation: how the net,
+    drawn in 2D, is laid along D; `center` begins as one frame's net, `random` sees D from the start.
     """
 
     task: Callable[[list[str], Path], AbstractTask]
@@ -80,6 +83,7 @@ class Question:
     steps: int
     trivial: tuple[str, Callable[[AbstractTask, Any], float] | float | str]
     lr: float = 3e-3
+    inflation: str = "center"
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -129,7 +133,7 @@ QUESTIONS = {
     ),
     "masked volumes, scenes": Question(
         lambda names, _: MaskedVolume(datasets=names, block=4, hidden=0.5, decoder_channels=[8, 8, 16, 16, 16]),
-        *("scenes", "explained", 0.05, 200, ("visible neighbours", neighbours_fill)),
+        *("scenes", "explained", 0.05, 300, ("visible neighbours", neighbours_fill)),
     ),
     "dense contrast, hippocampus": Question(
         lambda names, _: DenseContrast(datasets=names, points=32),
@@ -140,8 +144,9 @@ QUESTIONS = {
         *("scenes", "found", 0.1, 100, ("chance", "chance")),
     ),
     "self-distillation, shapes": Question(
-        lambda names, _: SelfDistillation(datasets=names, prototypes=64, momentum=0.95),
-        *("shapes", "neighbours", 0.1, 120, ("chance", 0.1)),
+        lambda names, _: SelfDistillation(datasets=names, prototypes=32, momentum=0.95, local_crops=0, contrast=0.0),
+        *("shapes", "neighbours", 0.1, 150, ("chance", 0.1)),
+        options={"batch_size": 48},
     ),
     "distillation, hippocampus": Question(
         lambda names, data: Distillation(datasets=names, teacher=teacher(data)),
@@ -150,10 +155,12 @@ QUESTIONS = {
     "arrow of time, motions": Question(
         lambda names, _: ArrowOfTime(datasets=names, plays=PLAYS),
         *("motions", "accuracy", 0.15, 150, ("chance", "chance")),
+        **FROM_MOTION,
     ),
     "arrow of time, ARID": Question(
         lambda names, _: ArrowOfTime(datasets=names, plays=PLAYS),
-        *("arid", "accuracy", 0.1, 100, ("chance", "chance")),
+        *("arid", "accuracy", 0.1, 150, ("chance", "chance")),
+        **FROM_MOTION,
     ),
     "formula, shapes": Question(
         lambda names, _: VolumeClassification(datasets=names),
@@ -168,8 +175,10 @@ def fit(
     """Train; return the module, its data and the last row of metrics, by measure."""
     pl.seed_everything(seed, verbose=False)
     task = question.task([question.dataset], data)
-    shards = DataModule(str(run.parents[1] / "shards"), {question.dataset: datasets(data)[question.dataset]}, seed=seed)
-    backbone = BackboneConfig("test_resnet", plan="isotropic", stems={"mri": 1, "mask": 1, "rgb": 3})
+    sets = {question.dataset: {**datasets(data)[question.dataset], **question.options}}
+    shards = DataModule(str(run.parents[1] / "shards"), sets, seed=seed)
+    laid = {"plan": "isotropic", "inflation": question.inflation}
+    backbone = BackboneConfig("test_resnet", **laid, stems={"mri": 1, "mask": 1, "rgb": 3})
     module = MultiTaskModule(
         backbone, {"task": task}, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.05), warmup_steps=steps // 10
     )
@@ -180,6 +189,8 @@ def fit(
         callbacks=with_default_callbacks([], progress_bar=False),
     )
     trainer.fit(module, datamodule=shards)
+    if trainer.global_step < steps:
+        raise SystemExit(f"{run}: stopped at step {trainer.global_step} of {steps}; the same command asks again")
     row = [row for row in read_metrics(run / "metrics.csv") if any(key.startswith("val/task/") for key in row)][-1]
     return module, shards, {key.rpartition("/")[2]: value for key, value in row.items() if key.startswith("val/task/")}
 
@@ -208,9 +219,9 @@ def ask(name: str, seed: int, folder: Path, data: Path) -> dict[str, float]:
 def neighbours(module: MultiTaskModule, shards: DataModule) -> float:
     """Return how often the most frequent class of the 5 nearest training features is the held-out sample's own."""
     module.eval()
-    ((dataset, _),) = shards.datasets.items()
+    ((dataset, config),) = shards.datasets.items()
     parts = []
-    for batches in (shards.first_batches(dataset, 60), shards.val_dataloader()):
+    for batches in (shards.first_batches(dataset, KNOWN // config.batch_size), shards.val_dataloader()):
         pairs = [(module.backbone(b.image, domain=dataset).pooled, *b.targets.values()) for b in batches]
         parts.append([torch.cat(column) for column in zip(*pairs, strict=True)])
     (known, classes), (asked, wanted) = parts

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample
+from inflate3d.data.raw.class_videos import OWN_VIDEOS, ClassVideos
+from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.videos import encode_video
-from inflate3d.datasets.video_folder import VideoFolder
 from inflate3d.errors import InputError
 from inflate3d.seeds import permutation
 from inflate3d.targets import ClassTarget
@@ -29,7 +30,19 @@ class PlayedVideos(AbstractDataset):
     After Pickup et al. (CVPR 2014) and SpeedNet (arXiv:2004.06130).
     """
 
-    base_card = replace(VideoFolder.base_card, name="played_videos", title="Videos, played in four ways")
+    base_card = DatasetCard(
+        name="played_videos",
+        media="video",
+        title="Videos, played in four ways",
+        modality="rgb",
+        url="",
+        licence="unknown",
+        commercial_use=None,
+        weights_may_be_published=False,
+        citation="",
+        input=OWN_VIDEOS,
+        targets={"play": ClassTarget(PLAYS)},
+    )
 
     def __init__(
         self,
@@ -51,21 +64,21 @@ class PlayedVideos(AbstractDataset):
             raise InputError(
                 f"played_videos: num_frames is {num_frames}, frame_interval {frame_interval}; give at least 4, and 1"
             )
-        self._videos = VideoFolder(
+        self._videos = ClassVideos(
             root,
             group_pattern=group_pattern,
             file_pattern=file_pattern,
-            val_fraction=val_fraction,
-            seed=seed,
-            name=name,
+            rule=SplitRule(val_fraction, None, None, seed),
+            where="played_videos",
         )
+        self._name = name or self._videos.root.name
         self.num_frames, self.frame_interval = num_frames, frame_interval
 
     @property
     def card(self) -> DatasetCard:
         """The card of the videos, with the plays as its target."""
-        card = self._videos.card
-        return replace(card, title=f"{card.title}, played in four ways", targets={"play": ClassTarget(PLAYS)})
+        title = f"Videos of {self._videos.root.name}, played in four ways"
+        return replace(self.base_card, name=self._name, title=title)
 
     def cases(self) -> list[Case]:
         """Four cases a video: KEY-forwards, KEY-backwards, ..."""
@@ -110,8 +123,14 @@ class PlayedVideos(AbstractDataset):
 
     @classmethod
     def write_example(cls, root: Path) -> dict[str, Any]:
-        """Write the example of `video_folder`, whose clips have 8 frames."""
-        return {**VideoFolder.write_example(root), "num_frames": 4}
+        """Write two classes of two 8-frame clips that brighten."""
+        levels = np.linspace(20, 220, 8, dtype=np.uint8)
+        clip = encode_video(np.broadcast_to(levels[:, None, None, None], (8, 32, 48, 3)), fps=8)
+        for name in ("one", "two"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for i in range(2):
+                (root / name / f"{name}_{i}.mp4").write_bytes(clip)
+        return {"root": str(root), "num_frames": 4, "val_fraction": 0.5}
 
 
 def _unlike_time(count: int, path: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from inflate3d.errors import InputError
 from inflate3d.nn.contrast import change_contrast
 from inflate3d.nn.crops import draw_crop
 from inflate3d.nn.prototypes import PrototypeHead, even_assignments
-from inflate3d.nn.teacher import move_towards
+from inflate3d.nn.teacher import follow_statistics, move_towards
 from inflate3d.seeds import mix
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class SelfDistillation(AbstractTask):
         teacher_temperature: float = 0.05,
     ) -> None:
         """momentum: of the teacher, each optimiser step. global_crop, local_crop: least shares of an edge; a local
-        crop keeps at most global_crop. contrast: 0 to 1, how much intensities change.
+        crop keeps at most global_crop. contrast: 0 to 1, how much intensities change; 0 for masks, whose flat
+        ground would hold nothing but the noise that is added.
         """
         super().__init__(datasets=datasets, loss_weight=loss_weight)
         if not 0 < momentum < 1:
@@ -138,6 +139,8 @@ class SelfDistillation(AbstractTask):
         """Return the teacher's cosines with the prototypes, (B, prototypes)."""
         import torch
 
+        # Its running statistics are those of all crops, and no batch of large ones is as they say.
+        follow_statistics(self.teacher, self.head.training)
         with torch.no_grad():
             cosines: Tensor = self.teacher_head(self.teacher(view, domain=dataset))
         return cosines

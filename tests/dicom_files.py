@@ -1,4 +1,4 @@
-"""DICOM files for tests: slices of a series and multi-frame files, any attribute as a scanner may set it."""
+"""DICOM files for tests: slices of a series and multi-frame files as a scanner may set them, and what is read there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
+import pytest
+from inflate3d.data.raw.readers import Volume, read_volume
+from inflate3d.errors import InputError
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -88,3 +92,34 @@ def write_enhanced(path: Path, array: np.ndarray, positions: Any, orientation: A
     d = dataset(array, 0, sop_class=ENHANCED_MR, NumberOfFrames=len(array), Modality="MR", **sequences)
     d.save_as(path, enforce_file_format=True)
     return path
+
+
+def change(path: Path, **values: Any) -> None:
+    """Set attributes of a file that is there."""
+    d = pydicom.dcmread(path)
+    for name, value in values.items():
+        setattr(d, name, value)
+    d.save_as(path)
+
+
+def at_mm(volume: Volume, left: float, posterior: float, superior: float) -> float:
+    """The value at a place in DICOM's own LPS millimetres, which must be a voxel's centre."""
+    place = np.linalg.solve(np.array(volume.affine), [-left, -posterior, superior, 1.0])[:3]
+    np.testing.assert_allclose(place, np.rint(place), atol=1e-4)
+    w, h, d = np.rint(place).astype(int)
+    assert min(w, h, d) >= 0
+    return float(volume.array[0, d, h, w])
+
+
+def refused(folder: Path) -> str:
+    """What a folder that is refused is told: one line that begins with its path."""
+    with pytest.raises(InputError) as caught:
+        read_volume(folder)
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def kinds(volume: Volume) -> set[str]:
+    """What kinds of facts were noticed."""
+    return {fact.kind for fact in volume.noticed}

@@ -1,4 +1,4 @@
-"""Every task, built in or plugged in, keeps the contract; and each built-in one computes what it says."""
+"""Every task, built in or plugged in, keeps the contract, from raw files to a published head."""
 
 import inspect
 import itertools
@@ -17,18 +17,17 @@ from inflate3d.evaluation.pictures.samples import Shown, predict_some
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.heads import load_head
 from inflate3d.models.publication.integrity import check_files
-from inflate3d.nn import Head, merge_unannotated, soft_dice_loss
+from inflate3d.nn import Head
 from inflate3d.publishing.from_run import publish_run
-from inflate3d.targets import ClassTarget, MaskTarget, MultiLabelTarget, ValueTarget
+from inflate3d.targets import ClassTarget
 from inflate3d.tasks.medical_segmentation import MedicalSegmentation
-from inflate3d.tasks.multi_label import MultiLabel
 from inflate3d.tasks.regression import Regression
 from inflate3d.tasks.video_action import VideoAction
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import DataModule, MultiTaskModule, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
 from torch.nn import functional as F
-from toy_batches import NAMES, ToyEncoder, ToyScans, bound, toy_batch, toy_card
+from toy_batches import ToyEncoder, ToyScans, bound, toy_batch, toy_card
 
 TASKS = sorted(discover.plug_ins("tasks"))
 GIVEN = {"scale": 10.0, "centre": 30.0}  # what arguments without a default are given
@@ -244,238 +243,3 @@ def test_a_task_takes_its_medium_and_the_target_that_it_is_told():
     assert task.heads["toy"].linear.out_features == 3
     with pytest.raises(InputError, match="needs a MaskTarget; targets of dataset 'toy': organ: 2 classes: a, b"):
         bound(MedicalSegmentation(datasets=["toy"]), two)
-
-
-def test_top5_is_reported_only_above_five_classes():
-    few = built("video_action").metrics("toy")
-    many = bound(VolumeClassification(datasets=["toy"]), toy_card(label=ClassTarget(tuple("abcdefg")))).metrics("toy")
-    assert "top5" not in few
-    target = torch.arange(7)
-    probabilities = torch.arange(7.0).expand(7, -1)  # the five likeliest are 2 to 6
-    many.update(probabilities, target)
-    assert float(many.compute()["top5"]) == pytest.approx(5 / 7)
-    assert float(many.compute()["accuracy"]) == pytest.approx(1 / 7)
-
-
-# ------------------------------------------------------------------------------------------------- missing values
-
-
-@pytest.mark.parametrize(
-    ("task", "name", "target", "missing"),
-    [
-        (VolumeClassification(datasets=["toy"]), "label", ClassTarget(NAMES), -1),
-        (VolumeClassification(datasets=["toy"], label_smoothing=0.1), "label", ClassTarget(NAMES), -1),
-        (Regression(datasets=["toy"], scale=3), "age", ValueTarget("years"), float("nan")),
-        (MultiLabel(datasets=["toy"]), "findings", MultiLabelTarget(NAMES), float("nan")),
-    ],
-)
-def test_samples_whose_value_is_missing_count_neither_in_the_loss_nor_in_the_metrics(task, name, target, missing):
-    torch.manual_seed(0)
-    card = toy_card(**{name: target})
-    bound(task, card)
-    value = toy_batch(card, batch=8).targets[name]
-    logits = torch.randn(8, *((3,) if target.names else ()), requires_grad=True)
-    some = value.clone()
-    some[[1, 4]] = missing
-    kept = [0, 2, 3, 5, 6, 7]
-    loss = task.loss(logits, some, target)["loss"]
-    torch.testing.assert_close(loss, task.loss(logits[kept], value[kept], target)["loss"])
-    loss.backward()
-    assert not logits.grad[[1, 4]].any()
-    whole, part = task.metrics("toy"), task.metrics("toy")
-    guess = target.answer(logits.detach()).tensor
-    whole.update(guess, some)
-    part.update(guess[kept], value[kept])
-    torch.testing.assert_close(whole.compute(), part.compute(), equal_nan=True)
-    nothing = torch.full_like(value, missing)
-    logits.grad = None
-    loss = task.loss(logits, nothing, target)["loss"]
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert not logits.grad.any()
-    empty = task.metrics("toy")
-    empty.update(guess, nothing)
-    assert all(v.isnan() for v in empty.compute().values())
-
-
-def test_labels_that_are_missing_alone_do_not_count():
-    logits = torch.randn(3, 2)
-    value = torch.tensor([[1.0, float("nan")], [0.0, 1.0], [float("nan"), float("nan")]])
-    expected = -(F.logsigmoid(logits[0, 0]) + F.logsigmoid(-logits[1, 0]) + F.logsigmoid(logits[1, 1])) / 3
-    target = MultiLabelTarget(("a", "b"))
-    torch.testing.assert_close(MultiLabel(datasets=["t"]).loss(logits, value, target)["loss"], expected)
-
-
-def test_with_nothing_missing_the_losses_are_torchs_own_bit_for_bit():
-    torch.manual_seed(0)
-    logits, target = torch.randn(4, 3, 2, 3, 4, requires_grad=True), torch.randint(0, 3, (4, 2, 3, 4))
-    ours = MedicalSegmentation(datasets=["t"], dice_weight=0.5).loss(logits, target, MaskTarget(NAMES))["loss"]
-    (gradient,) = torch.autograd.grad(ours, logits)
-    plain = F.cross_entropy(logits, target) + 0.5 * soft_dice_loss(logits, target)
-    assert torch.equal(ours, plain)
-    assert torch.equal(gradient, torch.autograd.grad(plain, logits)[0])
-
-
-# ------------------------------------------------------------------------------------------------ partial labels
-
-
-def test_partial_labels_equal_the_formula():
-    torch.manual_seed(0)
-    names = ("background", "liver", "spleen", "kidney")
-    target = MaskTarget(names, annotated=("liver", "kidney"))
-    assert target.unannotated == (2,)
-    logits = torch.randn(2, 4, 2, 3, 4, requires_grad=True)
-    value = torch.tensor([0, 1, 3])[torch.randint(0, 3, (2, 2, 3, 4))]
-    p = logits.softmax(1)
-    of_truth = torch.stack([p[:, 0] + p[:, 2], p[:, 1], torch.zeros_like(p[:, 2]), p[:, 3]], 1).gather(
-        1, value[:, None]
-    )
-    cross_entropy = -of_truth.log().mean()
-    dice = []
-    for k in (1, 3):
-        t = (value == k).float()
-        dice.append((2 * (p[:, k] * t).sum() + 1e-5) / (p[:, k].sum() + t.sum() + 1e-5))
-    expected = cross_entropy + 1 - torch.stack(dice).mean()
-    loss = MedicalSegmentation(datasets=["t"]).loss(logits, value, target)["loss"]
-    torch.testing.assert_close(loss, expected)
-    ours, theirs = (torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (loss, expected))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
-
-
-def test_classes_that_were_not_looked_for_are_left_out_of_the_metric():
-    target = MaskTarget(NAMES, annotated=("left part",))
-    task = bound(MedicalSegmentation(datasets=["toy"]), toy_card(mask=target))
-    metrics = task.metrics("toy")
-    value = torch.tensor([0, 1, 0, 1]).view(1, 1, 1, 4)
-    guess = torch.tensor([2, 1, 2, 2]).view(1, 1, 1, 4)
-    metrics.update(F.one_hot(guess, 3).movedim(-1, 1).float(), value)
-    assert metrics.compute() == {"dice": pytest.approx(2 / 3), "dice_left_part": pytest.approx(2 / 3)}
-    with pytest.raises(InputError, match="nothing but background is annotated"):
-        bound(MedicalSegmentation(datasets=["toy"]), toy_card(mask=MaskTarget(NAMES, annotated=("background",))))
-
-
-def test_merged_logits_keep_every_probability():
-    torch.manual_seed(0)
-    logits, value = torch.randn(2, 5, 3), torch.randint(0, 5, (2, 3))
-    merged, moved = merge_unannotated(logits, value, (1, 3))
-    p, q = logits.softmax(1), merged.softmax(1)
-    torch.testing.assert_close(q, torch.stack([p[:, [0, 1, 3]].sum(1), p[:, 2], p[:, 4]], 1))
-    assert torch.equal(moved, torch.tensor([0, 0, 1, 0, 2])[value])
-    same, kept = merge_unannotated(logits, value, ())
-    assert same is logits
-    assert kept is value
-
-
-# -------------------------------------------------------------------------------------------------------- metrics
-
-
-def test_errors_of_values_equal_the_formulas_over_batches():
-    torch.manual_seed(0)
-    task = bound(Regression(datasets=["toy"], scale=10), toy_card(age=ValueTarget("years")))
-    metrics, truth = task.metrics("toy"), 50 + 20 * torch.randn(30)
-    guess = truth + torch.randn(30)
-    metrics.update(guess[:11], truth[:11])
-    metrics.update(guess[11:], truth[11:])
-    found = metrics.compute()
-    assert float(found["mae"]) == pytest.approx(float((guess - truth).abs().mean()), rel=1e-6)
-    r2 = 1 - (guess - truth).square().sum() / (truth - truth.mean()).square().sum()
-    assert float(found["r2"]) == pytest.approx(float(r2), rel=1e-5)
-    flat = task.metrics("toy")
-    flat.update(guess, torch.full((30,), 7.0))
-    assert flat.compute()["r2"].isnan()
-
-
-def test_a_regressions_head_answers_in_the_targets_unit():
-    task = bound(Regression(datasets=["toy"], scale=10, centre=60), toy_card(age=ValueTarget("years")))
-    head = task.heads["toy"]
-    torch.nn.init.zeros_(head.linear.weight)
-    torch.nn.init.constant_(head.linear.bias, -1.5)
-    with torch.no_grad():
-        answer = task.predict(ToyEncoder(), toy_batch(toy_card(age=ValueTarget("years"))))
-    assert answer.tensor.tolist() == [45.0, 45.0, 45.0]
-    loss = task.loss(answer.tensor, torch.tensor([45.0, 65.0, float("nan")]), task.target_of("toy"))["loss"]
-    assert float(loss) == pytest.approx((0 + 2.0**2) / 2)
-
-
-def test_the_area_of_labels_equals_torchmetrics_and_leaves_out_what_is_unknown():
-    from torchmetrics.functional.classification import binary_auroc
-
-    torch.manual_seed(0)
-    names = ("a", "b", "never")
-    metrics = bound(MultiLabel(datasets=["toy"]), toy_card(findings=MultiLabelTarget(names))).metrics("toy")
-    probabilities, truth = torch.rand(20, 3), (torch.rand(20, 3) > 0.5).float()
-    truth[:, 2], truth[3:6, 1] = 0, float("nan")
-    metrics.update(probabilities[:7], truth[:7])
-    metrics.update(probabilities[7:], truth[7:])
-    known = ~truth[:, 1].isnan()
-    a = binary_auroc(probabilities[:, 0], truth[:, 0].long())
-    b = binary_auroc(probabilities[known, 1], truth[known, 1].long())
-    found = metrics.compute()
-    torch.testing.assert_close(found["auroc"], (a + b) / 2)
-    torch.testing.assert_close(found["auroc_b"], b)
-    assert found["auroc_never"].isnan()
-
-
-def test_dice_is_averaged_over_volumes_and_skips_what_is_absent():
-    from inflate3d.nn.metrics import VolumeDice
-
-    metric = VolumeDice(MaskTarget(("background", "left part", "right")))
-    truth = torch.zeros(3, 1, 1, 4, dtype=torch.long)
-    truth[0, 0, 0] = torch.tensor([1, 1, 0, 0])
-    truth[1, 0, 0] = torch.tensor([1, 1, 1, 1])
-    guess = torch.zeros_like(truth)
-    guess[0, 0, 0] = torch.tensor([1, 0, 0, 0])  # class 1: 2 * 1 / (1 + 2) = 2/3
-    guess[1, 0, 0] = torch.tensor([1, 1, 1, 2])  # class 1: 2 * 3 / (3 + 4) = 6/7; class 2: predicted, not there: 0
-    one_hot = torch.nn.functional.one_hot(guess, 3).movedim(-1, 1).float()
-    metric.update(one_hot[:1], truth[:1])
-    metric.update(one_hot[1:], truth[1:])  # the third volume is all background: it says nothing
-    values = metric.compute()
-    assert values["dice_left_part"].item() == pytest.approx((2 / 3 + 6 / 7) / 2)
-    assert values["dice_right"].item() == 0
-    assert values["dice"].item() == pytest.approx((2 / 3 + 6 / 7) / 4)
-
-
-def test_mean_class_accuracy_equals_torchmetrics_and_leaves_out_classes_that_do_not_occur():
-    from torchmetrics.functional.classification import multiclass_accuracy
-
-    torch.manual_seed(0)
-    task = built("video_action")
-    probabilities, target = torch.rand(20, 3), torch.arange(20) % 3
-    metrics = task.metrics("toy")
-    metrics.update(probabilities[:7], target[:7])
-    metrics.update(probabilities[7:], target[7:])
-    torch.testing.assert_close(metrics.compute()["mean_class_accuracy"], multiclass_accuracy(probabilities, target, 3))
-    metrics.reset()
-    guess = torch.tensor([0, 2, 1, 1])  # class 0: one of two; class 1: two of two; class 2 is guessed, never there
-    metrics.update(torch.nn.functional.one_hot(guess, 3).float(), torch.tensor([0, 0, 1, 1]))
-    assert metrics.compute()["mean_class_accuracy"].item() == 0.75
-
-
-def test_the_roc_area_equals_torchmetrics_and_leaves_out_absent_classes():
-    from inflate3d.nn.metrics import RocArea
-    from torchmetrics.functional.classification import binary_auroc, multiclass_auroc
-
-    torch.manual_seed(0)
-    probabilities, target = torch.rand(20, 3).softmax(1), torch.arange(20) % 3
-    ours = RocArea(3)
-    ours.update(probabilities[:7], target[:7])
-    ours.update(probabilities[7:], target[7:])
-    torch.testing.assert_close(ours.compute(), multiclass_auroc(probabilities, target, 3))
-    two = RocArea(3)
-    two.update(probabilities, target % 2)
-    expected = [binary_auroc(probabilities[:, k], (target % 2 == k).long()) for k in (0, 1)]
-    torch.testing.assert_close(two.compute(), sum(expected) / 2)
-    one = RocArea(3)
-    one.update(probabilities, target * 0)
-    assert one.compute().isnan()
-
-
-def test_soft_dice_loss_equals_the_formula():
-    torch.manual_seed(0)
-    logits, target = torch.randn(2, 3, 2, 3, 4), torch.randint(0, 3, (2, 2, 3, 4))
-    p = logits.softmax(1)
-    expected = []
-    for k in (1, 2):
-        t = (target == k).float()
-        expected.append(2 * (p[:, k] * t).sum() / (p[:, k].sum() + t.sum()))
-    torch.testing.assert_close(soft_dice_loss(logits, target, smooth=0), 1 - torch.stack(expected).mean())

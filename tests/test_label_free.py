@@ -121,6 +121,19 @@ class Noise(ToyEncoder):
         return features
 
 
+class Normed(ToyEncoder):
+    """Features that depend on how a batch is normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm3d(1)
+
+    def forward(self, view_BCDHW: torch.Tensor, *, domain: str) -> Any:
+        features = super().forward(view_BCDHW, domain=domain)
+        features.pooled = features.pooled * self.norm(view_BCDHW).flatten(1)[:, :6]
+        return features
+
+
 def test_places_are_found_again_by_features_that_tell_them_and_not_by_others() -> None:
     card = toy_card()
     found = []
@@ -173,6 +186,22 @@ def test_the_slow_teacher_moves_by_the_formula_and_the_student_alone_learns() ->
     task.after_step(encoder, step=1)
     torch.testing.assert_close(task.teacher_head.directions.weight, 0.9 * before + 0.1 * task.head.directions.weight)
     torch.testing.assert_close(task.teacher.weight, torch.tensor(1.1))
+
+
+def test_the_slow_teacher_sees_each_batch_as_the_student_does() -> None:
+    card, encoder = toy_card(), Normed()
+    task: Any = SelfDistillation(datasets=["toy"], prototypes=8, width=4)
+    task.bind({"toy": card})
+    task.build(encoder)
+    for training, number in ((True, 0), (True, 1), (False, 2)):
+        encoder.train(training)
+        task.head.train(training)
+        view = 5 + 3 * toy_batch(card, number=number).image
+        with torch.no_grad():
+            told, taught = task.head(encoder(view, domain="toy")), task._taught(view, "toy")
+        torch.testing.assert_close(taught, told)  # both nets are one at the start
+    untouched = {k: v for k, v in task.teacher.state_dict().items() if k.endswith("weight")}
+    torch.testing.assert_close(untouched, {k: v for k, v in encoder.state_dict().items() if k.endswith("weight")})
 
 
 def test_an_anchor_holds_the_start_and_pulls_back_what_left_it() -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import inflate3d
+import nibabel
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from inflate3d.cli.main import main
 from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.errors import InputError
@@ -52,6 +54,20 @@ TASKS = {
     "ill": {"class_path": "VolumeClassification", "init_args": {"datasets": ["scans"]}},
     "act": {"class_path": "VideoAction", "init_args": {"datasets": ["clips"]}},
 }
+
+
+PAGE = """
+import inflate3d
+from huggingface_hub import ModelCard, hf_hub_download
+from inflate3d.cli.main import main
+page = ModelCard.load("lab/run")
+download, predict = page.text.partition("## Try it")[2].partition("```\\n")[2].partition("```")[0].splitlines()
+assert download == "hf download lab/run example.nii.gz --local-dir ."
+hf_hub_download("lab/run", "example.nii.gz", local_dir=".")  # what that command calls
+assert main(predict.split()[1:]) == 0
+print(inflate3d.create_segmenter("hf-hub:lab/run@main", pretrained=True).label_names)
+print(page.data.library_name)
+"""
 
 
 @dataclass
@@ -186,12 +202,11 @@ def test_wrong_heads_are_refused_by_name(published: Path) -> None:
 
 def test_the_card_tells_licences_heads_cost_and_how_to_load(run: Run, published: Path, tmp_path: Path) -> None:
     card = (published / "README.md").read_text()
-    head = card.split("---")[1]
-    assert "library_name: inflate3d" in head
-    assert "base_model: timm/test_resnet" in head
-    assert "datasets: [organs, scans, clips]" in head
-    assert "license: other" in head
-    assert "pipeline_tag: image-segmentation" in head
+    head = ModelCard(card).data
+    assert (head.library_name, head.base_model) == ("inflate3d", "timm/test_resnet")
+    assert head.datasets == ["organs", "scans", "clips"]
+    assert (head.license, head.license_name, head.pipeline_tag) == ("other", "see-model-card", "image-segmentation")
+    assert head.tags == ["3d", "video", "medical-imaging", "timm"]
     assert "Commercial use of these weights: **no** (scans (CC-BY-NC-4.0): commercial use not allowed)" in card
     assert 'create_segmenter("local-dir:PATH", pretrained=True, head="organs")' in card
     assert "conv1.png" in card
@@ -302,9 +317,13 @@ def test_the_hub_gets_one_commit_and_a_failed_one_leaves_nothing(
         again = platform_command(*command, cold=True)
         assert "nothing changed" in again.stdout, again.stderr
         assert len(handler.commits["lab/run"]) == 2
-        code = "import inflate3d; print(inflate3d.create_segmenter('hf-hub:lab/run@main', pretrained=True).label_names)"
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8")
-        assert done.stdout.strip() == "['background', 'liver', 'spleen']", done.stderr
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PAGE], capture_output=True, cwd=tmp_path, text=True
+        )
+        assert done.stdout.splitlines()[-2:] == ["['background', 'liver', 'spleen']", "inflate3d"], done.stderr
+        mask = nibabel.load(tmp_path / "answer" / "example.nii.gz")
+        assert mask.shape == (16, 16, 16)
+        assert mask.header.get_zooms() == (1, 1, 2)
 
 
 @pytest.mark.slow

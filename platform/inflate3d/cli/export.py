@@ -1,4 +1,4 @@
-"""`platform export MODEL --format F --output FILE`: a net as one file that runs without this package."""
+"""`platform export MODEL --format F --output PATH`: a net as what runs without this package."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from inflate3d.cli.plan_arguments import triple
 
-_TEXT = "write a model's answer, or its features, as one file for onnxruntime, torch.export or TorchScript"
+_TEXT = "write a model's answer, or its features, for onnxruntime, torch.export or TorchScript, or as a MONAI bundle"
 _EPILOG = """\
 MODEL     a run folder; published weights: local-dir:PATH (or the folder), hf-hub:ORG/NAME, https://HOST/DIR,
           s3://BUCKET/DIR, a name from inflate3d.list_pretrained(); or a 2D net's name, with its weights
 The file takes normalised clips (B, C, D, H, W) and gives what `platform predict` says of a window: probabilities,
 masks, values, or pooled features. It holds the input contract, the names of the classes and the window as JSON.
 It appears once it has answered random clips as the net does, within 1e-4. docs/publishing.md runs one in 15 lines.
+monai-bundle is a folder, of segmenters alone: volumes of any size go in, and python -m monai.bundle run writes masks.
 """
 
 
@@ -24,8 +25,12 @@ def add_parser(subparsers: Any) -> None:
         "export", help=_TEXT, description=_TEXT, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="a run, published weights or a 2D net; see below")
-    parser.add_argument("--format", required=True, metavar="FORMAT", help="onnx, torch-export or torchscript")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the file; one that is there is replaced")
+    parser.add_argument(
+        "--format", required=True, metavar="FORMAT", help="onnx, torch-export, torchscript or monai-bundle"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="PATH", help="the file or the bundle's folder; one that is there is replaced"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="the dataset whose head answers (default: the only one)")
     parser.add_argument("--features", action="store_true", help="pooled features instead of the head's answer")
     parser.add_argument("--input_size", metavar="D,H,W", help="default: what the weights were trained on")
@@ -69,9 +74,12 @@ def _write(args: argparse.Namespace, model: str, size: Any, title: str | None = 
     part = replace(part, facts={**part.facts, "model": title or args.model})
     written = write_portable(part, args.output, format=args.format)
     shape = ", ".join(map(str, written.facts["shape"]))
-    print(f"written: {written.path} ({written.path.stat().st_size / 1e6:.1f} MB), {part.facts['gives']}")
+    held = [file for file in (written.path, *written.path.rglob("*")) if file.is_file()]
+    print(f"written: {written.path} ({sum(f.stat().st_size for f in held) / 1e6:.1f} MB), {part.facts['gives']}")
     print(f"input ({shape}); largest difference from the net on random clips: {written.difference:.1e}")
-    if "depth" not in written.free:
+    if written.path.is_dir():
+        print(f"it answers volumes of any size; how MONAI runs it: {written.path / 'docs' / 'README.md'}")
+    elif "depth" not in written.free:
         print(_why_fixed(part))
 
 

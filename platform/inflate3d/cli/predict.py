@@ -54,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
         help="average over mirror images along these of D, H, W (default: all); for nets trained on such",
     )
     parser.add_argument("--probabilities", action="store_true", help="each class's too: probabilities/ in the output")
+    parser.add_argument("--dicom-seg", action="store_true", help="DICOM segmentations too, of DICOM series: KEY.dcm")
     parser.add_argument(
         "--largest-component",
         nargs="*",
@@ -66,11 +67,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from inflate3d.evaluation.prediction.dicom_seg import require_highdicom
     from inflate3d.evaluation.prediction.inputs import media_in
 
     for model in args.model:
         _check_model(model)
     media_in(Path(args.input))
+    if args.dicom_seg:
+        require_highdicom()
     from inflate3d.evaluation.prediction.answers import MapOptions
     from inflate3d.evaluation.prediction.predict import Predictor, describe
 
@@ -86,7 +90,7 @@ def _run(args: argparse.Namespace) -> None:
         cache_dir=args.cache_dir,
         labels=args.labels,
         mirror=args.mirror,
-        maps=MapOptions(args.probabilities, largest),
+        maps=MapOptions(args.probabilities, largest, args.dicom_seg),
     )
     what = "features as" if args.features else "head of"
     for member in predictor.members:

@@ -58,6 +58,11 @@ class AbstractTarget(ABC):
         """The labels, by index, of each thing that a mask is scored by, by its name: what was looked for."""
         return {name: (i,) for i, name in enumerate(self.names) if i and i not in self.unannotated}
 
+    @property
+    def written(self) -> dict[str, int]:
+        """What a label map holds for each answer, an index of `names`."""
+        return {name: i for i, name in enumerate(self.answers)}
+
     @abstractmethod
     def encode(self, value: Any) -> Any:
         """Return what a dataset read, checked, as a shard holds it: a JSON value, or uint8 (D, H, W) if per_voxel.

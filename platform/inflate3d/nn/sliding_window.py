@@ -60,7 +60,7 @@ def sliding_window(
 
 def window_corners(size: tuple[int, ...], window: Triple, overlap: float) -> list[Triple]:
     """Return the first corner of each window: evenly spread, the outer ones touching the borders."""
-    return list(itertools.product(*(_starts(s, w, overlap) for s, w in zip(size, window, strict=True))))  # type: ignore[arg-type]
+    return list(itertools.product(*(starts(s, w, overlap) for s, w in zip(size, window, strict=True))))  # type: ignore[arg-type]
 
 
 def gaussian_weight(window: Triple) -> Tensor:
@@ -79,7 +79,8 @@ def _cut(volume: Tensor, corner: Triple, window: Triple) -> Tensor:
     return volume[:, d : d + depth, h : h + height, w : w + width]
 
 
-def _starts(size: int, window: int, overlap: float) -> list[int]:
+def starts(size: int, window: int, overlap: float) -> list[int]:
+    """Return where windows begin along one axis; torch.jit.script takes this function too, so `round` is cast."""
     step = max(window * (1 - overlap), 1)
     count = max(math.ceil((size - window) / step), 0) + 1
-    return [round(i * (size - window) / max(count - 1, 1)) for i in range(count)]
+    return [int(round(i * (size - window) / max(count - 1, 1))) for i in range(count)]  # noqa: RUF046

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from inflate3d.errors import InputError, unknown_name
+from inflate3d.portable.bundle import NET, WEIGHTS, bundle_files
 from inflate3d.portable.part import Part
+from inflate3d.portable.whole_volume import WholeVolume
 
 KEY = "inflate3d"
 """Where a file holds the facts, as JSON: a key of ONNX's metadata_props, else an extra file of this name."""
@@ -25,9 +27,10 @@ Run = Callable[[Tensor], Tensor]
 
 
 class PortableFormat(ABC):
-    """One format. needs: packages beyond the light core."""
+    """One format. needs: packages beyond the light core. is_folder: whether it is a folder rather than a file."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    is_folder: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
@@ -93,9 +96,7 @@ class TorchScript(PortableFormat):
 
     def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
         """A trace says of no axis that it is free; that other sizes hold is found by running it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is deprecated, and of each size that a trace fixes
-            traced = torch.jit.trace(part.net, _example(part), check_trace=False)
+        traced = _traced(part)
         with path.open("wb") as file:  # a path would have to have a stem, which a hidden one has not
             torch.jit.save(traced, file, _extra_files={KEY: json.dumps(facts)})
 
@@ -104,7 +105,36 @@ class TorchScript(PortableFormat):
         return torch.jit.load(path)
 
 
-FORMATS: dict[str, PortableFormat] = {"onnx": Onnx(), "torch-export": TorchExport(), "torchscript": TorchScript()}
+class MonaiBundle(PortableFormat):
+    """A folder for MONAI's bundle commands: TorchScript that answers whole volumes, and configs around it."""
+
+    is_folder = True
+
+    def write(self, part: Part, path: Path, *, free: Collection[str], facts: dict[str, Any]) -> None:
+        """H and W are as free as the depth: windows are inside. InputError for what is no segmenter."""
+        files = bundle_files(part, facts)
+        overlap = float(facts["window_overlap"])
+        whole = WholeVolume(_traced(part), part.size, overlap=overlap, channels=part.channels).eval()
+        for name, text in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_text(text, encoding="utf-8")
+        (path / NET).parent.mkdir()
+        scripted = torch.jit.script(whole)
+        torch.jit.save(scripted, path / NET, _extra_files={KEY: json.dumps(facts)})
+        torch.save(scripted.state_dict(), path / WEIGHTS)  # which the specification demands
+
+    def load(self, path: Path) -> Run:
+        """By torch.jit, with the axes of MONAI turned to ours."""
+        whole = torch.jit.load(path / NET)
+        return lambda clip: whole(clip.transpose(2, 4)).transpose(2, 4)
+
+
+FORMATS: dict[str, PortableFormat] = {
+    "onnx": Onnx(),
+    "torch-export": TorchExport(),
+    "torchscript": TorchScript(),
+    "monai-bundle": MonaiBundle(),
+}
 
 
 def format_named(name: str) -> PortableFormat:
@@ -132,6 +162,12 @@ def _onnx_translations() -> dict[Any, Callable[..., Any]]:
 
 def _example(part: Part) -> Tensor:
     return torch.zeros(2, part.channels, *part.size)  # of two clips, since tracers take 1 for a constant
+
+
+def _traced(part: Part) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated, and of each size that a trace fixes
+        return torch.jit.trace(part.net, _example(part), check_trace=False)
 
 
 def _axes(part: Part, free: Collection[str]) -> Any:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Part:
     """net: (B, C, D, H, W) -> a tensor, B first. size: the (D, H, W) that it is made for.
 
     depth_step: free depths are multiples of it, where depth may be free; None: the net sees windows of `size` alone.
-    facts: what is written into the file beside it, as plain JSON values.
+    facts: what is written into the file beside it, as plain JSON values. published: config.json of published weights.
     """
 
     net: nn.Module
@@ -36,6 +36,7 @@ class Part:
     size: Triple
     depth_step: int | None
     facts: dict[str, Any] = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
 
 
 class Answers(nn.Module):
@@ -83,7 +84,8 @@ def part_of(
     config = read_published_config(published_folder(model, cache_dir))  # type: ignore[arg-type]
     facts |= {key: config[key] for key in ("source_weights", "private") if key in config}
     net = Answers(answerer.net, answerer.target)
-    return _part(model, net, answerer.channels, _size(model, stated, size, is_window=window is not None), facts)
+    part = _part(model, net, answerer.channels, _size(model, stated, size, is_window=window is not None), facts)
+    return replace(part, published=config)
 
 
 def part_of_net(net: nn.Module, size: Triple, *, title: str = "", gives: str = "logits") -> Part:

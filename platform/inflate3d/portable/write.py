@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from inflate3d.errors import InputError
 from inflate3d.files import told_when_full
+from inflate3d.portable.bundle import METADATA
 from inflate3d.portable.formats import FORMATS, PortableFormat, Run, format_named
 from inflate3d.portable.part import Part
 
@@ -39,16 +41,18 @@ class Written:
 
 @torch.no_grad()
 def write_portable(part: Part, path: str | Path, *, format: str) -> Written:
-    """Write a part as "onnx", "torch-export" or "torchscript".
+    """Write a part as "onnx", "torch-export" or "torchscript", a file, or as "monai-bundle", a folder.
 
     The batch and the depth are left free where the file then answers as the net does, on random clips of several sizes;
     depth as multiples of the net's stride, two of them at the least. The difference is the largest one from the net in
     float64 (in float32 its fast ways round more than a file does), over the larger of 1 and the net's largest answer.
-    The file appears by a rename. InputError where it cannot be made, or where the difference is above 1e-4.
+    It appears by a rename. InputError where it cannot be made, where the difference is above 1e-4, or where a folder
+    holds something else.
     """
     writer, path = format_named(format), Path(path)
     if not path.parent.is_dir():
         raise InputError(f"--output: no folder {str(path.parent)!r}; make it first")
+    _refuse_other(path, writer, format)
     temporary = path.with_name(f".tmp-{path.name}")
     reason = ""
     try:
@@ -56,6 +60,7 @@ def write_portable(part: Part, path: str | Path, *, format: str) -> Written:
             if "depth" in free and not _may_be_deeper(part):
                 continue
             facts = {**part.facts, "shape": shape_of(part, free)}
+            _remove(temporary)
             try:
                 with told_when_full(path.parent, "Free some and run the same command again"), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of PyTorch about itself
@@ -66,10 +71,11 @@ def write_portable(part: Part, path: str | Path, *, format: str) -> Written:
             except (*_FAILURES, _Differs) as fault:
                 reason = reason or f"{type(fault).__name__}: {str(fault).strip().splitlines()[0][:200]}"
                 continue
+            _remove(path)
             temporary.replace(path)
             return Written(path, free, difference, facts)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
     others = ", ".join(name for name in FORMATS if name != format)
     raise InputError(f"{part.facts.get('model')}: cannot leave as {format} ({reason}). Other formats: {others}")
 
@@ -81,6 +87,21 @@ def shape_of(part: Part, free: tuple[str, ...]) -> list[int | str]:
     # A file without a free batch takes the two clips that it was made with.
     batch: int | str = "batch" if "batch" in free else 2
     return [batch, part.channels, depth if "depth" in free else part.size[0], *part.size[1:]]
+
+
+def _refuse_other(path: Path, writer: PortableFormat, format: str) -> None:
+    """InputError where a file would take a folder's place or the reverse, or a folder is no earlier bundle."""
+    if path.exists() and path.is_dir() is not writer.is_folder:
+        kinds = ("file", "folder") if writer.is_folder else ("folder", "file")
+        raise InputError(f"--output: {path} is a {kinds[0]}; --format {format} writes a {kinds[1]}")
+    if path.is_dir() and any(path.iterdir()) and not (path / METADATA).is_file():
+        raise InputError(f"--output: {path} holds something else; give an empty folder, or one that is not there yet")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _may_be_deeper(part: Part) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inflate3d.errors import InputError
 from inflate3d.models.publication.integrity import check_files
-from inflate3d.models.publication.layout import SUMS, most_bytes
+from inflate3d.models.publication.layout import EXAMPLE, SUMS, most_bytes
 from inflate3d.models.publication.places import parse_hub
 from inflate3d.publishing.destination import Destination, destination_folder, is_publication
 from inflate3d.remote.address import Address, scrubbed
@@ -82,7 +82,7 @@ def _to_hub(staging: Path, destination: Destination) -> None:
             folder_path=staging,
             revision=place.revision,
             commit_message="Publish with inflate3d",
-            delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", "*.html", SUMS],
+            delete_patterns=["*.safetensors", "*.json", "*.md", "*.png", "*.html", EXAMPLE, SUMS],
         )
     except Exception as fault:  # the client's transport raises its own exceptions
         raise _failed(destination, fault, "Are you logged in (hf auth login), and do you have write access?") from fault

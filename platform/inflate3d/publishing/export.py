@@ -22,7 +22,18 @@ from inflate3d.files import file_sha256
 from inflate3d.models.filters import draw_filters
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.heads import is_per_voxel
-from inflate3d.models.publication.layout import CARD, CONFIG, FORMAT, HEADS, PICTURE, PRIVATE, REPLAY, SUMS, WEIGHTS
+from inflate3d.models.publication.layout import (
+    CARD,
+    CONFIG,
+    EXAMPLE,
+    FORMAT,
+    HEADS,
+    PICTURE,
+    PRIVATE,
+    REPLAY,
+    SUMS,
+    WEIGHTS,
+)
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
 from inflate3d.models.spec import NetSpec
@@ -31,6 +42,7 @@ from inflate3d.publishing.card import render_card
 from inflate3d.publishing.contents import Contents
 from inflate3d.publishing.delivery import deliver, is_there
 from inflate3d.publishing.destination import Destination, parse_destination
+from inflate3d.publishing.example_input import example_of
 from inflate3d.publishing.licences import may_be_published
 from inflate3d.publishing.precision import Precision, rounded, stored
 
@@ -227,10 +239,14 @@ def _staging(place: Destination) -> Iterator[Path]:
 def finish(
     folder: Path, config: Mapping[str, Any], address: str, *, parameters: int, pages: Mapping[str, bytes]
 ) -> None:
-    """Write the files besides weights, replay and picture: config, card, pages and hashes."""
+    """Write the files besides weights, replay and picture: config, card, example, pages and hashes."""
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     picture = PICTURE if (folder / PICTURE).is_file() else None
-    card = render_card(config, parameters=parameters, address=address, picture=picture)
+    example = example_of(config)
+    if example is not None:
+        (folder / EXAMPLE).write_bytes(example[1])
+    tried = None if example is None else example[0]
+    card = render_card(config, parameters=parameters, address=address, picture=picture, example=tried)
     (folder / CARD).write_text(card, encoding="utf-8")
     for name, page in pages.items():
         (folder / name).write_bytes(page)

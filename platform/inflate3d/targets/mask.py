@@ -83,6 +83,13 @@ class MaskTarget(AbstractTarget):
             return {r.name: tuple(self.names.index(label) for label in r.labels) for r in self.regions}
         return {self.names[i]: (i,) for i in self.classes if i and i not in self.unannotated}
 
+    @property
+    def written(self) -> dict[str, int]:
+        """Each region with the label that is written for it; without any each class with its own."""
+        if self.regions:
+            return {r.name: self.names.index(r.written) for r in self.regions}
+        return {self.names[i]: i for i in self.classes}
+
     def encode(self, value: Any) -> np.ndarray:
         """Take (D, H, W) uint8 whose labels all have a name."""
         if getattr(value, "dtype", None) != "uint8" or value.ndim != 3:

@@ -50,12 +50,18 @@ def blur(image: np.ndarray, *, sigma: float) -> np.ndarray:
     radius = int(np.ceil(2.5 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel /= kernel.sum()
+    bands = {n: _band(n, kernel.astype(np.float32)) for n in set(image.shape)}
     for axis, n in enumerate(image.shape):
-        band = np.zeros((n, n), np.float32)
-        for offset, weight in zip(range(-radius, radius + 1), kernel, strict=True):
-            band[np.arange(n), np.clip(np.arange(n) + offset, 0, n - 1)] += np.float32(weight)
-        image = _along(axis, band, image)
+        image = _along(axis, bands[n], image)
     return image
+
+
+def _band(n: int, kernel: np.ndarray) -> np.ndarray:
+    """Return what convolves n values with a kernel of odd length, (n, n) float32; edges are repeated."""
+    band, rows, radius = np.zeros((n, n), np.float32), np.arange(n), len(kernel) // 2
+    for offset, weight in enumerate(kernel, start=-radius):
+        band[rows, np.minimum(np.maximum(rows + offset, 0), n - 1)] += weight
+    return band
 
 
 def _ramps(n: int, known: int) -> np.ndarray:

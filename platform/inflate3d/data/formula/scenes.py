@@ -7,6 +7,7 @@ After randomised synthesis of anatomy from shapes (anatomix: Dey et al., arXiv:2
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,21 +101,19 @@ def place(
 
     middle: (z, y, x) in voxels; radius: in voxels. Each voxel takes the nearest cell of the form.
     """
-    low = np.clip(np.floor(middle - radius).astype(int), 0, None)
-    high = np.minimum(np.ceil(middle + radius + 1).astype(int), shape)
-    box: Box = tuple(slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))  # type: ignore[assignment]
+    box: Box = tuple(_range(m, radius, n) for m, n in zip(middle.tolist(), shape, strict=True))  # type: ignore[assignment]
     edge, half = len(form), (len(form) - 1) / 2
     stretch = np.exp(draw.normal(0, 0.15, 3))
     stretch *= _SMALLER / stretch.min()
     turn = (half * stretch[:, None] * draw_turn(draw)).astype(np.float32)
     bent = _bent([(np.arange(s.start, s.stop) - m) / radius for s, m in zip(box, middle, strict=True)], draw)
-    nearest = np.zeros((1, 1, 1), np.int32)
+    nearest: np.ndarray = np.uint32(0)  # type: ignore[assignment]
     for row in turn:
         cell = row[0] * bent[0] + row[1] * bent[1]
         cell += row[2] * bent[2] + np.float32(half + 0.5)
-        # np.clip takes longer to look at its arguments than to reckon.
-        np.minimum(np.maximum(cell, np.float32(0), out=cell), np.float32(edge - 1), out=cell)
-        nearest = nearest * edge + cell.astype(np.int32)
+        # What is below 0 becomes large, and so the last cell: all faces of a form hold the same.
+        whole = cell.astype(np.int32).view(np.uint32)
+        nearest = nearest * np.uint32(edge) + np.minimum(whole, np.uint32(edge - 1), out=whole)
     outside = form.ravel().take(nearest)
     if draw.random() < 0.1:
         wall = np.float32(draw.uniform(0.1, 0.2) * half)
@@ -122,6 +121,12 @@ def place(
     outside *= np.float32(-radius / (half * float(stretch.mean())))
     outside += np.float32(0.5)
     return np.minimum(np.maximum(outside, np.float32(0), out=outside), np.float32(1), out=outside), box
+
+
+def _range(middle: float, radius: float, size: int) -> slice:
+    """Return the voxels of an axis within a radius, and one more."""
+    low = max(math.floor(middle - radius), 0)
+    return slice(low, max(low, min(math.ceil(middle + radius + 1), size)))
 
 
 def _bent(axes: Sequence[np.ndarray], draw: np.random.Generator) -> list[np.ndarray]:

@@ -78,6 +78,15 @@ def load_dicom(path: Path) -> Stored:
     return Stored(numbers, affine, slope, intercept, noticed)
 
 
+def slices_of(path: Path) -> list[tuple[Path, int]]:
+    """Return the file of each slice along z of what `load_dicom` reads, and the frame in it; InputError as there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reading the series tells them
+        folder, uid = (path, None) if path.is_dir() else (path.parent, path.name)
+        frames, _ = _frames_of_one_series(_survey(folder), folder, uid)
+        return [(frame.file, frame.index) for frame in grid_of(frames, path)[0]]
+
+
 def _survey(folder: Path) -> _Found:
     """Read the header of every DICOM file, and sort the others into those that are wrong and those that are not."""
     import pydicom

@@ -15,11 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from inflate3d.contracts import AbstractTarget, Features, Masks, Prediction, Probabilities, Values
+from inflate3d.data.raw.files import stem
 from inflate3d.data.raw.nifti import NIFTI, nifti_header
 from inflate3d.data.raw.readers import Affine, read_volume
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.prediction.case_scores import SCORES, CaseScores, write_csv
 from inflate3d.evaluation.prediction.components import largest_components
+from inflate3d.evaluation.prediction.dicom_seg import write_dicom_seg
 from inflate3d.evaluation.prediction.inputs import InputCase
 from inflate3d.evaluation.prediction.table_scores import SCORES as TABLE_SCORES
 from inflate3d.evaluation.prediction.table_scores import TableScores
@@ -54,18 +56,20 @@ class MapOptions:
     """What is done with label maps besides writing them.
 
     probabilities: each class's go into a file of their own. largest_component: classes of which only the largest
-    component stays; (): each but the background; None: none.
+    component stays; (): each but the background; None: none. dicom_seg: a DICOM segmentation beside each map.
     """
 
     probabilities: bool = False
     largest_component: tuple[str, ...] | None = None
+    dicom_seg: bool = False
 
     def checked(self, target: AbstractTarget | None) -> MapOptions:
         """Return the options. InputError where the answers are no label maps, or for a class that they do not have."""
         if self == PLAIN:
             return self
         if target is None or not target.per_voxel:
-            named = "--probabilities" if self.probabilities else "--largest-component"
+            given = {"--probabilities": self.probabilities, "--dicom-seg": self.dicom_seg}
+            named = next((option for option, is_given in given.items() if is_given), "--largest-component")
             gives = "features" if target is None else target.describe()
             hint = "; predictions.csv holds probabilities" if self.probabilities and target is not None else ""
             raise InputError(f"{named} is for label maps, but this head gives {gives}{hint}; leave it out")
@@ -104,15 +108,17 @@ def answers_to(
     labels: Path | None = None,
     label_names: Sequence[str] = (),
     options: MapOptions = PLAIN,
+    title: str = "",
 ) -> Answers:
     """Return what writes answers such as this one; `labels`, where there are any, score them.
 
     output: a folder; or, for one label map, a .nii or .nii.gz; or, for a table, a .csv; or, for features, a .npz.
-    label_names: the class of each index in label maps that hold the truth. options: of label maps. InputError if it
-    cannot be, or would overwrite an input.
+    label_names: the class of each index in label maps that hold the truth. options: of label maps. title: of
+    the model, for DICOM. InputError if it cannot be, or would overwrite an input.
     """
     if isinstance(answer, Masks) and target is not None:
-        return LabelMaps(output, target, cases, labels=labels, label_names=label_names, options=options)
+        maps: dict[str, Any] = {"labels": labels, "label_names": label_names, "options": options, "title": title}
+        return LabelMaps(output, target, cases, **maps)
     if isinstance(answer, Probabilities | Values) and target is not None:
         place = _file(output, TABLE)
         columns = _probabilities(target) if isinstance(answer, Probabilities) else _VALUE
@@ -127,7 +133,8 @@ def answers_to(
 class LabelMaps:
     """One NIfTI a case, uint8, with the shape and the place of its input; scored where the truth is known.
 
-    With probabilities: probabilities/ beside the maps holds a float32 file of the same name, (X, Y, Z, K).
+    With probabilities: probabilities/ beside the maps holds a float32 file of the same name, (X, Y, Z, K). With
+    dicom_seg: a .dcm of the same name lies beside each map.
     """
 
     def __init__(
@@ -139,10 +146,11 @@ class LabelMaps:
         labels: Path | None = None,
         label_names: Sequence[str] = (),
         options: MapOptions = PLAIN,
+        title: str = "",
     ) -> None:
         single = len(cases) == 1 and output.name.lower().endswith(NIFTI)
         _make_folder(output.parent if single else output)
-        self.place, self.target = output, target
+        self.place, self.target, self.title = output, target, title
         self.paths = {case.key: output if single else output / f"{case.key}.nii.gz" for case in cases}
         kept = options.largest_component
         self.largest = None if kept is None else [target.names.index(name) for name in kept or target.answers[1:]]
@@ -150,6 +158,7 @@ class LabelMaps:
         self.probabilities = {key: folder / path.name for key, path in self.paths.items() if options.probabilities}
         if self.probabilities:
             _make_folder(folder)
+        self.with_dicom = options.dicom_seg
         _spare_inputs([*self.paths.values(), *self.probabilities.values()], cases)
         table = output.with_name(SCORES) if single else output / SCORES
         self.scores = None
@@ -166,6 +175,10 @@ class LabelMaps:
         if self.largest is not None:
             labels_XYZ = largest_components(labels_XYZ, self.largest)
         write_map(self.paths[case.key], labels_XYZ, stored.affine, like=case.files[0])
+        if self.with_dicom:
+            beside = self.paths[case.key]
+            beside = beside.with_name(f"{stem(beside, NIFTI)}.dcm")
+            write_dicom_seg(beside, labels_XYZ, case.files[0], self.target, algorithm=self.title)
         if (path := self.probabilities.get(case.key)) is not None:
             shares = [onto_grid(share_DHW, affine, *place) for share_DHW in answered.tensor.cpu().numpy()]
             write_map(path, np.stack(shares, axis=-1), stored.affine, like=case.files[0])

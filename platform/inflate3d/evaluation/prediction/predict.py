@@ -12,6 +12,7 @@ from inflate3d.contracts import Features, Prediction
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.evaluation.prediction.answerers import Answering, answerer_of
 from inflate3d.evaluation.prediction.answers import PLAIN, Answered, Answers, MapOptions, answers_to
+from inflate3d.evaluation.prediction.dicom_seg import check_dicom_inputs
 from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
 from inflate3d.evaluation.prediction.member import Member, check_together, mean_of, mirror_axes
 
@@ -59,6 +60,8 @@ class Predictor:
         chosen = list(zip(answerers, names, strict=True))
         check_together([a.heads[name] for a, name in chosen], [a.title for a in answerers], features=features)
         self.cases = find_cases(self.source, self.head.card)
+        if maps.dicom_seg:
+            check_dicom_inputs([case.files[0] for case in self.cases])
         self.device = choose_device(device)
         self.members = [Member(a, name, self.device, features=features) for a, name in chosen]
 
@@ -102,10 +105,9 @@ class Predictor:
         return mean_of(member.answer(key, members, self.axes) for member in self.members)
 
     def _answers(self, output: Path, answer: Prediction | Features, labels: Path | None) -> Answers:
-        names = self.head.label_names
-        return answers_to(
-            output, answer, self.head.target, self.cases, labels=labels, label_names=names, options=self.maps
-        )
+        told: dict[str, Any] = {"labels": labels, "label_names": self.head.label_names, "options": self.maps}
+        title = "; ".join(member.answerer.title for member in self.members)
+        return answers_to(output, answer, self.head.target, self.cases, **told, title=title)
 
     def _truth(self) -> Path | None:
         if self.labels is None:

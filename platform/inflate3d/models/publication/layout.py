@@ -11,7 +11,7 @@ CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
     "README.md",
     "SHA256SUMS",
 )
-HEADS, PICTURE, PRIVATE = "heads.safetensors", "conv1.png", "PRIVATE"
+HEADS, PICTURE, PRIVATE, EXAMPLE = "heads.safetensors", "conv1.png", "PRIVATE", "example.nii.gz"
 NORM_KEY, STEM_KEY = "norm_domains.", "stems."
 
 GIB = 2**30

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
+from inflate3d.data.formula.solids import TURNINGS
 from inflate3d.data.raw.files import require_folder, stem
-from inflate3d.errors import InputError
+from inflate3d.errors import InputError, unknown_name
 from inflate3d.seeds import generator
 from inflate3d.targets import MaskTarget, VoxelValueTarget
 
@@ -49,12 +50,14 @@ class FormulaScenes(AbstractDataset):
         size: int = 48,
         num_solids: int = 12,
         organs: str | Path | None = None,
+        turns: str = "any",
         modality: str = "mri",
         seed: int = 0,
     ) -> None:
         """size: edge in voxels. organs: a folder of masks, a NIfTI file each; what is above 0 is the organ.
 
-        modality: the stem that the images go through.
+        turns: any, or upright (about the z axis, and up to 15 degrees off it), of which a net learns sooner what a
+        thing is. modality: the stem that the images go through.
         """
         for name, value, least in (
             ("num_solids", num_solids, 2),
@@ -64,7 +67,9 @@ class FormulaScenes(AbstractDataset):
         ):
             if value < least:
                 raise InputError(f"formula_scenes: {name} is {value}; it must be at least {least}")
-        self.counts = {"train": num_train, "val": num_val}
+        if turns not in TURNINGS:
+            raise unknown_name("turns", turns, TURNINGS, where="formula_scenes")
+        self.counts, self.turns = {"train": num_train, "val": num_val}, turns
         self.size, self.num_solids, self.modality, self.seed = size, num_solids, modality, seed
         self.organ_files: list[Path] = []
         if organs is not None:
@@ -95,7 +100,8 @@ class FormulaScenes(AbstractDataset):
         from inflate3d.data.formula.scenes import draw_scene, render
 
         shape = (self.size,) * 3
-        scene = draw_scene(self._load_forms(), shape, generator(self.seed, "scene", case.split, case.source))
+        draw = generator(self.seed, "scene", case.split, case.source)
+        scene = draw_scene(self._load_forms(), shape, draw, draw_turn=TURNINGS[self.turns])
         image, other = (
             render(scene, generator(self.seed, "contrast", which, case.split, case.source)) for which in ("a", "b")
         )

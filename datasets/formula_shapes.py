@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, InputSpec, Intensity, RawSample
+from inflate3d.data.formula.solids import TURNINGS
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.seeds import generator
 from inflate3d.targets import ClassTarget
 
 RENDERINGS = ("binary", "textured", "mixed")
-TURNS = ("any", "upright")
 
 
 class FormulaShapes(AbstractDataset):
@@ -61,8 +61,8 @@ class FormulaShapes(AbstractDataset):
                 raise InputError(f"formula_shapes: {name} is {value}; it must be at least {least}")
         if rendering not in RENDERINGS:
             raise unknown_name("rendering", rendering, RENDERINGS, where="formula_shapes")
-        if turns not in TURNS:
-            raise unknown_name("turns", turns, TURNS, where="formula_shapes")
+        if turns not in TURNINGS:
+            raise unknown_name("turns", turns, TURNINGS, where="formula_shapes")
         self.num_classes, self.counts = num_classes, {"train": num_train, "val": num_val}
         self.size, self.rendering, self.turns, self.seed = size, rendering, turns, seed
 
@@ -81,7 +81,7 @@ class FormulaShapes(AbstractDataset):
         """Draw the case."""
         import numpy as np
         from inflate3d.data.formula.rendering import scan, smooth_noise
-        from inflate3d.data.formula.solids import draw_solid, draw_turn, draw_upright_turn, occupancy, vary
+        from inflate3d.data.formula.solids import draw_solid, occupancy, vary
 
         label = case.source % self.num_classes
         draw = generator(self.seed, "case", case.split, case.source)
@@ -90,7 +90,7 @@ class FormulaShapes(AbstractDataset):
         middle = (self.size - 1) / 2 + draw.uniform(-1, 1, 3) * (self.size / 2 - radius)
         shape = (self.size,) * 3
         filled = np.zeros(shape, np.float32)
-        turn = draw_upright_turn(draw) if self.turns == "upright" else draw_turn(draw)
+        turn = TURNINGS[self.turns](draw)
         part, box = occupancy(solid, shape, middle=middle, radius=radius, turn=turn)
         filled[box] = part
         is_textured = self.rendering == "textured" or (self.rendering == "mixed" and draw.random() < 0.5)

@@ -10,7 +10,7 @@ import pytest
 from inflate3d.data.formula.motions import CHANGES, Motion, draw_clip
 from inflate3d.data.formula.rendering import bias_field, blur, smooth_noise
 from inflate3d.data.formula.scenes import form_of_organ, form_of_solid, place
-from inflate3d.data.formula.solids import Part, Solid, draw_solid, draw_turn, draw_upright_turn, occupancy
+from inflate3d.data.formula.solids import TURNINGS, Part, Solid, draw_solid, draw_turn, draw_upright_turn, occupancy
 from inflate3d.datasets.formula_motions import FormulaMotions
 from inflate3d.datasets.formula_scenes import FormulaScenes
 from inflate3d.datasets.formula_shapes import FormulaShapes
@@ -144,6 +144,24 @@ def test_both_contrasts_of_a_scene_lie_on_one_grid_and_share_edges_but_no_rule()
         correlations.append(np.corrcoef(image.ravel(), other.ravel())[0, 1])
     assert min(correlations) < 0 < max(correlations)
     assert abs(np.mean(correlations)) < 0.5
+
+
+def test_things_of_an_upright_scene_stand_and_those_of_any_lie_too() -> None:
+    pole = np.full((9, 9, 9), -1.0, np.float32)
+    pole[:, :3] = pole[:, 6:] = pole[:, :, :3] = pole[:, :, 6:] = pole[[0, -1]] = 9.0  # thin, and long along z
+    lying = {}
+    for name, turning in TURNINGS.items():
+        draw, spreads = np.random.default_rng(0), []
+        for _ in range(60):
+            part, _ = place(pole, (40, 40, 40), middle=np.full(3, 20.0), radius=15, draw=draw, draw_turn=turning)
+            inside = np.argwhere(part > 0.5)
+            if len(inside) > 30:  # a hollow one has next to none
+                spread = inside.std(0)
+                spreads.append(spread[0] < spread[1:].max())
+        assert len(spreads) > 40
+        lying[name] = np.mean(spreads)
+    assert lying["upright"] < 0.1
+    assert lying["any"] > 0.4
 
 
 @pytest.mark.parametrize("change", range(len(CHANGES)), ids=CHANGES)

@@ -8,7 +8,7 @@ After randomised synthesis of anatomy from shapes (anatomix: Dey et al., arXiv:2
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from inflate3d.data.formula.rendering import Shape, blur, scan, smooth_noise
 from inflate3d.data.formula.solids import Solid, draw_turn
 
 Box = tuple[slice, slice, slice]
+Turning = Callable[[np.random.Generator], np.ndarray]
 _BEND = 0.1  # of the radius
 _SMALLER = 1.1  # so that what is bent and stretched stays in its box
 
@@ -63,14 +64,16 @@ def _closed(form: np.ndarray) -> np.ndarray:
     return form
 
 
-def draw_scene(forms: Sequence[np.ndarray], shape: Shape, draw: np.random.Generator) -> Scene:
+def draw_scene(
+    forms: Sequence[np.ndarray], shape: Shape, draw: np.random.Generator, *, draw_turn: Turning = draw_turn
+) -> Scene:
     """Draw 8 to 20 objects, each a form that is turned, stretched, bent and perhaps hollow. Classes: those of forms."""
     labels, filled = np.zeros(shape, np.uint8), []
     for _ in range(int(draw.integers(8, 21))):
         kind = int(draw.integers(len(forms)))
         middle = draw.uniform(0, 1, 3) * (np.array(shape) - 1)
         radius = min(shape) * float(draw.uniform(0.15, 0.45))
-        part, box = place(forms[kind], shape, middle=middle, radius=radius, draw=draw)
+        part, box = place(forms[kind], shape, middle=middle, radius=radius, draw=draw, draw_turn=draw_turn)
         filled.append((part, box))
         np.copyto(labels[box], np.uint8(kind + 1), where=part > 0.5)
     return Scene(filled, labels)
@@ -95,7 +98,13 @@ def render(scene: Scene, draw: np.random.Generator) -> np.ndarray:
 
 
 def place(
-    form: np.ndarray, shape: Shape, *, middle: np.ndarray, radius: float, draw: np.random.Generator
+    form: np.ndarray,
+    shape: Shape,
+    *,
+    middle: np.ndarray,
+    radius: float,
+    draw: np.random.Generator,
+    draw_turn: Turning = draw_turn,
 ) -> tuple[np.ndarray, Box]:
     """Return how much of each voxel an object fills, float32 in 0..1, in the box of the grid that can hold it.
 

@@ -111,6 +111,10 @@ def draw_upright_turn(draw: np.random.Generator, *, tilt_degrees: float = 15.0) 
     return _turn_of(np.array([np.cos(angle / 2), np.sin(angle / 2), 0, 0])) @ _turn_of(tilted)
 
 
+TURNINGS = {"any": draw_turn, "upright": draw_upright_turn}
+"""What `turns` of the formula sets may be."""
+
+
 def _turn_of(quaternion: np.ndarray) -> np.ndarray:
     """Return (3, 3) float32 of a quaternion (w, and the three axes) of any length."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)

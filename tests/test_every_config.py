@@ -18,11 +18,11 @@ from nightly import NIGHTLY
 
 CONFIGS = packaged_configs()
 # What a config is laid over, for those that are no whole by themselves.
-OVER = {"debug/overfit.yaml": ["quickstart.yaml"]}
+OVER = {"debug/overfit.yaml": ["quickstart.yaml"], "foundation_gpu.yaml": ["foundation_lite0.yaml"]}
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
 LIKE_ZERO3 = ("trainer/deepspeed_zero1.yaml", "trainer/deepspeed_zero2.yaml")
-MADE = ["label_free.yaml", "foundation_lite0.yaml"]
+MADE = ["label_free.yaml", "foundation_lite0.yaml", "foundation_gpu.yaml"]
 TOYS = ("video_classification", "volume_segmentation", "volume_classification")
 
 

@@ -10,7 +10,7 @@ from inflate3d.inflation.ends import depth_padding
 from inflate3d.inflation.layers import FoldedDropPath, FoldedPool, fold_layer, folding
 from inflate3d.inflation.minimal_filtering import convolve_filtered
 from inflate3d.inflation.replicated import Sizes
-from inflate3d.inflation.ways import way_of
+from inflate3d.inflation.ways import Way, way_of
 from timm.layers import Conv2dSame, DropPath, ScaledStdConv2d, StdConv2d
 from torch import nn
 
@@ -160,6 +160,32 @@ def test_minimal_filtering_equals_conv3d_forward_and_backward(dilation, clips, d
     x = torch.randn(clips, 4, depth, 12, 13, dtype=torch.float64, requires_grad=True)
     assert clips * depth * 12 * 13 >= ways.FILTER_POSITIONS
     check_against_conv3d(conv, x)
+
+
+# way: channels, groups, size of the map, strides along H and W and along D
+TRIMMED = {
+    Way.FILTERED: (4, 1, (12, 13), 1, 1),
+    Way.SMALL: (240, 1, (3, 4), 1, 1),
+    Way.IN_CHANNELS: (4, 1, (12, 14), 2, 1),
+    Way.COPIED: (4, 1, (24, 26), 2, 2),
+    Way.ROWS: (6, 6, (9, 7), 1, 1),
+    Way.TAPS: (6, 6, (9, 7), 1, 2),
+}
+
+
+@pytest.mark.parametrize("kernel", [5, 7])
+@pytest.mark.parametrize("way", TRIMMED)
+def test_each_way_takes_a_kernel_longer_than_the_clip(way, kernel, monkeypatch):
+    channels, groups, size, stride, depth_stride = TRIMMED[way]
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 6, 3, stride=stride, padding=1, groups=groups).double()
+    conv.weight = nn.Parameter(torch.randn(6, channels // groups, kernel, 3, 3, dtype=torch.float64))
+    clips = 2 if way is Way.COPIED else 1
+    taken = []
+    monkeypatch.setattr("inflate3d.inflation.convolution.way_of", lambda *a: taken.append(way_of(*a)) or taken[-1])
+    x = torch.randn(clips, channels, 2, *size, dtype=torch.float64, requires_grad=True)
+    check_against_conv3d(conv, x, depth_stride)
+    assert taken == [way]
 
 
 def test_minimal_filtering_rounds_as_finely_as_conv3d():

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inflate3d.inflation.ends import untrimmed
 from inflate3d.inflation.replicated import Sizes, convolve_plainly
 from inflate3d.inflation.second_order import differentiable_gradients
 
@@ -34,8 +35,8 @@ class _Filter(NamedTuple):
 def convolve_filtered(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
     """Convolve folded clips of at least two frames with a kernel of three, all strides 1, D padded by replication.
 
-    Shapes: (B*D, C, H, W) and (O, C, 3, kH, kW) -> (B*D, O, H', W'), channels-last. float32 and float64 on a CPU; the
-    sums cost about one bit of precision.
+    Shapes: (B*D, C, H, W) and (O, C, kD, kH, kW) -> (B*D, O, H', W'), channels-last; sizes.trim leaves three slices of
+    the kernel. float32 and float64 on a CPU; the sums cost about one bit of precision.
     """
     size = _out_size(x_NCHW.shape[2:], weight_OIDHW.shape[3:], sizes.padding, sizes.dilation)
     y_BDX = _Filtered.apply(x_NCHW, weight_OIDHW, sizes)
@@ -54,7 +55,7 @@ class _Filtered(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
         filter_ = _filter_for(sizes.frames, x.dtype)
-        kernels, sums = _sum_taps(weight, filter_), _sum_frames(x, filter_.frames, filter_.products)
+        kernels, sums = _sum_taps(sizes.trimmed(weight), filter_), _sum_frames(x, filter_.frames, filter_.products)
         options = (None, 1, sizes.padding, sizes.dilation)
         answers = [F.conv2d(s, k, *options) for s, k in zip(sums, kernels, strict=True)]
         return _gather(answers, filter_.answers, x.shape[0] // sizes.frames)
@@ -71,6 +72,7 @@ def _filtered_gradients(
     grad_BDX: Tensor, x: Tensor, weight: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of x and weight."""
+    weight = sizes.trimmed(weight)
     frames, padding, dilation, shape = sizes.frames, sizes.padding, sizes.dilation, weight.shape
     filter_ = _filter_for(frames, x.dtype)
     clips = grad_BDX.shape[0]
@@ -92,6 +94,7 @@ def _filtered_gradients(
         stacked = torch.stack([w.flatten(1) for _, w, _ in parts])  # (m, O, C*kH*kW)
         per_tap = torch.tensordot(filter_.taps, stacked, ([0], [0]))  # (3, O, C*kH*kW)
         grad_weight = per_tap.view(TAPS, shape[0], shape[1], *shape[3:]).permute(1, 2, 0, 3, 4)
+        grad_weight = untrimmed(grad_weight, *sizes.trim)
     return grad_x, grad_weight
 
 

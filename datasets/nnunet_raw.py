@@ -16,6 +16,7 @@ from inflate3d.data.raw.files import read_json, require_file, require_folder
 from inflate3d.data.raw.keys import case_keys
 from inflate3d.data.raw.labelled_volumes import Labels
 from inflate3d.data.raw.labels import MaskFile, chosen
+from inflate3d.data.raw.name_patterns import compiled, first_group
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.data.raw.stated_labels import stated_labels
 from inflate3d.data.raw.volumes import as_spacing, as_window, measure_window, read_volume_case
@@ -77,7 +78,7 @@ class NnunetRaw(AbstractDataset):
             raise InputError(f"{file}: expected 'labels' and 'channel_names' (v2) or 'modality' (v1)")
         self._ending = "." + str(self._json.get("file_ending", ".nii.gz")).lstrip(".")
         self._modality = modality
-        self._group_pattern = re.compile(group_pattern) if group_pattern else None
+        self._group_pattern = compiled(group_pattern, option="group_pattern", where=self.where)
         self._rule = SplitRule(val_fraction, val_count, split_file, seed)
         self._spacing_mm = as_spacing(spacing_mm, where=self.where)
         self._window = as_window(window, where=self.where)
@@ -197,13 +198,8 @@ class NnunetRaw(AbstractDataset):
         return [p for p in (self.root / folder).glob(f"*{self._ending}") if p.name[0] != "."]
 
     def _group(self, name: str) -> str | None:
-        if self._group_pattern is None:
-            return None
-        if not (match := self._group_pattern.search(name)) or not match.groups():
-            raise InputError(
-                f"{self.where}: group_pattern {self._group_pattern.pattern!r} finds no (group) in {name!r}"
-            )
-        return match[1]
+        pattern = self._group_pattern
+        return None if pattern is None else first_group(pattern, name, option="group_pattern", where=self.where)
 
     @classmethod
     def recognise(cls, root: Path) -> dict[str, Any] | None:

@@ -170,6 +170,8 @@ def test_nnunet_channels_of_unlike_shape_are_refused(nnunet_root: Path) -> None:
 def test_a_group_pattern_that_finds_nothing_is_refused(nnunet_root: Path) -> None:
     with pytest.raises(InputError, match=r"finds no \(group\) in 'p0_scan0'"):
         NnunetRaw(nnunet_root, group_pattern="patient(.)").cases()
+    with pytest.raises(InputError, match=r"group_pattern '\(' is not a regular expression"):
+        NnunetRaw(nnunet_root, group_pattern="(")
 
 
 # ----------------------------------------------------------------------------------------------- medmnist3d, modelnet10

@@ -1,5 +1,4 @@
-"""Motions: clips of a textured thing that moves over a still scene, or of a scene that moves as a whole before a
-camera, such that one frame tells nothing of how.
+"""Motions: clips of a thing or of a whole scene that moves, such that one frame tells nothing of how.
 
 After Video Perlin Noise (WACV 2022) and "Learning Video Representations without Natural Videos" (arXiv:2410.24213).
 Space is a torus, where a thing begins is drawn evenly, and so is how it is turned: whatever the motion, each single

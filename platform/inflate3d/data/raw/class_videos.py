@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from inflate3d.contracts import SPLITS, Case, InputSpec, Intensity, Split
 from inflate3d.data.raw.files import VIDEO_SUFFIXES, require_folder, stem
 from inflate3d.data.raw.keys import case_keys
+from inflate3d.data.raw.name_patterns import compiled, first_group
 from inflate3d.data.raw.split_rule import SplitRule
 from inflate3d.errors import InputError
 
@@ -39,8 +39,8 @@ class ClassVideos:
         where: str,
     ) -> None:
         self.root, self.where = require_folder(root, where=where, holds="one folder of videos per class"), where
-        self._group_pattern = self._compiled("group_pattern", group_pattern)
-        self._file_pattern = self._compiled("file_pattern", file_pattern)
+        self._group_pattern = compiled(group_pattern, option="group_pattern", where=where)
+        self._file_pattern = compiled(file_pattern, option="file_pattern", where=where)
         self._rule = rule
         parts = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
         self._is_split = bool(parts) and set(parts) <= set(SPLITS) and "train" in parts
@@ -82,22 +82,11 @@ class ClassVideos:
         return files
 
     def _group(self, name: str) -> str | None:
-        if self._group_pattern is None:
-            return None
-        if not (match := self._group_pattern.search(name)) or not match.groups():
-            raise InputError(
-                f"{self.where}: group_pattern {self._group_pattern.pattern!r} finds no (group) in {name!r}"
-            )
-        return match[1]
+        pattern = self._group_pattern
+        return None if pattern is None else first_group(pattern, name, option="group_pattern", where=self.where)
 
     def _splits(self, keys: list[str], groups: list[str | None], labels: list[int]) -> dict[str, Split]:
         if self._is_split:
             stated: list[Any] = [f.parent.parent.name for f in self._files]
             return dict(zip(keys, stated, strict=True))
         return self._rule.assign(keys, groups=[g or k for g, k in zip(groups, keys, strict=True)], labels=labels)
-
-    def _compiled(self, option: str, pattern: str | None) -> re.Pattern[str] | None:
-        try:
-            return re.compile(pattern) if pattern else None
-        except re.error as error:
-            raise InputError(f"{self.where}: {option} {pattern!r} is not a regular expression: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from inflate3d.data.raw.files import require_file, stem
 from inflate3d.data.raw.listed_volumes import COLUMNS
+from inflate3d.data.raw.name_patterns import first_group
 from inflate3d.data.raw.tables import Row, read_table
 from inflate3d.errors import InputError
 
@@ -79,9 +80,7 @@ def _path_of(row: Row, by_name: dict[str, list[str]], at: str) -> str:
 
 def _found(path: str, column: str, pattern: str, where: str) -> str:
     try:
-        match = re.search(pattern, path)
+        searched = re.compile(pattern)
     except re.error as fault:
         raise InputError(f"{where}: {column}_pattern {pattern!r} is no regular expression: {fault}") from fault
-    if match is None or not match.groups():
-        raise InputError(f"{where}: {column}_pattern {pattern!r} finds no (group) in {path!r}")
-    return str(match[1])
+    return first_group(searched, path, option=f"{column}_pattern", where=where)

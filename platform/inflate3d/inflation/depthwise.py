@@ -20,6 +20,7 @@ from inflate3d.inflation.taps import center_of
 
 _CHEAP_KERNEL = 3  # up to here the library's own weight gradient is fast
 _WIDEST_MAP = 16  # products over whole rows grow with their square
+_CACHED_VALUES = 1.3e6
 
 
 def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
@@ -65,22 +66,60 @@ def _taps_gradients(
     grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x and of the kernel that convolved."""
-    stride, padding, dilation, groups = sizes.in_2d
-    by_rows = has_costly_weight_gradient(kernel, x, sizes.in_2d)
-    options = (None, stride, padding, dilation, False, (0, 0), groups, [wanted[0], wanted[1] and not by_rows, False])
+    if not has_costly_weight_gradient(kernel, x, sizes.in_2d):
+        return _slices_gradients(grad, x, kernel, sizes, wanted)
+    grad_x = _input_gradient(grad, x, kernel, sizes) if wanted[0] else None
+    return grad_x, _weight_gradient(grad, x, kernel, sizes.frames) if wanted[1] else None
+
+
+def _slices_gradients(
+    grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return both gradients slice by slice, by the library."""
     parts = _shifted_back(grad.unflatten(0, (-1, sizes.frames)), kernel.shape[2])
     grad_x, per_slice = None, []
     for part, slice_ in zip(parts, kernel.unbind(2), strict=True):
-        add, of_slice, _ = torch.ops.aten.convolution_backward(part.flatten(0, 1), x, slice_, *options)
+        add, of_slice, _ = _backward_in_2d(part.flatten(0, 1), x, slice_, sizes, wanted[:2])
         per_slice.append(of_slice)
         grad_x = add if grad_x is None else grad_x.add_(add)
-    if not wanted[1]:
-        return grad_x, None
-    return grad_x, _weight_gradient(grad, x, kernel, sizes.frames) if by_rows else torch.stack(per_slice, 2)
+    return grad_x, torch.stack(per_slice, 2) if wanted[1] else None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes) -> Tensor:
+    """Return the gradient of x: each slice's of the whole clip, then shifted, so that no shifted clip is copied."""
+    slices = kernel.unbind(2)
+
+    def gradient(slice_: Tensor) -> Tensor:
+        found, _, _ = _backward_in_2d(grad, x, slice_, sizes, (True, False))
+        return found.unflatten(0, (-1, sizes.frames))
+
+    out = gradient(slices[center_of(len(slices))])
+    for shift, slice_ in _shifts(slices):
+        tap = gradient(slice_)
+        near, far = _overlap(shift, sizes.frames)
+        out[:, far] += tap[:, near]
+        out[:, 0 if shift < 0 else -1] += tap[:, _edge(shift, sizes.frames)].sum(1)
+    return out.flatten(0, 1)
+
+
+def _backward_in_2d(grad: Tensor, x: Tensor, slice_: Tensor, sizes: Sizes, wanted: tuple[bool, ...]) -> Any:
+    """Return the library's gradients of x, of a slice of the kernel, and None."""
+    stride, padding, dilation, groups = sizes.in_2d
+    options = (None, stride, padding, dilation, False, (0, 0), groups, [*wanted, False])
+    return torch.ops.aten.convolution_backward(grad, x, slice_, *options)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
-    """Return the gradient of the weight: every row of `grad` against every row of `x` that the kernel brings to it.
+    """Return the gradient of the weight, so many channels at a time that the copy of their clips stays in a cache."""
+    depth, height = weight.shape[2:4]
+    each = x[:, 0].numel() * depth * (1 + height / x.shape[2])  # values that a channel's copy holds
+    channels = max(1, int(_CACHED_VALUES / each))
+    parts = zip(grad.split(channels, 1), x.split(channels, 1), weight.split(channels), strict=True)
+    return torch.cat([_gradient_by_rows(*part, frames) for part in parts])
+
+
+def _gradient_by_rows(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Tensor:
+    """Sum the products of every row of `grad` with every row of `x` that the kernel brings to it.
 
     One product a row of the kernel gives (W, kD*W) for each channel; its diagonals are summed.
     """
@@ -90,6 +129,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, frames: int) -> Te
     x_CHBDW = replicate_ends(x_CHBDW, 3, center_of(depth), depth - 1 - center_of(depth))
     x_CHBDW = F.pad(x_CHBDW, (0, 0) * 3 + (height // 2,) * 2)
     seen_CHNK = x_CHBDW.unfold(3, depth, 1).transpose(4, 5).reshape(channels, rows + height - 1, -1, depth * columns)
+    seen_CHNK = seen_CHNK.contiguous()  # of one clip it is a view that overlaps itself, which every product would copy
     grad_CWP = grad.permute(1, 3, 2, 0).reshape(channels, columns, -1)
     products = [
         torch.bmm(grad_CWP, seen_CHNK[:, row : row + rows].flatten(1, 2)).view(channels, columns, depth, columns)

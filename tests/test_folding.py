@@ -141,13 +141,31 @@ def test_drop_path_drops_whole_clips():
     assert 16 < (kept[:, 0] == 0).sum() < 48
 
 
-@pytest.mark.parametrize("kernel", [(3, 5, 5), (7, 7, 7), (2, 5, 3)])
+@pytest.mark.parametrize("kernel", [(3, 5, 5), (7, 7, 7), (2, 5, 3), (3, 3, 3), (3, 1, 3)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("size", [(9, 7), (2, 2), (3, 4)])
 @pytest.mark.parametrize("clips", [1, 2])
-def test_a_depthwise_kernel_equals_conv3d_forward_and_backward(clips, kernel):
+def test_a_depthwise_kernel_equals_conv3d_forward_and_backward(clips, size, dilation, kernel):
     torch.manual_seed(0)
-    conv = nn.Conv2d(6, 6, kernel[1:], padding=(kernel[1] // 2, kernel[2] // 2), groups=6).double()
+    padding = [d * (k // 2) for d, k in zip(dilation, kernel[1:], strict=True)]
+    conv = nn.Conv2d(6, 6, kernel[1:], padding=padding, dilation=dilation, groups=6).double()
     conv.weight = nn.Parameter(torch.randn(6, 1, *kernel, dtype=torch.float64))
-    check_against_conv3d(conv, torch.randn(clips, 6, 4, 9, 7, dtype=torch.float64, requires_grad=True))
+    check_against_conv3d(conv, torch.randn(clips, 6, 4, *size, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("frozen", ["clip", "kernel"])
+def test_a_depthwise_kernel_learns_alone(frozen, dilation):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=dilation, dilation=dilation, groups=6, bias=False).double()
+    conv.weight = nn.Parameter(torch.randn(6, 1, 3, 3, 3, dtype=torch.float64))
+    run = fold(conv, FoldedConv, 2, 3, 1)
+    frames = torch.randn(8, 6, 2, 5, dtype=torch.float64, requires_grad=True)
+    both = torch.autograd.grad(run(frames).square().sum(), (frames, conv.weight))
+    learning = conv.weight if frozen == "clip" else frames
+    (frames if frozen == "clip" else conv.weight).requires_grad_(False)
+    (alone,) = torch.autograd.grad(run(frames).square().sum(), learning)
+    torch.testing.assert_close(alone, both[frozen == "clip"])
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 7])
@@ -168,7 +186,7 @@ TRIMMED = {
     Way.SMALL: (240, 1, (3, 4), 1, 1),
     Way.IN_CHANNELS: (4, 1, (12, 14), 2, 1),
     Way.COPIED: (4, 1, (24, 26), 2, 2),
-    Way.ROWS: (6, 6, (9, 7), 1, 1),
+    Way.DEPTHWISE: (6, 6, (9, 7), 1, 1),
     Way.TAPS: (6, 6, (9, 7), 1, 2),
 }
 

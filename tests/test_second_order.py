@@ -23,6 +23,7 @@ def test_functions_are_right_to_second_order(frames):
     x, weight, bias = randn(frames, 1, 3, 3), randn(2, 1, 3, 3, 3), randn(2)
     first = (x[:1].detach().requires_grad_(), weight, bias)
     plain, strided = (Sizes(frames, d, (s, 1), (1, 1), (1, 1), 1) for d, s in ((1, 1), (2, 2)))
+    dilated = plain._replace(padding=(2, 2), dilation=(2, 2), groups=2)
     wide = plain._replace(padding=(0, 2), groups=2, trim=(1, 1))
     grouped = (randn(frames, 2, 2, 3), randn(2, 1, 3, 3, 3))
     functions = {
@@ -32,7 +33,12 @@ def test_functions_are_right_to_second_order(frames):
         "edges": (lambda *inputs: convolve_edges(*inputs, strided), (x, weight, bias)),
         "summed": (lambda *inputs: convolve_summed(*inputs, plain._replace(frames=1, trim=(1, 1))), first),
         "in channels": (lambda *inputs: convolve_in_channels(*inputs, strided), (x, weight, bias)),
-        "depthwise": (lambda x, w: _Depthwise.apply(x, w, plain._replace(groups=2)), grouped),
+        "depthwise": (
+            lambda x, w: _Depthwise.apply(x, w, plain._replace(groups=2)),
+            (randn(frames, 2, 3, 3), grouped[1]),
+        ),
+        "larger than the map": (lambda x, w: _Depthwise.apply(x, w, plain._replace(groups=2)), grouped),
+        "dilated": (lambda x, w: _Depthwise.apply(x, w, dilated), grouped),
         "by rows": (lambda x, w: _Depthwise.apply(x, w, wide), (grouped[0], randn(2, 1, 5, 1, 5))),
         "trimmed": (lambda w: trim_depth(w, blind_ends(3, frames - 1)).square(), (weight,)),
         "taps": (lambda x, w: convolve_by_taps(x, w, None, plain._replace(groups=2)).square(), grouped),

@@ -112,7 +112,7 @@ _CONVOLVE: dict[Way, Callable[[Tensor, Tensor, Tensor | None, Sizes], Tensor]] =
     Way.COPIED: convolve_copied,
     Way.EDGES: convolve_edges,
     Way.TAPS: convolve_by_taps,
-    Way.ROWS: convolve_depthwise,
+    Way.DEPTHWISE: convolve_depthwise,
     Way.RECORDED: _convolve_recorded,
 }
 

@@ -23,23 +23,33 @@ _WIDEST_MAP = 16  # products over whole rows grow with their square
 _CACHED_VALUES = 1.3e6
 
 
-def has_costly_weight_gradient(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
-    """Whether the library takes several times longer for the weight's gradient than for the convolution itself.
+def has_slow_backward(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
+    """Whether the library takes many times longer for a layer's gradients than for the convolution itself.
 
-    options: (stride, padding, dilation, groups) of the 2D convolution.
+    So it is with kernels over 3x3, kernels larger than the map, and dilated ones. options: (stride, padding, dilation,
+    groups) of the 2D convolution.
     """
     stride, padding, dilation, groups = options
-    height, width = weight.shape[-2:]
+    size = weight.shape[-2:]
     is_depthwise = weight.shape[1] == 1 and groups == weight.shape[0] == x.shape[1]
-    is_same = tuple(padding) == (height // 2, width // 2) and height % 2 == width % 2 == 1
-    is_plain = max(stride) == max(dilation) == 1
-    return is_depthwise and is_plain and is_same and max(height, width) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
+    is_same = all(k % 2 and 2 * p == d * (k - 1) for k, p, d in zip(size, padding, dilation, strict=True))
+    if not (is_depthwise and is_same and max(stride) == 1):
+        return False
+    return max(dilation) > 1 or _exceeds_map(size, x) or _pays_by_rows(size, x)
+
+
+def _pays_by_rows(size: torch.Size, x: Tensor) -> bool:
+    return max(size) > _CHEAP_KERNEL and x.shape[3] <= _WIDEST_MAP
+
+
+def _exceeds_map(size: torch.Size, x: Tensor) -> bool:
+    return size[0] > x.shape[2] or size[1] > x.shape[3]
 
 
 def convolve_depthwise(x_NCHW: Tensor, weight_OIDHW: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
     """Convolve folded clips as convolve_by_taps does, stride 1 along D, with a backward that saves x alone.
 
-    Where the library's own gradient of the weight is slow, it is a few matrix products over rows of the map.
+    Where the library's own gradients are slow (has_slow_backward), they are computed in other ways.
     """
     y = _Depthwise.apply(x_NCHW, weight_OIDHW, sizes).flatten(0, 1)
     return y if bias is None else y + bias.view(-1, 1, 1)  # type: ignore[no-any-return]
@@ -66,10 +76,47 @@ def _taps_gradients(
     grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x and of the kernel that convolved."""
-    if not has_costly_weight_gradient(kernel, x, sizes.in_2d):
+    if not has_slow_backward(kernel, x, sizes.in_2d):
         return _slices_gradients(grad, x, kernel, sizes, wanted)
-    grad_x = _input_gradient(grad, x, kernel, sizes) if wanted[0] else None
-    return grad_x, _weight_gradient(grad, x, kernel, sizes.frames) if wanted[1] else None
+    size = kernel.shape[3:]
+    steps = tuple(d if k > 1 else 1 for k, d in zip(size, sizes.dilation, strict=True))
+    plain = sizes._replace(dilation=(1, 1), padding=(size[0] // 2, size[1] // 2))
+    if max(steps) > 1:
+        return _in_phases(grad, x, kernel, plain, wanted, steps)
+    if _pays_by_rows(size, x):
+        grad_x = _input_gradient(grad, x, kernel, plain) if wanted[0] else None
+        return grad_x, _weight_gradient(grad, x, kernel, sizes.frames) if wanted[1] else None
+    return _on_larger_map(grad, x, kernel, plain, wanted)
+
+
+def _in_phases(
+    grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...], steps: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of a dilated kernel: it sees every `steps`-th pixel, so each phase of the map is a clip."""
+    height, width = x.shape[2:]
+    down, right = steps
+    missing = (0, -width % right, 0, -height % down)
+
+    def split(t: Tensor) -> Tensor:
+        t = F.pad(t.contiguous(memory_format=torch.channels_last), missing)
+        phases = t.unflatten(3, (-1, right)).unflatten(2, (-1, down)).permute(3, 5, 0, 2, 4, 1)
+        return phases.flatten(0, 2).permute(0, 3, 1, 2)  # channels-last
+
+    grad_x, grad_kernel = _taps_gradients(split(grad), split(x), kernel, sizes, wanted)
+    if grad_x is not None:
+        apart = grad_x.unflatten(0, (down, right, -1)).permute(2, 3, 4, 0, 5, 1)
+        grad_x = apart.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
+    return grad_x, grad_kernel
+
+
+def _on_larger_map(
+    grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of a kernel that is larger than the map, with zeros around until it is not."""
+    height, width = x.shape[2:]
+    missing = (0, max(0, kernel.shape[4] - width), 0, max(0, kernel.shape[3] - height))
+    grad_x, grad_kernel = _slices_gradients(F.pad(grad, missing), F.pad(x, missing), kernel, sizes, wanted)
+    return None if grad_x is None else grad_x[:, :, :height, :width], grad_kernel
 
 
 def _slices_gradients(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inflate3d.inflation.call import is_recorded
-from inflate3d.inflation.depthwise import has_costly_weight_gradient
+from inflate3d.inflation.depthwise import has_slow_backward
 from inflate3d.inflation.replicated import EDGE_TAPS, Sizes
 
 # On a CPU; positions: of the answer, over the batch.
@@ -38,7 +38,7 @@ class Way(Enum):
     COPIED = "one conv3d over a copy with its ends"
     EDGES = "one conv3d with zeros past the ends, edges corrected"
     TAPS = "a 2D convolution a slice, shifted and added"
-    ROWS = "as taps, a trimmed kernel not saved, the weight's gradient by products over rows of small maps"
+    DEPTHWISE = "as taps, a trimmed kernel not saved, gradients by other ways where the library is slow"
     RECORDED = "plain operations alone"
 
 
@@ -76,7 +76,7 @@ def _grouped_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
         return Way.RECORDED
     if sizes.depth_stride > 1 or not is_eager_on_cpu(x):
         return Way.TAPS
-    return Way.ROWS if any(sizes.trim) or has_costly_weight_gradient(weight, x, sizes.in_2d) else Way.TAPS
+    return Way.DEPTHWISE if any(sizes.trim) or has_slow_backward(weight, x, sizes.in_2d) else Way.TAPS
 
 
 def _dense_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:

@@ -141,7 +141,7 @@ def test_drop_path_drops_whole_clips():
     assert 16 < (kept[:, 0] == 0).sum() < 48
 
 
-@pytest.mark.parametrize("kernel", [(3, 5, 5), (7, 7, 7), (2, 5, 3), (3, 3, 3), (3, 1, 3)])
+@pytest.mark.parametrize("kernel", [(3, 5, 5), (7, 7, 7), (2, 5, 3), (3, 3, 3), (3, 1, 3), (5, 1, 1)])
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 2), (1, 3)])
 @pytest.mark.parametrize("size", [(9, 7), (2, 2), (3, 4)])
 @pytest.mark.parametrize("clips", [1, 2])

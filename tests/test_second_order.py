@@ -24,6 +24,7 @@ def test_functions_are_right_to_second_order(frames):
     first = (x[:1].detach().requires_grad_(), weight, bias)
     plain, strided = (Sizes(frames, d, (s, 1), (1, 1), (1, 1), 1) for d, s in ((1, 1), (2, 2)))
     dilated = plain._replace(padding=(2, 2), dilation=(2, 2), groups=2)
+    single = plain._replace(padding=(0, 0), groups=2)
     wide = plain._replace(padding=(0, 2), groups=2, trim=(1, 1))
     grouped = (randn(frames, 2, 2, 3), randn(2, 1, 3, 3, 3))
     functions = {
@@ -38,6 +39,7 @@ def test_functions_are_right_to_second_order(frames):
             (randn(frames, 2, 3, 3), grouped[1]),
         ),
         "larger than the map": (lambda x, w: _Depthwise.apply(x, w, plain._replace(groups=2)), grouped),
+        "1x1": (lambda x, w: _Depthwise.apply(x, w, single), (grouped[0], randn(2, 1, 3, 1, 1))),
         "dilated": (lambda x, w: _Depthwise.apply(x, w, dilated), grouped),
         "by rows": (lambda x, w: _Depthwise.apply(x, w, wide), (grouped[0], randn(2, 1, 5, 1, 5))),
         "trimmed": (lambda w: trim_depth(w, blind_ends(3, frames - 1)).square(), (weight,)),

@@ -26,8 +26,8 @@ _CACHED_VALUES = 1.3e6
 def has_slow_backward(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bool:
     """Whether the library takes many times longer for a layer's gradients than for the convolution itself.
 
-    So it is with kernels over 3x3, kernels larger than the map, and dilated ones. options: (stride, padding, dilation,
-    groups) of the 2D convolution.
+    So it is with kernels over 3x3, kernels larger than the map, dilated ones, and 1x1 kernels of few frames. options:
+    (stride, padding, dilation, groups) of the 2D convolution.
     """
     stride, padding, dilation, groups = options
     size = weight.shape[-2:]
@@ -35,7 +35,12 @@ def has_slow_backward(weight: Tensor, x: Tensor, options: tuple[Any, ...]) -> bo
     is_same = all(k % 2 and 2 * p == d * (k - 1) for k, p, d in zip(size, padding, dilation, strict=True))
     if not (is_depthwise and is_same and max(stride) == 1):
         return False
-    return max(dilation) > 1 or _exceeds_map(size, x) or _pays_by_rows(size, x)
+    return max(dilation) > 1 or max(size) == 1 or _exceeds_map(size, x) or _pays_by_rows(size, x)
+
+
+def _scales(kernel: Tensor, x: Tensor, sizes: Sizes) -> bool:
+    """Whether each slice of a kernel is one number a channel."""
+    return max(kernel.shape[3:]) == 1 and has_slow_backward(kernel, x, sizes.in_2d)
 
 
 def _pays_by_rows(size: torch.Size, x: Tensor) -> bool:
@@ -60,7 +65,11 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
-        taps = [F.conv2d(x, slice_, None, *sizes.in_2d) for slice_ in sizes.trimmed(weight).unbind(2)]
+        kernel = sizes.trimmed(weight)
+        if _scales(kernel, x, sizes):
+            taps = [x * slice_.squeeze(1) for slice_ in kernel.unbind(2)]
+        else:
+            taps = [F.conv2d(x, slice_, None, *sizes.in_2d) for slice_ in kernel.unbind(2)]
         return _add_shifted([tap.view(-1, sizes.frames, *tap.shape[1:]) for tap in taps])
 
     @staticmethod
@@ -151,6 +160,9 @@ def _input_gradient(grad: Tensor, x: Tensor, kernel: Tensor, sizes: Sizes) -> Te
 
 def _backward_in_2d(grad: Tensor, x: Tensor, slice_: Tensor, sizes: Sizes, wanted: tuple[bool, ...]) -> Any:
     """Return the library's gradients of x, of a slice of the kernel, and None."""
+    if _scales(slice_.unsqueeze(2), x, sizes):
+        grad_slice = (grad * x).sum((0, 2, 3)).view(slice_.shape) if wanted[1] else None
+        return grad * slice_.squeeze(1) if wanted[0] else None, grad_slice, None
     stride, padding, dilation, groups = sizes.in_2d
     options = (None, stride, padding, dilation, False, (0, 0), groups, [*wanted, False])
     return torch.ops.aten.convolution_backward(grad, x, slice_, *options)

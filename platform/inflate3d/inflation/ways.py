@@ -50,7 +50,7 @@ def way_of(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     if weight.shape[2] == 1 and not (is_eager_on_cpu(x) and (sizes.groups == 1 or picks)):
         return Way.PLANE
     if sizes.groups > 1:
-        return Way.SUMMED if _depth(weight, sizes) == 1 < weight.shape[2] else _grouped_way(x, weight, sizes)
+        return _grouped_way(x, weight, sizes)
     if is_eager_on_cpu(x):
         return _dense_way(x, weight, sizes)
     return Way.RECORDED if is_recorded() else Way.COPIED
@@ -72,6 +72,9 @@ def _way_on_gpu(weight: Tensor, sizes: Sizes) -> Way:
 
 def _grouped_way(x: Tensor, weight: Tensor, sizes: Sizes) -> Way:
     """A 2D convolution a slice is several times faster than conv3d where channels do not mix (depthwise)."""
+    is_scaling = is_eager_on_cpu(x) and max(weight.shape[3:]) == 1 and has_slow_backward(weight, x, sizes.in_2d)
+    if _depth(weight, sizes) == 1 < weight.shape[2] and not is_scaling:
+        return Way.SUMMED
     if is_recorded() and not (torch.compiler.is_compiling() and sizes.depth_stride == 1):
         return Way.RECORDED
     if sizes.depth_stride > 1 or not is_eager_on_cpu(x):

@@ -10,7 +10,7 @@ import numpy as np
 from inflate3d.contracts import AbstractDataset, Case, DatasetCard, RawSample
 from inflate3d.data.raw.class_videos import OWN_VIDEOS, ClassVideos
 from inflate3d.data.raw.split_rule import SplitRule
-from inflate3d.data.raw.videos import encode_video
+from inflate3d.data.raw.videos import encode_video, read_video_case
 from inflate3d.errors import InputError
 from inflate3d.seeds import permutation
 from inflate3d.targets import ClassTarget
@@ -94,15 +94,15 @@ class PlayedVideos(AbstractDataset):
         from inflate3d.data.samples.video_info import probe_video
 
         path, play = case.source
-        content = (self._videos.root / path).read_bytes()
+        stored = read_video_case(self._videos.root / path, where=case.key)
         try:
-            info = probe_video(content)
-            frames = decode_frames(content, self._order(info.num_frames, play, path), info=info)
+            info = probe_video(stored.video)
+            frames = decode_frames(stored.video, self._order(info.num_frames, play, path), info=info)
         except InputError as error:
             raise InputError(f"{case.key}: {path}: {error}") from error
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         video = encode_video(even, fps=_FPS, is_intra=True)
-        return RawSample(video=video, targets={"play": PLAYS.index(play)}, noticed=info.noticed)
+        return RawSample(video=video, targets={"play": PLAYS.index(play)}, noticed=stored.noticed)
 
     def _order(self, length: int, play: str, path: str) -> list[int]:
         """Return the numbers of the frames in the order of the play."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -69,6 +71,16 @@ def test_weights_are_private_where_the_licence_is_unknown(name: str) -> None:
     if card.licence == "unknown":
         assert card.commercial_use is None
         assert not card.weights_may_be_published
+
+
+def test_a_file_that_is_gone_when_its_case_is_read_is_named(example: AbstractDataset, tmp_path: Path) -> None:
+    cases = example.cases()
+    if not (tmp_path / "raw").exists():
+        assert example.read(cases[0]).targets  # a formula needs none
+        return
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "raw"))):
+        example.read(cases[0])
 
 
 def test_card_survives_json_and_names_channels_and_targets(example: AbstractDataset) -> None:

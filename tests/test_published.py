@@ -249,6 +249,42 @@ def test_the_statistics_and_stem_of_each_domain_go_along(tmp_path):
         load(folder, norm_domain="clip")
 
 
+@pytest.mark.parametrize("stems", [None, {"mri": 1, "rgb": 3, "ct": 1}])
+@pytest.mark.parametrize("norm", ["per_domain", "shared"])
+def test_a_run_begins_with_the_domain_that_is_like_its_dataset(norm, stems, tmp_path):
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig("test_resnet", stems={"rgb": 3, "mri": 1}))
+    backbone.setup_domains({"clips": card("clips", "rgb", 3), "brain": card("brain", "mri", 1)})
+    with torch.no_grad():
+        backbone.stem_switch["mri"].weight.add_(1.0)
+    backbone.train()
+    backbone(torch.randn(2, 1, 8, 32, 32) + 3, domain="brain")
+    backbone(torch.randn(2, 3, 8, 32, 32) - 3, domain="clips")
+    net, extra = split_domains(backbone.eval(), "clips")
+    domains = {"clips": "rgb", "brain": "mri"}
+    folder = inflate3d.publish(net, str(tmp_path / "w"), norm="per_domain", norm_domains=domains, extra_tensors=extra)
+
+    def begun(*cards):
+        fresh = Backbone(BackboneConfig(f"local-dir:{folder}", True, norm=norm, stems=stems))
+        fresh.setup_domains({c.name: c for c in cards})
+        return fresh.eval()
+
+    grey, colour = torch.randn(1, 1, 8, 32, 32), torch.randn(1, 3, 8, 32, 32)
+    knee, film = card("knee", "mri", 1), card("film", "rgb", 3)
+    with torch.no_grad():
+        brain, clips = (backbone(x, domain=d).pooled for x, d in ((grey, "brain"), (colour, "clips")))
+        torch.testing.assert_close(begun(knee)(grey, domain="knee").pooled, brain)
+        torch.testing.assert_close(begun(film)(colour, domain="film").pooled, clips)
+        if norm == "per_domain" and stems is not None:
+            both = begun(film, knee)
+            torch.testing.assert_close(both(grey, domain="knee").pooled, brain)
+            torch.testing.assert_close(both(colour, domain="film").pooled, clips)
+        alone = begun(card("chest", "ct", 1))  # nothing is like it: the net's own
+        if stems is not None:
+            summed = backbone.stem_switch["rgb"].weight.sum(1, keepdim=True)
+            torch.testing.assert_close(alone.stem_switch["ct"].weight, summed)
+
+
 def test_weights_from_data_that_forbids_it_are_marked_private(published, tmp_path):
     data = [card("arid", "rgb", 3, weights_may_be_published=False, commercial_use=None).to_dict()]
     with pytest.warns(UserWarning, match="marked private"):

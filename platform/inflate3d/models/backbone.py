@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inflate3d.contracts import DatasetCard, Features
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.inflation import InflationPlan
 from inflate3d.models.backbone_config import BackboneConfig
+from inflate3d.models.beginnings import beginnings
 from inflate3d.models.create import create_model
 from inflate3d.models.levels import Intermediates, distinct_levels
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS, Domain, convert_norms
-from inflate3d.nn.stems import StemSwitch
+from inflate3d.nn.stems import StemSwitch, adapt_channels, first_conv_path
+
+_log = logging.getLogger("inflate3d")
 
 
 class Backbone(nn.Module):
@@ -33,16 +38,7 @@ class Backbone(nn.Module):
         if config.stems is not None and not config.stems:
             raise InputError("model.backbone.stems is empty; give a kind of input ({rgb: 3}) or null for one stem")
         self.config = config
-        self.net = create_model(
-            config.name,
-            config.pretrained,
-            inflation=config.inflation,
-            input_size=config.input_size,
-            spacing_mm=config.spacing_mm,
-            num_classes=0,
-            drop_path_rate=config.drop_path_rate,
-            **config.timm_kwargs,
-        )
+        self.net = _create(config)
         if not hasattr(self.net, "forward_intermediates"):
             raise InputError(
                 f"model.backbone.name: {config.name!r} gives no intermediate maps (timm's forward_intermediates), "
@@ -66,7 +62,10 @@ class Backbone(nn.Module):
             )
 
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
-        """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit."""
+        """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit.
+
+        Of published weights each dataset begins with the stem and statistics of the domain that is like it.
+        """
         assert not self.domain.names, "setup_domains comes once"
         stem_of = {name: self._stem_name(name, card) for name, card in cards.items()}
         if self.config.stems is not None:
@@ -76,7 +75,30 @@ class Backbone(nn.Module):
         for module in self.net.modules():
             if hasattr(module, "make_domains"):
                 module.make_domains(len(cards))  # type: ignore[operator]
+        if self.config.pretrained:
+            self._begin_as(beginnings(self.config.name, cards), stem_of)
         self.train(self.training)  # a fresh module trains without being told to, and so would frozen norms
+
+    def _begin_as(self, domain_of: Mapping[str, str], stem_of: Mapping[str, str]) -> None:
+        """Take stems and statistics from domains of the published weights: what serves several datasets, if they agree.
+
+        stem_of: the stem of each dataset, "" where there is one for all.
+        """
+        with torch.random.fork_rng(devices=[]):  # heads begin as if there were no donors
+            donors = {domain: _create(self.config, norm_domain=domain) for domain in dict.fromkeys(domain_of.values())}
+        if not donors:
+            return
+        path = first_conv_path(next(iter(donors.values())))
+        switch = self.stem_switch
+        for stem in dict.fromkeys(stem_of.values()):
+            domain = _agreed(domain_of.get(dataset) for dataset, own in stem_of.items() if own == stem)
+            if domain is not None:
+                own = self.net.get_submodule(path) if switch is None else switch[stem]
+                _copy_stem(donors[domain].get_submodule(path), own)
+        alone = _agreed(map(domain_of.get, self.domain.names)) is not None
+        for dataset, domain in domain_of.items():
+            _copy_statistics(donors[domain], self.net, self.domain.names.index(dataset), alone=alone)
+            _log.info("%s begins with the stem and statistics of %r of %s", dataset, domain, self.config.name)
 
     def forward(self, image_BCDHW: Tensor, *, domain: str) -> Features:
         """Return the feature maps and the pooled vector of a batch from one dataset."""
@@ -136,3 +158,42 @@ class Backbone(nn.Module):
                 f"{list(card.input.channels)}. Set it to {channels}, or leave the dataset out"
             )
         return card.modality
+
+
+def _create(config: BackboneConfig, **options: Any) -> nn.Module:
+    return create_model(
+        config.name,
+        config.pretrained,
+        inflation=config.inflation,
+        input_size=config.input_size,
+        spacing_mm=config.spacing_mm,
+        num_classes=0,
+        drop_path_rate=config.drop_path_rate,
+        **options,
+        **config.timm_kwargs,
+    )
+
+
+def _agreed(domains: Iterable[str | None]) -> str | None:
+    """Return the domain that all name; None where they do not agree."""
+    found = set(domains)
+    return found.pop() if len(found) == 1 else None
+
+
+def _copy_stem(source: Any, target: Any) -> None:
+    """Give a stem another's kernel, for its own channels."""
+    target.weight.data.copy_(adapt_channels(source.weight.detach(), target.weight.shape[1]))
+    if target.bias is not None:
+        target.bias.data.copy_(source.bias)
+
+
+def _copy_statistics(source: nn.Module, target: nn.Module, index: int, *, alone: bool) -> None:
+    """Give the domain at `index` another net's running statistics; one set for all domains only where they agree."""
+    theirs = dict(source.named_modules())
+    for name, module in target.named_modules():
+        for kind in ("mean", "var"):
+            value = getattr(theirs.get(name), f"running_{kind}", None)
+            if isinstance(value, Tensor) and hasattr(module, f"domain_{kind}"):
+                getattr(module, f"domain_{kind}")[index].copy_(value)
+            elif isinstance(value, Tensor) and alone and isinstance(getattr(module, f"running_{kind}", None), Tensor):
+                getattr(module, f"running_{kind}").copy_(value)

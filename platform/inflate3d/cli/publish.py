@@ -9,6 +9,8 @@ _EPILOG = """\
 SOURCE    a run folder, or one of its checkpoints/step-*; or an earlier publication (its folder, local-dir:PATH,
           hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR, a short name): its weights go to DEST
           unchanged, with --results, --transfer and --notes added to the card
+--heads-of  of a publication alone: a run that began from it with its backbone frozen (model.freeze: {backbone: null}),
+          or what was published of that with --heads; weights stay to the bit, its datasets become domains
 --interpolate  of a run alone: theta0 + ALPHA (theta - theta0), of weights and statistics, every stem and domain;
           theta0 is made again from the 2D weights or the publication that the run began from; theta is the EMA's
           average where the run has one. Not with --heads, which were trained on theta
@@ -31,6 +33,11 @@ def add_parser(subparsers: Any) -> None:
         type=float,
         metavar="ALPHA",
         help="go so far from the run's start (0) to the trained weights (1, the default); statistics likewise",
+    )
+    parser.add_argument(
+        "--heads-of",
+        metavar="OTHER",
+        help="the heads of another run or publication beside the publication's own; see below",
     )
     add_run_arguments(parser)
     add_card_arguments(parser)
@@ -93,8 +100,12 @@ def _run(args: argparse.Namespace) -> None:
     parse_destination(args.output)
     folder = Path(args.source)
     is_run = folder.is_dir() and not is_publication(folder)
-    of_runs = ("checkpoint", "domain", "heads", "precision", "interpolate", "recalibrate", "root")
-    if not is_run and (given := [f"--{name}" for name in of_runs if getattr(args, name) not in (None, False)]):
+    of_runs = {"checkpoint", "domain", "heads", "precision", "interpolate", "recalibrate", "root"}
+    if args.heads_of is not None:
+        if is_run:
+            raise InputError(f"--heads-of adds to a publication; publish {args.source} first, without --heads-of")
+        of_runs -= {"checkpoint", "precision"}  # of the other
+    if not is_run and (given := [f"--{name}" for name in sorted(of_runs) if getattr(args, name) not in (None, False)]):
         raise InputError(f"{args.source} is not a run folder or checkpoint; {', '.join(given)} needs one")
     additions = read_additions(results=args.results, notes=args.notes, transfers=args.transfer or [])
     if is_run:
@@ -114,11 +125,27 @@ def _run(args: argparse.Namespace) -> None:
             name=args.name,
             dry_run=args.dry_run,
         )
+        print_outcome(outcome, dry_run=args.dry_run)
+        return
+    from inflate3d.models.publication.layout import PREFIX
+
+    source = f"{PREFIX}{folder}" if folder.is_dir() else args.source
+    if args.heads_of is not None:
+        from inflate3d.publishing.joined_heads import publish_with_heads
+
+        outcome = publish_with_heads(
+            source,
+            args.heads_of,
+            args.output,
+            which=args.checkpoint or "best",
+            additions=additions,
+            precision=args.precision or "float32",
+            name=args.name,
+            dry_run=args.dry_run,
+        )
     else:
-        from inflate3d.models.publication.layout import PREFIX
         from inflate3d.publishing.again import publish_again
 
-        source = f"{PREFIX}{folder}" if folder.is_dir() else args.source
         outcome = publish_again(source, args.output, additions, name=args.name, dry_run=args.dry_run)
     print_outcome(outcome, dry_run=args.dry_run)
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inflate3d.publishing.export import publish as publish
     from inflate3d.publishing.from_run import publish_run as publish_run
+    from inflate3d.publishing.joined_heads import publish_with_heads as publish_with_heads
     from inflate3d.publishing.soup import publish_soup as publish_soup
 
 _HOME = {
     "publish": "inflate3d.publishing.export",
     "publish_run": "inflate3d.publishing.from_run",
     "publish_soup": "inflate3d.publishing.soup",
+    "publish_with_heads": "inflate3d.publishing.joined_heads",
 }
 
 

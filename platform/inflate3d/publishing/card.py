@@ -69,7 +69,10 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
 
     net, training = config["net"], config["training"]
     named = PurePath(config["architecture"] if address.startswith(PREFIX) else address)  # a folder may be moved
-    scored = {name: value for name, value in training.get("metrics", {}).items() if name.count("/") == 3}
+    measured = dict(training.get("metrics", {}))
+    for added in training.get("joined", []):
+        measured |= added["metrics"]
+    scored = {name: value for name, value in measured.items() if name.count("/") == 3}
     results = []
     for name, value in scored.items():
         _, task, dataset, metric = name.split("/")

@@ -47,7 +47,7 @@ def publish_soup(
     parse_destination(destination)
     shares = shares_of(sources, weights)
     wanted = [Recalibration.parse(text) for text in recalibrate]
-    members = [_contents_of(source, which=which, domain=domain, with_heads=with_heads) for source in sources]
+    members = [contents_of(source, which=which, domain=domain, with_heads=with_heads) for source in sources]
     for source, member in zip(sources[1:], members[1:], strict=True):
         check_alike(members[0], member, names=(sources[0], source))
     contents = replace(averaged(members, shares), training=_training_of(sources, members, shares))
@@ -110,7 +110,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _contents_of(source: str, *, which: str, domain: str | None, with_heads: bool) -> Contents:
+def contents_of(source: str, *, which: str, domain: str | None, with_heads: bool) -> Contents:
+    """Return the contents of a run folder, a checkpoint or a publication."""
     folder = Path(source)
     if folder.is_dir() and not is_publication(folder):
         return run_contents(folder, which=which, domain=domain, with_heads=with_heads)

@@ -323,6 +323,9 @@ _WAYS = {  # how weights came about that no training ended in
     "interpolation": record({"alpha": _SHARE, "start": text(4096)}, is_open=True),
     "soup": list_of(record({"name": text(4096), "share": _SHARE}, {"alpha": _SHARE}, is_open=True), 4096, least=1),
     "recalibrated": mapping_of(text(128), record({"split": text(64), "samples": number(1, 1e12)}, is_open=True)),
+    "joined": list_of(
+        record({"heads": _CLASSES, "metrics": mapping_of(text(4096), number(-1e12, 1e12))}, is_open=True), 4096, least=1
+    ),
 }
 _TRAINING = _both(record({}, {"data": list_of(_CARD, 4096), **_WAYS}, is_open=True), plain(depth=8, most=100_000))
 _CONFIG = record(

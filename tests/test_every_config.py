@@ -63,6 +63,7 @@ def tiny(config: Config, root: Path, stems: dict[str, int]) -> Config:
     backbone.update(name="resnet10t", pretrained=False, timm_kwargs={})
     if "stems" in backbone:
         backbone["stems"] = stems
+    config.values["model"].pop("start_heads", None)  # of weights that are published later
     config.values["data"]["root"] = str(root)
     return config
 

@@ -169,8 +169,8 @@ def test_a_file_system_without_locks_leaves_it_to_the_dates(tmp_path: Path, monk
     monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
     monkeypatch.setattr(lock, "BEAT_S", 0.01)
     monkeypatch.setattr(lock, "WATCH_S", 2.0)
-    with one_writer(tmp_path):
-        monkeypatch.setattr(lock, "_held", set())  # as another process
+    with one_writer(tmp_path), monkeypatch.context() as other_process:
+        other_process.setattr(lock, "_held", set())  # and given back before what is held is let go
         with pytest.raises(InputError, match=f"process {os.getpid()}"), one_writer(tmp_path):
             pass
 

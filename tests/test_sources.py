@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,19 @@ def test_an_index_that_is_wrong_names_the_entry(
     monkeypatch.setenv("INFLATE3D_INDEX", str(write_index(tmp_path / "index.json", {}, "inflate3d-index/9")))
     with pytest.raises(InputError, match="this version reads 'inflate3d-index/1'"):
         entries()
+
+
+def test_weights_that_left_the_package_say_where_they_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = {"resnet18_3d.v1": "resnet18_3d.v2 took its place"}
+    packaged = tmp_path / "pretrained.json"
+    packaged.write_text(json.dumps({"format": "inflate3d-index/1", "models": {}, "moved": moved}))
+    monkeypatch.setattr("inflate3d.models.publication.index._PACKAGED", packaged)
+    with pytest.raises(InputError, match=r"resnet18_3d\.v1 comes with the package no longer: resnet18_3d\.v2 took"):
+        inflate3d.create_model("resnet18_3d.v1", pretrained=True)
+    mine = {"resnet18_3d.v1": {"source": f"local-dir:{tmp_path / 'mine'}"}}
+    monkeypatch.setenv("INFLATE3D_INDEX", str(write_index(tmp_path / "index.json", mine)))
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "mine"))):  # somebody's copy of them
+        inflate3d.create_model("resnet18_3d.v1", pretrained=True)
 
 
 def test_every_file_of_a_publication_has_a_bound() -> None:

@@ -29,6 +29,7 @@ FORMAT = "inflate3d-index/1"
 VARIABLE = "INFLATE3D_INDEX"
 GROUP = "inflate3d.pretrained"
 _KEYS = ("source", "sha256", "title", "licence", "commercial_use", "kind", "base")
+_PACKAGED = Path(str(files("inflate3d.models").joinpath("pretrained.json")))
 _NAME = re.compile(r"[a-z0-9_]+\.[a-z0-9_]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,9 +53,7 @@ class Entry:
 
 def entries() -> dict[str, Entry]:
     """Return every entry by its short name. InputError names the index that is wrong, and how."""
-    packaged = files("inflate3d.models").joinpath("pretrained.json")
-    folder = Path(str(packaged)).parent
-    found = _read(json.loads(packaged.read_text(encoding="utf-8")), "pretrained.json", folder)
+    found = _read(_packaged(), _PACKAGED.name, _PACKAGED.parent)
     for point in _points(tuple(sys.path)):
         value = point.load()
         found.update(_read(value() if callable(value) else value, f"entry point {point.name!r} of {GROUP}", None))
@@ -64,8 +63,15 @@ def entries() -> dict[str, Entry]:
 
 
 def find_entry(name: str) -> Entry | None:
-    """Return the entry of a short name; None where no index has it, or can have it."""
-    return entries().get(name) if _NAME.fullmatch(name) else None
+    """Return the entry of a short name; None where no index has it, or can have it.
+
+    InputError for weights that came with an earlier version of the package: it says where they went.
+    """
+    if not _NAME.fullmatch(name):
+        return None
+    if (found := entries().get(name)) is None and (went := _packaged().get("moved", {}).get(name)) is not None:
+        raise InputError(f"{name} comes with the package no longer: {went}")
+    return found
 
 
 def is_published(name: str) -> bool:
@@ -76,6 +82,11 @@ def is_published(name: str) -> bool:
 def list_pretrained(filter: str = "*") -> list[str]:
     """Return the short names of published 3D weights that match a wildcard."""
     return sorted(name for name in entries() if fnmatch(name, filter))
+
+
+def _packaged() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(_PACKAGED.read_text(encoding="utf-8"))
+    return content
 
 
 @cache

@@ -100,6 +100,24 @@ def test_heads_of_a_run_go_along_with_weights_that_stay_to_the_bit(parts: Parts,
     assert "knee | CC-BY-4.0 | yes | http://knee |" in (place / "README.md").read_text()
 
 
+def test_another_domain_may_lead(parts: Parts, tmp_path: Path) -> None:
+    words = ["--heads-of", str(parts.run), "--output", str(tmp_path / "w"), "--domain", "knee"]
+    assert main(["publish", str(parts.own), *words]) == 0
+    grey, colour = torch.randn(1, 1, 8, 32, 32), torch.randn(1, 3, 8, 32, 32)
+    net = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
+    clips = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True, norm_domain="clips").eval()
+    brain = inflate3d.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True, norm_domain="brain").eval()
+    own = inflate3d.create_model(f"local-dir:{parts.own}", pretrained=True).eval()
+    theirs = inflate3d.create_model(f"local-dir:{parts.own}", pretrained=True, norm_domain="brain").eval()
+    assert net.input_spec["domain"] == "knee"
+    with torch.no_grad():
+        torch.testing.assert_close(net(grey), parts.module.backbone(grey, domain="knee").pooled)
+        assert torch.equal(clips(colour), own(colour))
+        torch.testing.assert_close(brain(grey), theirs(grey))
+    with pytest.raises(InputError, match="unknown domain 'kne'"):
+        publish_with_heads(f"local-dir:{parts.own}", str(parts.run), str(tmp_path / "x"), domain="kne")
+
+
 def test_heads_of_another_backbone_are_refused_by_the_first_tensor(parts: Parts, tmp_path: Path) -> None:
     make_run(tmp_path / "trained", parts.own, changed=True)
     with pytest.raises(InputError, match=r"its layer1\.0\.conv1\.weight is not that of .*model\.freeze"):

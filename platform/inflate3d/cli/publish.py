@@ -10,7 +10,8 @@ SOURCE    a run folder, or one of its checkpoints/step-*; or an earlier publicat
           hf-hub:ORG/NAME, https://HOST/DIR, s3://BUCKET/DIR, a short name): its weights go to DEST
           unchanged, with --results, --transfer and --notes added to the card
 --heads-of  of a publication alone: a run that began from it with its backbone frozen (model.freeze: {backbone: null}),
-          or what was published of that with --heads; weights stay to the bit, its datasets become domains
+          or what was published of that with --heads; weights stay to the bit, its datasets become domains;
+          --domain may make one of them the net's own
 --interpolate  of a run alone: theta0 + ALPHA (theta - theta0), of weights and statistics, every stem and domain;
           theta0 is made again from the 2D weights or the publication that the run began from; theta is the EMA's
           average where the run has one. Not with --heads, which were trained on theta
@@ -104,7 +105,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.heads_of is not None:
         if is_run:
             raise InputError(f"--heads-of adds to a publication; publish {args.source} first, without --heads-of")
-        of_runs -= {"checkpoint", "precision"}  # of the other
+        of_runs -= {"checkpoint", "precision", "domain"}
     if not is_run and (given := [f"--{name}" for name in sorted(of_runs) if getattr(args, name) not in (None, False)]):
         raise InputError(f"{args.source} is not a run folder or checkpoint; {', '.join(given)} needs one")
     additions = read_additions(results=args.results, notes=args.notes, transfers=args.transfer or [])
@@ -138,6 +139,7 @@ def _run(args: argparse.Namespace) -> None:
             args.heads_of,
             args.output,
             which=args.checkpoint or "best",
+            domain=args.domain,
             additions=additions,
             precision=args.precision or "float32",
             name=args.name,

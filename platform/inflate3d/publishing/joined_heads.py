@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inflate3d.errors import InputError
-from inflate3d.models.publication.layout import NORM_KEY
+from inflate3d.errors import InputError, unknown_name
+from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
 from inflate3d.models.publication.load import classifier_prefix, domain_keys
 from inflate3d.nn.stems import adapt_channels, first_conv_path
 from inflate3d.publishing.additions import Additions
@@ -20,6 +20,7 @@ from inflate3d.publishing.destination import parse_destination
 from inflate3d.publishing.export import Outcome, export
 from inflate3d.publishing.from_run import NOTHING
 from inflate3d.publishing.precision import Precision
+from inflate3d.publishing.recalibrated import net_with
 from inflate3d.publishing.soup import contents_of
 
 _STATISTICS = (".running_mean", ".running_var")
@@ -32,6 +33,7 @@ def publish_with_heads(
     destination: str,
     *,
     which: str = "best",
+    domain: str | None = None,
     additions: Additions = NOTHING,
     precision: Precision = "float32",
     name: str | None = None,
@@ -41,12 +43,15 @@ def publish_with_heads(
 
     The other's backbone must be the publication's, to the bit, but for running statistics: it began from there and was
     frozen. Its datasets become domains, with their statistics. Data, licences and metrics are those of both. which: of
-    a run's checkpoints. InputError names what differs, and a head or a domain that both have.
+    a run's checkpoints. domain: whose stem, statistics and input contract are the net's own (default: as they were).
+    InputError names what differs, and a head or a domain that both have.
     """
     parse_destination(destination)
     own = published_contents(folder_of(source), with_heads=True)
     added = contents_of(other, which=which, domain=None, with_heads=True)
     contents = joined(own, added, names=(source, other))
+    if domain is not None:
+        contents = led_by(contents, domain)
     training = {**contents.training, **additions.to_training(own.training)}
     return export(
         replace(contents, training={**training, "reports": sorted(additions.reports)}),
@@ -90,6 +95,29 @@ def joined(own: Contents, added: Contents, *, names: tuple[str, str]) -> Content
         head_tensors={**own.head_tensors, **added.head_tensors},
         training={**known, "data": cards, "joined": [*known.get("joined", []), told]},
     )
+
+
+def led_by(contents: Contents, domain: str) -> Contents:
+    """Return the same contents with another domain's stem, statistics and input contract as the net's own."""
+    inputs = _inputs_of(contents)
+    before = (contents.input_spec or {}).get("domain")
+    if domain not in inputs or before is None:
+        raise unknown_name("domain", domain, inputs, where="--domain")
+    if domain == before:
+        return contents
+    path = f"{first_conv_path(contents.net)}."
+    stems = contents.norm_domains
+    gone = (f"{NORM_KEY}{domain}.", f"{STEM_KEY}{stems[domain]}.")
+    extra = {key: value for key, value in contents.extra_tensors.items() if not key.startswith(gone)}
+    net = net_with(_tensors_of(contents, domain), contents.net, path.removesuffix("."))
+    for key, value in contents.net.state_dict().items():
+        if key.endswith(_STATISTICS):
+            extra[f"{NORM_KEY}{before}.{key}"] = value
+        elif key.startswith(path) and stems[before] != stems[domain]:
+            extra[f"{STEM_KEY}{stems[before]}.{key.removeprefix(path)}"] = value
+    others = {name: contract for name, contract in inputs.items() if name != domain}
+    training = {**contents.training, "domain": domain}
+    return replace(contents, net=net, input_spec=inputs[domain], inputs=others, extra_tensors=extra, training=training)
 
 
 def _inputs_of(contents: Contents) -> dict[str, Any]:

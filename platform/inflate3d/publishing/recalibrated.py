@@ -86,7 +86,7 @@ def _with_statistics(
     path = first_conv_path(contents.net)
     other = None if wanted.dataset == own else wanted.dataset
     places = domain_keys(list(tensors), {"norm_domains": contents.norm_domains}, other, path)
-    net = _net_with({key: tensors[name] for key, name in places.items()}, contents.net, path)
+    net = net_with({key: tensors[name] for key, name in places.items()}, contents.net, path)
     with recalibrating(net):
         for image in _images(wanted, contract, root):
             channels = net.net_spec.in_chans
@@ -97,8 +97,8 @@ def _with_statistics(
     return state, extra
 
 
-def _net_with(state: Mapping[str, Tensor], like: Any, stem_path: str) -> Any:
-    """Return a net as `like`, with the stem's channels and the tensors of one domain."""
+def net_with(state: Mapping[str, Tensor], like: Any, stem_path: str) -> Any:
+    """Return a net as `like`, of the same origin, with the stem's channels and the tensors of one domain."""
     channels = state[f"{stem_path}.weight"].shape[1]
     with torch.random.fork_rng(devices=[]):
         spec = replace(
@@ -106,6 +106,9 @@ def _net_with(state: Mapping[str, Tensor], like: Any, stem_path: str) -> Any:
         )
         net: nn.Module = build_net(spec, pretrained=False)
     net.load_state_dict(state)
+    for told in ("published", "source_weights"):
+        if hasattr(like, told):
+            setattr(net, told, getattr(like, told))
     return net
 
 

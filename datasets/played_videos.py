@@ -95,9 +95,10 @@ class PlayedVideos(AbstractDataset):
 
         path, play = case.source
         stored = read_video_case(self._videos.root / path, where=case.key)
+        content = stored.video or b""
         try:
-            info = probe_video(stored.video)
-            frames = decode_frames(stored.video, self._order(info.num_frames, play, path), info=info)
+            info = probe_video(content)
+            frames = decode_frames(content, self._order(info.num_frames, play, path), info=info)
         except InputError as error:
             raise InputError(f"{case.key}: {path}: {error}") from error
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]

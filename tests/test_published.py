@@ -279,6 +279,10 @@ def test_a_run_begins_with_the_domain_that_is_like_its_dataset(norm, stems, tmp_
             both = begun(film, knee)
             torch.testing.assert_close(both(grey, domain="knee").pooled, brain)
             torch.testing.assert_close(both(colour, domain="film").pooled, clips)
+        told = BackboneConfig(f"local-dir:{folder}", True, norm=norm, timm_kwargs={"norm_domain": "clips"})
+        led = Backbone(told)
+        led.setup_domains({"knee": knee})
+        torch.testing.assert_close(led.eval()(colour, domain="knee").pooled, clips)
         alone = begun(card("chest", "ct", 1))  # nothing is like it: the net's own
         if stems is not None:
             summed = backbone.stem_switch["rgb"].weight.sum(1, keepdim=True)

@@ -64,7 +64,8 @@ class Backbone(nn.Module):
     def setup_domains(self, cards: Mapping[str, DatasetCard]) -> None:
         """Make a stem for each kind of input and statistics for each dataset. InputError where channels do not fit.
 
-        Of published weights each dataset begins with the stem and statistics of the domain that is like it.
+        Of published weights each dataset begins with the stem and statistics of the domain that is like it,
+        unless timm_kwargs says norm_domain.
         """
         assert not self.domain.names, "setup_domains comes once"
         stem_of = {name: self._stem_name(name, card) for name, card in cards.items()}
@@ -75,7 +76,7 @@ class Backbone(nn.Module):
         for module in self.net.modules():
             if hasattr(module, "make_domains"):
                 module.make_domains(len(cards))  # type: ignore[operator]
-        if self.config.pretrained:
+        if self.config.pretrained and "norm_domain" not in self.config.timm_kwargs:
             self._begin_as(beginnings(self.config.name, cards), stem_of)
         self.train(self.training)  # a fresh module trains without being told to, and so would frozen norms
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import inflate3d
 import pytest
@@ -9,6 +10,7 @@ import torch
 from inflate3d.contracts import DatasetCard, InputSpec
 from inflate3d.errors import InputError
 from inflate3d.models import Backbone, BackboneConfig
+from inflate3d.models.publication.schema import read_published_config
 from inflate3d.publishing.from_run import split_domains
 from inflate3d.publishing.licences import commercial_use
 
@@ -222,6 +224,14 @@ def card(name, modality, channels, **changes):
         "input": InputSpec(channels=tuple(f"c{i}" for i in range(channels))),
     }
     return DatasetCard(**{**values, **changes})
+
+
+def test_the_card_names_data_once_that_were_read_through_two_stems(tmp_path):
+    data = [card("scenes", modality, 1, url="http://scenes").to_dict() for modality in ("mri", "ct")]
+    net = inflate3d.create_model("test_resnet", num_classes=0)
+    folder = Path(inflate3d.publish(net, str(tmp_path / "w"), training={"data": data}))
+    assert (folder / "README.md").read_text().count("| scenes | CC-BY-4.0 | yes | http://scenes |") == 1
+    assert [entry["modality"] for entry in read_published_config(folder)["training"]["data"]] == ["mri", "ct"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -46,7 +46,7 @@ def render_card(
         heads={name: _head(head) for name, head in config["heads"].items()},
         classes=config["classes"],
         training=training,
-        data=data,
+        data=_named_once(data),
         source=source,
         dimensions=dimensions,
         commercial={"allowed": allowed, "why": why},
@@ -81,7 +81,7 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
         library_name="inflate3d",
         tags=["3d", *_tags(config), "timm"],
         base_model=net["base"] if "/" in net["base"] else f"timm/{net['base']}",
-        datasets=[card["name"] for card in training.get("data", [])] or None,
+        datasets=list(dict.fromkeys(card["name"] for card in training.get("data", []))) or None,
         license=licence,
         license_name="see-model-card" if licence == "other" else None,
         pipeline_tag=pipeline_tag(config),
@@ -89,6 +89,12 @@ def front_matter(config: Mapping[str, Any], address: str, licence: str) -> str:
         eval_results=results or None,
     )
     return card.to_yaml()
+
+
+def _named_once(data: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the datasets without those of which a card would say the same again: one, read through two stems."""
+    said = ("title", "licence", "commercial_use", "url", "citation")
+    return list({tuple(card.get(key) for key in said): card for card in data}.values())
 
 
 def _task_tag(config: Mapping[str, Any], task: str, dataset: str) -> str:

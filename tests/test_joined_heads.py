@@ -97,7 +97,10 @@ def test_heads_of_a_run_go_along_with_weights_that_stay_to_the_bit(parts: Parts,
         clips = torch.randn(1, 3, 8, 32, 32)
         assert torch.equal(same(clips), own(clips))
     assert segmenter.label_names == ["background", "near", "far"]
-    assert "knee | CC-BY-4.0 | yes | http://knee |" in (place / "README.md").read_text()
+    told = (place / "README.md").read_text()
+    assert "knee | CC-BY-4.0 | yes | http://knee |" in told
+    assert 'Head "knee": trained for 5 steps on these weights, which stayed as they were. Validation: ' in told
+    assert "score 0.5000." in told
 
 
 def test_another_domain_may_lead(parts: Parts, tmp_path: Path) -> None:

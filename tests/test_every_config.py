@@ -22,7 +22,7 @@ OVER = {"debug/overfit.yaml": ["quickstart.yaml"], "foundation_gpu.yaml": ["foun
 OVER |= {name: ["quickstart.yaml"] for name in CONFIGS if name.startswith("trainer/")}
 RUNS = [name for name in CONFIGS if not name.startswith("augment/")]
 LIKE_ZERO3 = ("trainer/deepspeed_zero1.yaml", "trainer/deepspeed_zero2.yaml")
-MADE = ["label_free.yaml", "foundation_lite0.yaml", "foundation_gpu.yaml"]
+MADE = ["label_free.yaml", "foundation_lite0.yaml", "foundation_gpu.yaml", "foundation_video.yaml"]
 TOYS = ("video_classification", "volume_segmentation", "volume_classification")
 
 
@@ -45,7 +45,7 @@ def on_toy_data(name: str, root: Path) -> Config:
         for values in config.values["data"]["datasets"].values():
             few = {"num_train": 8, "num_val": 4}
             values["build"]["init_args"].update(few)
-        return tiny(config, root, config.values["model"]["backbone"]["stems"])
+        return tiny(config, root, config.values["model"]["backbone"].get("stems", {}))
     kind_of = {}
     for task in config.values["model"]["tasks"].values():
         for dataset in task["init_args"]["datasets"]:
@@ -97,6 +97,18 @@ def test_every_build_names_arguments_that_its_dataset_takes(name: str) -> None:
         if build := values.get("build"):
             known = inspect.signature(find("datasets", build["class_path"]).load().__init__).parameters
             assert set(build["init_args"]) <= set(known)
+
+
+def test_no_two_configs_would_build_different_shards_in_one_place() -> None:
+    built: dict[tuple[str, str], tuple[str, Any]] = {}
+    for name in RUNS:
+        config = load_config([*OVER.get(name, []), name])
+        for dataset, values in config.values["data"]["datasets"].items():
+            for member, own in values.get("members", {dataset: values}).items():
+                if build := own.get("build"):
+                    place = (config.values["data"]["root"], member)
+                    first, other = built.setdefault(place, (name, build))
+                    assert build == other, f"{place}: {first} and {name}"
 
 
 @pytest.mark.slow

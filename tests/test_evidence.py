@@ -117,15 +117,19 @@ def test_a_pretraining_that_is_finished_is_not_run_again_and_an_unknown_one_is_r
         pretrain(document, "two taks", tmp_path, sitting=Sitting())
 
 
-def test_an_option_that_is_a_mapping_reaches_the_command_line_whole(tmp_path, monkeypatch):
-    ran = []
+def test_options_reach_the_command_line_whole_and_the_run_is_published_as_is_said(tmp_path, monkeypatch):
+    ran, published = [], []
     monkeypatch.setattr(evidence, "fit_within", lambda command, _: ran.append(command))
+    monkeypatch.setattr(evidence, "publish_run", lambda *given, **more: published.append((*given, more)))
     anchor = {"class_path": "Distillation", "init_args": {"datasets": ["a" * 90, "b"], "loss_weight": 2.0}}
     options = {"model.tasks.anchor": anchor, "model.tasks.other": None, "trainer.max_steps": 7}
-    document = {"root": "shards", "pretraining": {"anchored": {"config": "x.yaml", "seeds": 1, "options": options}}}
+    entry = {"config": "x.yaml", "seeds": 1, "options": options, "publishing": {"which": "last"}}
+    document = {"root": "shards", "pretraining": {"anchored": entry}}
     pretrain(document, "anchored", tmp_path, sitting=Sitting())
     given = zip(ran[0][-6::2], ran[0][-5::2], strict=True)
     assert {name.removeprefix("--"): yaml.safe_load(text) for name, text in given} == options
+    run = tmp_path / "pretraining" / "anchored-0"
+    assert published == [(run, f"local-dir:{run / 'published'}", {"which": "last"})]
 
 
 @pytest.mark.slow

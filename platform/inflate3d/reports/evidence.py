@@ -28,6 +28,7 @@ from inflate3d.evaluation.transfer.target import Target
 from inflate3d.files import write_whole
 from inflate3d.models import BackboneConfig
 from inflate3d.models.publication.layout import CONFIG
+from inflate3d.publishing import publish_run
 from inflate3d.reports import lite_weights
 
 STUDIES = Path(__file__).with_name("evidence.yaml")
@@ -106,7 +107,7 @@ def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> lis
 def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitting: Sitting) -> list[str]:
     """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is unfinished.
 
-    SittingOver when the time is up first; a training ends after a step, saved, and goes on the next time.
+    Its `publishing` holds arguments of publish_run: which, domain, with_heads. SittingOver when the time is up first; a training ends after a step, saved, and goes on the next time.
     """
     pretrainings = document.get("pretraining", {})
     if name not in pretrainings:
@@ -121,7 +122,6 @@ def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitt
             "trainer.default_root_dir": str(run),
             "seed_everything": seed,
             "data.root": document["root"],
-            "publish": address,
             "pictures": False,
             **pretrainings[name].get("options", {}),
         }
@@ -129,6 +129,7 @@ def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitt
         print(f"pretraining {name}, seed {seed}", flush=True)
         command = [sys.executable, "-m", "inflate3d.cli.main", "fit", "--config", pretrainings[name]["config"], *given]
         fit_within(command, sitting)
+        publish_run(run, address, **pretrainings[name].get("publishing", {}))
     return addresses
 
 

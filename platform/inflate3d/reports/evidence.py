@@ -107,7 +107,8 @@ def model_arms(document: Mapping[str, Any], name: str, card: DatasetCard) -> lis
 def pretrain(document: Mapping[str, Any], name: str, output: str | Path, *, sitting: Sitting) -> list[str]:
     """Return the addresses of a pretraining's published weights by seed; `platform fit` trains what is unfinished.
 
-    Its `publishing` holds arguments of publish_run: which, domain, with_heads. SittingOver when the time is up first; a training ends after a step, saved, and goes on the next time.
+    Its `publishing` holds arguments of publish_run: which, domain, with_heads. SittingOver when the time is up first;
+    a training ends after a step, saved, and goes on the next time.
     """
     pretrainings = document.get("pretraining", {})
     if name not in pretrainings:

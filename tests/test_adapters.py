@@ -64,7 +64,7 @@ def test_names_entered_into_timm_are_no_2d_names() -> None:
 
     assert "tf_efficientnet_lite0_3d" in timm.list_models()
     assert inflate3d.list_models("tf_efficientnet_lite0*") == ["tf_efficientnet_lite0"]
-    assert "tf_efficientnet_lite0_3d.v1" in inflate3d.list_pretrained()
+    assert "tf_efficientnet_lite0_3d.v2" in inflate3d.list_pretrained()
 
 
 @pytest.mark.slow

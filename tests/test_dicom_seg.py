@@ -114,13 +114,13 @@ def test_a_real_study_is_answered_by_segmentations_that_its_next_prediction_pass
             header.SeriesInstanceUID = f"1.2.{patient[1]}"
             header.save_as(study / patient / file.name)
     options = {"dataset": "hippocampus", "maps": MapOptions(dicom_seg=True)}
-    Predictor("tf_efficientnet_lite0_3d.v1", study, **options).write(study / "masks")
+    Predictor("tf_efficientnet_lite0_3d.v2", study, **options).write(study / "masks")
     for patient in ("P1", "P2"):
         seg = pydicom.dcmread(study / "masks" / f"{patient}.dcm")
         labels = np.asarray(nibabel.load(study / "masks" / f"{patient}.nii.gz").dataobj)
         assert np.array_equal(labels_of(seg, study / patient).transpose(2, 1, 0), labels)
-        assert seg.SegmentSequence[0].SegmentAlgorithmName == "tf_efficientnet_lite0_3d.v1"
-    again = Predictor("tf_efficientnet_lite0_3d.v1", study, **options)
+        assert seg.SegmentSequence[0].SegmentAlgorithmName == "tf_efficientnet_lite0_3d.v2"
+    again = Predictor("tf_efficientnet_lite0_3d.v2", study, **options)
     assert [case.key for case in again.cases] == ["P1", "P2"]
     assert "masks: 1 Segmentation Storage" in caplog.text
 

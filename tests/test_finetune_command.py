@@ -24,7 +24,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine").mkdir()
     config = tmp_path / "runs/finetune_mine/finetune.yaml"
     config.parent.mkdir(parents=True)
-    asked = {"folder": str(tmp_path / "mine"), "minutes": 30.0, "model": "tf_efficientnet_lite0_3d.v1", "dataset": None}
+    asked = {"folder": str(tmp_path / "mine"), "minutes": 30.0, "model": "tf_efficientnet_lite0_3d.v2", "dataset": None}
     config.write_text(f"# asked: {json.dumps({**asked, 'more': []})}\n")
     return config
 

@@ -22,7 +22,7 @@ from inflate3d.portable.write import write_portable
 from inflate3d.targets.mask import MaskTarget
 from torch import nn
 
-SHIPPED = "tf_efficientnet_lite0_3d.v1"
+SHIPPED = "tf_efficientnet_lite0_3d.v2"
 WINDOW = (4, 6, 8)
 REGIONS = [{"name": "whole", "labels": ["rim", "core"], "written": "rim"}, {"name": "inner", "labels": ["core"]}]
 

@@ -212,7 +212,7 @@ def test_published_weights_load_with_the_core_alone_in_a_later_version(core: Pat
         for name in (f"local-dir:{folder}", f"{url}/weights"):
             lines = run(core, "-c", CORE, name, str(tmp_path / "again"), cwd=tmp_path).splitlines()
             assert float(lines[0]) == pytest.approx(expected, rel=1e-6)
-            shipped = ["again ['tf_efficientnet_lite0_3d.v1']", "(1, 1280)"]
+            shipped = ["again ['tf_efficientnet_lite0_3d.v2']", "(1, 1280)"]
             assert lines[1:] == ["(3, 4, 8, 8)", "2", *shipped]
 
 

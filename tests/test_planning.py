@@ -31,7 +31,7 @@ from inflate3d.planning.starts import fitting_head
 from inflate3d.sample import Triple
 from inflate3d.targets import ClassTarget, MaskTarget
 
-SHIPPED = "tf_efficientnet_lite0_3d.v1"
+SHIPPED = "tf_efficientnet_lite0_3d.v2"
 BY_EXAMPLE = ("nnunet_raw", "msd", "volume_csv", "video_folder", "mask_folder")
 PLAN = {"name": "isotropic", "kernels": [None], "strides": [1, 2, 2, 2, 2], "head_pool": None}
 NET = NetCost((16, 16, 16), 1, 4_000_000, bytes_per_voxel=1000, seconds_per_voxel=1e-5, overhead_s=0.1, plan=PLAN)

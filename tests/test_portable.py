@@ -21,7 +21,7 @@ from inflate3d.portable.write import shape_of, write_portable
 from nightly import REPRESENTATIVE, slow_but, some
 from torch import nn
 
-SHIPPED = "tf_efficientnet_lite0_3d.v1"
+SHIPPED = "tf_efficientnet_lite0_3d.v2"
 KINDS = {row.family: row.name for row in smallest_of_each_family() if row.family in REPRESENTATIVE}
 MATRIX = list(product(sorted(KINDS), ["onnx", "torch-export"]))
 

@@ -100,7 +100,7 @@ def test_predict_names_each_case_that_cannot_be_read_and_keeps_the_others(
     (folder / "cut.nii.gz").write_bytes(gzip.compress(raw)[:-40])
     (folder / "link.nii.gz").symlink_to("nowhere")
     (folder / "pointer.nii.gz").write_text("version https://git-lfs.github.com/spec/v1\n")
-    words = ("tf_efficientnet_lite0_3d.v1", "--dataset", "hippocampus", "--input", "in", "--output", "out")
+    words = ("tf_efficientnet_lite0_3d.v2", "--dataset", "hippocampus", "--input", "in", "--output", "out")
     done = platform_command("predict", *words)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

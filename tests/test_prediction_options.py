@@ -245,7 +245,7 @@ def test_the_command_takes_every_option_on_the_shipped_weight(
     for name, spacing_mm in (("head", 5.0), ("crop", 1.0)):
         array = draw.normal(100, 20, (36, 46, 34)).astype(np.float32)
         nib.save(nib.Nifti1Image(array, np.diag([spacing_mm] * 3 + [1.0])), tmp_path / f"in/{name}.nii.gz")
-    weight, source = "tf_efficientnet_lite0_3d.v1", ["--input", str(tmp_path / "in"), "--dataset", "hippocampus"]
+    weight, source = "tf_efficientnet_lite0_3d.v2", ["--input", str(tmp_path / "in"), "--dataset", "hippocampus"]
     run: Callable[..., int] = lambda *words: main(["predict", *words])  # noqa: E731
     assert run(weight, *source, "--output", str(tmp_path / "plain")) == 0
     assert run(weight, weight, *source, "--output", str(tmp_path / "all"), "--probabilities", "--mirror", "DW") == 0

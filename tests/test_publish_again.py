@@ -12,7 +12,7 @@ import pytest
 from inflate3d.cli.main import main
 from inflate3d.models.publication.fetch import published_folder
 
-SHIPPED = "tf_efficientnet_lite0_3d.v1"  # with heads and reports
+SHIPPED = "tf_efficientnet_lite0_3d.v2"  # with heads and reports
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,14 @@ def published(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outcome.folder
 
 
+def test_nothing_is_taken_of_a_classifier_of_other_classes(published: Path) -> None:
+    card = toy_card("mine", channels=("hu",), target=ClassTarget(("big", "small")))
+    task = VolumeClassification(datasets=["mine"])
+    config = BackboneConfig(f"local-dir:{published}", pretrained=True)
+    with pytest.raises(InputError, match="nothing can be taken of 'scans': its target is another"):
+        MultiTaskModule(config, {"size": task}, start_heads={"mine": "scans"}).build({"mine": card})
+
+
 def logits(run: Run, dataset: str, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         features = run.module.backbone(x, domain=dataset)

@@ -21,7 +21,7 @@ from inflate3d.models.transform import InputTransform
 from toy_batches import toy_card
 
 WINDOW, ZSCORE = Intensity("window", (-1000, 1000)), Intensity("zscore")
-SHIPPED = "tf_efficientnet_lite0_3d.v1"
+SHIPPED = "tf_efficientnet_lite0_3d.v2"
 
 
 def record(array: np.ndarray, spacing_mm: tuple[float, ...] = (2.0, 1.0, 1.0)) -> dict[str, Any]:

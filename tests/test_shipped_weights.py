@@ -93,7 +93,7 @@ def test_it_segments_held_out_hippocampi(folder: Path, shared_data: Path, tmp_pa
 def test_its_card_names_every_dataset_and_licence(folder: Path) -> None:
     config, card = read_published_config(folder), (folder / "README.md").read_text(encoding="utf-8")
     data, source = config["training"]["data"], config["source_weights"]
-    assert [entry["licence"] for entry in data] == ["CC-BY-SA-4.0", "CC-BY-4.0"]
+    assert [entry["licence"] for entry in data] == ["Apache-2.0"] * 3 + ["CC-BY-SA-4.0"]
     assert source["licence"] == "apache-2.0"
     for entry in data:
         assert f"| {entry['title']} | {entry['licence']} | yes | {entry['url']} |" in card

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inflate3d.planning.fingerprint import Fingerprint
     from inflate3d.planning.layouts import Layout
 
-MODEL = "tf_efficientnet_lite0_3d.v1"
+MODEL = "tf_efficientnet_lite0_3d.v2"
 _ASKED = "# asked: "
 _EPILOG = """\
 It looks, plans, asks, trains, scores and publishes; --yes does not ask, and --dry-run writes the config alone: read it,

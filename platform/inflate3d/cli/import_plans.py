@@ -39,7 +39,7 @@ trainer:
   val_check_interval: 5000  # ours; nnU-Net looks at a few patches after each 250
   gradient_clip_val: 12.0  # nnU-Net's trainer
 model:
-  backbone: {{name: tf_efficientnet_lite0_3d.v1, pretrained: true{stems}}}  # ours, as in finetune_segmentation.yaml
+  backbone: {{name: tf_efficientnet_lite0_3d.v2, pretrained: true{stems}}}  # ours, as in finetune_segmentation.yaml
   optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-3, weight_decay: 0.05}}}}  # ours; nnU-Net: SGD
   warmup_steps: 50  # ours
   tasks:

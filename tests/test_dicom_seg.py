@@ -11,6 +11,7 @@ from inflate3d.data.raw.readers import read_volume
 from inflate3d.errors import InputError
 from inflate3d.evaluation.prediction import dicom_seg
 from inflate3d.evaluation.prediction.answers import MapOptions
+from inflate3d.evaluation.prediction.dicom_codes import meaning_of
 from inflate3d.evaluation.prediction.dicom_seg import check_dicom_inputs, write_dicom_seg
 from inflate3d.evaluation.prediction.predict import Predictor
 from inflate3d.targets.class_label import ClassTarget
@@ -58,10 +59,36 @@ def test_labels_names_and_the_model_are_read_back(tmp_path, highdicom):
     seg = written(tmp_path, labels, series)
     assert np.array_equal(labels_of(seg, series).transpose(2, 1, 0), np.array([0, 0, 1, 2])[labels])
     assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["liver", "left kidney"]
+    liver, kidney = (segment.SegmentedPropertyTypeCodeSequence[0] for segment in seg.SegmentSequence)
+    assert (liver.CodeValue, liver.CodingSchemeDesignator, liver.CodeMeaning) == ("10200004", "SCT", "Liver")
+    assert "SegmentedPropertyTypeModifierCodeSequence" not in liver
+    assert (kidney.CodeValue, kidney.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("64033007", "Left")
+    categories = {segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue for segment in seg.SegmentSequence}
+    assert categories == {"91723000"}  # anatomical structure
     (known_by,) = seg.SegmentSequence[1].SegmentationAlgorithmIdentificationSequence
     assert known_by.AlgorithmName == MODEL[-64:]
     assert MODEL in known_by.AlgorithmParameters
     assert (seg.StudyInstanceUID, seg.PatientID, seg.FrameOfReferenceUID) == ("1.2.3", "1", "1.2.9")
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "kind", "side"),
+    [
+        ("Kidney_right", "91723000", "64033007", "Right"),
+        ("white matter", "91723000", "68523003", None),
+        ("tumour", "49755003", "108369006", None),
+        ("Anterior", "85756007", "85756007", None),  # of what?
+        ("back", "85756007", "85756007", None),  # the rear part, or the back of a body
+        ("left", "85756007", "85756007", None),
+        ("normal", "85756007", "85756007", None),
+        ("liver 2", "85756007", "85756007", None),
+        ("", "85756007", "85756007", None),
+    ],
+)
+def test_a_name_means_what_the_lists_of_dicom_say_or_tissue(name, category, kind, side):
+    meaning = meaning_of(name)
+    assert (meaning.category.value, meaning.kind.value) == (category, kind)
+    assert (None if meaning.side is None else meaning.side.meaning) == side
 
 
 def test_the_same_labels_have_the_same_uids_and_others_have_others(tmp_path, highdicom):

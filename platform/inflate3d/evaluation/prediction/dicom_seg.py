@@ -18,6 +18,7 @@ import numpy as np
 from inflate3d.contracts import AbstractTarget
 from inflate3d.data.raw.dicom_series import is_series, slices_of
 from inflate3d.errors import InputError
+from inflate3d.evaluation.prediction.dicom_codes import meaning_of
 from inflate3d.files import write_whole
 
 _LONGEST = 64
@@ -93,17 +94,21 @@ def _segmentation(sources: list[Any], numbers_ZYX: np.ndarray, names: Sequence[s
         source="inflate3d",
         parameters={"model": algorithm},
     )
-    segments = [
-        hd.seg.SegmentDescription(
+    segments = []
+    for number, name in enumerate(names, start=1):
+        meaning = meaning_of(name)
+        segment = hd.seg.SegmentDescription(
             segment_number=number,
             segment_label=name,
-            segmented_property_category=codes.SCT.Tissue,  # what a name means is not known here
-            segmented_property_type=codes.SCT.Tissue,
+            segmented_property_category=meaning.category,
+            segmented_property_type=meaning.kind,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=known_by,
         )
-        for number, name in enumerate(names, start=1)
-    ]
+        if meaning.side is not None:
+            kind = segment.SegmentedPropertyTypeCodeSequence[0]
+            kind.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(meaning.side)]
+        segments.append(segment)
     about = [str(sources[0].SeriesInstanceUID), algorithm, *names, hashlib.sha256(numbers_ZYX.tobytes()).hexdigest()]
     return hd.seg.Segmentation(
         source_images=sources,

@@ -75,7 +75,7 @@ def test_labels_names_and_the_model_are_read_back(tmp_path, highdicom):
     ("name", "category", "kind", "side"),
     [
         ("Kidney_right", "91723000", "64033007", "Right"),
-        ("white matter", "91723000", "68523003", None),
+        ("white matter", "91723000", "389080008", None),
         ("tumour", "49755003", "108369006", None),
         ("Anterior", "85756007", "85756007", None),  # of what?
         ("back", "85756007", "85756007", None),  # the rear part, or the back of a body

@@ -18,7 +18,9 @@ from inflate3d.portable import formats
 from inflate3d.portable.formats import FORMATS, KEY
 from inflate3d.portable.part import Part, part_of, part_of_net
 from inflate3d.portable.write import shape_of, write_portable
+from inflate3d.publishing.from_run import publish_run
 from nightly import REPRESENTATIVE, slow_but, some
+from run_with_heads import make_run
 from torch import nn
 
 SHIPPED = "tf_efficientnet_lite0_3d.v2"
@@ -102,11 +104,17 @@ def told(capsys, *arguments):
     return capsys.readouterr().err
 
 
-def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="module")
+def several_heads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several")
+    return f"local-dir:{publish_run(make_run(folder / 'run').folder, str(folder / 'w'), with_heads=True).folder}"
+
+
+def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch, several_heads):
     to = ("--output", str(tmp_path / "f"))
     assert "unknown format 'onx'; close names: 'onnx'" in told(capsys, SHIPPED, "--format", "onx", *to)
-    message = told(capsys, SHIPPED, "--format", "torchscript", *to)
-    assert "has several heads; name one by --dataset: adrenal" in message
+    message = told(capsys, several_heads, "--format", "torchscript", *to)
+    assert "has several heads; name one by --dataset: clips" in message
     message = told(capsys, SHIPPED, "--format", "torchscript", "--dataset", "hippo", *to)
     assert "unknown dataset 'hippo'; close names: 'hippocampus'" in message
     window = ("--dataset", "hippocampus", "--input_size", "32,32,32")
@@ -115,17 +123,17 @@ def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
     message = told(capsys, SHIPPED, "--format", "onnx", *to)
     assert message == "error: --format onnx needs onnxscript: pip install 'inflate3d[export]'\n"
-    nowhere = ("--dataset", "adrenal", "--output", str(tmp_path / "no" / "f"))
+    nowhere = ("--dataset", "hippocampus", "--output", str(tmp_path / "no" / "f"))
     assert "no folder" in told(capsys, SHIPPED, "--format", "torchscript", *nowhere)
 
 
-def test_a_published_head_gives_its_answer_and_its_contract():
-    part = part_of(SHIPPED, dataset="adrenal")
-    assert part.facts["names"] == ["normal", "hyperplasia"]
-    assert part.facts["input"]["modality"] == "mask"
-    assert (part.channels, part.size) == (1, (32, 32, 32))
+def test_a_published_head_gives_its_answer_and_its_contract(several_heads):
+    part = part_of(several_heads, dataset="clips")
+    assert part.facts["names"] == ["jump", "run", "wave", "sit"]
+    assert part.facts["input"]["modality"] == "rgb"
+    assert (part.channels, part.size) == (3, (8, 32, 32))
     with torch.no_grad():
-        torch.testing.assert_close(part.net(torch.zeros(2, 1, *part.size)).sum(1), torch.ones(2))
+        torch.testing.assert_close(part.net(torch.zeros(2, 3, *part.size)).sum(1), torch.ones(2))
 
 
 @pytest.mark.nightly

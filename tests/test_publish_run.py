@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import inflate3d
@@ -17,44 +17,18 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from inflate3d.cli.main import main
-from inflate3d.contracts import DatasetCard, InputSpec, Intensity
 from inflate3d.errors import InputError
 from inflate3d.files import SEAL, sealed
 from inflate3d.models import BackboneConfig
 from inflate3d.publishing.additions import read_additions
 from inflate3d.publishing.from_run import publish_run
-from inflate3d.targets import ClassTarget, MaskTarget, ValueTarget
-from inflate3d.tasks.medical_segmentation import MedicalSegmentation
-from inflate3d.tasks.video_action import VideoAction
+from inflate3d.targets import ClassTarget
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
 from loopback_servers import hub_stand_in, moto_s3
+from run_with_heads import CARDS, Run, make_run
 from toy_batches import toy_card
-
-CARDS = {
-    "organs": DatasetCard(
-        *("organs", "volume", "Organs", "ct", "http://organs", "CC-BY-4.0", True, True, "Organs et al."),
-        {"mask": MaskTarget(("background", "liver", "spleen"))},
-        InputSpec(("hu",), (2.0, 1.0, 1.0), "RAS", Intensity("window", (-100.0, 300.0))),
-    ),
-    "scans": DatasetCard(
-        *("scans", "volume", "Scans", "ct", "http://scans", "CC-BY-NC-4.0", False, True, ""),
-        {"label": ClassTarget(("well", "ill")), "age": ValueTarget("years", 0, 120)},
-        InputSpec(("hu",), None, "RAS", Intensity("zscore")),
-    ),
-    "clips": DatasetCard(
-        *("clips", "video", "Clips", "rgb", "http://clips", "CC-BY-4.0", True, True, ""),
-        {"label": ClassTarget(("jump", "run", "wave", "sit"))},
-        InputSpec(("red", "green", "blue")),
-    ),
-}
-TASKS = {
-    "cut": {"class_path": "MedicalSegmentation", "init_args": {"datasets": ["organs"]}},
-    "ill": {"class_path": "VolumeClassification", "init_args": {"datasets": ["scans"]}},
-    "act": {"class_path": "VideoAction", "init_args": {"datasets": ["clips"]}},
-}
-
 
 PAGE = """
 import inflate3d
@@ -70,44 +44,9 @@ print(page.data.library_name)
 """
 
 
-@dataclass
-class Run:
-    folder: Path
-    module: MultiTaskModule
-
-
-def write_run(folder: Path, module: MultiTaskModule) -> None:
-    """What a fit leaves behind, without the fit."""
-    datasets = {
-        "organs": {"batch_size": 1, "sample": {"patch_size": [16, 16, 16]}},
-        "scans": {"batch_size": 1, "sample": {"size": [16, 16, 16]}},
-        "clips": {"batch_size": 1, "sample": {"num_frames": 8, "frame_interval": 2, "crop_size": 32, "std": 0.2}},
-    }
-    backbone = {"name": "test_resnet", "stems": {"rgb": 3, "ct": 1}}
-    write_config(folder, {"model": {"backbone": backbone, "tasks": TASKS}, "data": {"datasets": datasets}})
-    state: dict[str, object] = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(state)
-    write_checkpoint(folder / "checkpoints", 7, lambda p: torch.save(state, p), score=0.5, metrics={"val/score": 0.5})
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A module whose statistics differ by dataset, saved as a run."""
-    torch.manual_seed(0)
-    tasks = {
-        "cut": MedicalSegmentation(datasets=["organs"]),
-        "ill": VolumeClassification(datasets=["scans"]),
-        "act": VideoAction(datasets=["clips"]),
-    }
-    config = BackboneConfig("test_resnet", stems={"rgb": 3, "ct": 1})
-    module = MultiTaskModule(config, tasks).build(CARDS)
-    module.backbone.train()
-    for i, (name, card) in enumerate(CARDS.items()):
-        module.backbone(torch.randn(2, len(card.input.channels), 8, 32, 32) * (i + 1) + i, domain=name)
-    module.eval()
-    folder = tmp_path_factory.mktemp("run") / "run"
-    write_run(folder, module)
-    return Run(folder, module)
+    return make_run(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")

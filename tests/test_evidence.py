@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
-from inflate3d import create_model, publish
+from inflate3d import create_model, create_segmenter, publish
 from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
 from inflate3d.errors import InputError
@@ -130,6 +130,26 @@ def test_options_reach_the_command_line_whole_and_the_run_is_published_as_is_sai
     assert {name.removeprefix("--"): yaml.safe_load(text) for name, text in given} == options
     run = tmp_path / "pretraining" / "anchored-0"
     assert published == [(run, f"local-dir:{run / 'published'}", {"which": "last"})]
+
+
+@pytest.mark.slow
+def test_a_pretraining_is_trained_and_published_with_its_heads(tmp_path):
+    toy = {"class_path": "Toy", "init_args": {"kind": "volume_segmentation", "num_train": 4, "num_val": 2, "size": 16}}
+    seg = {"batch_size": 2, "sample": {"patch_size": [16, 16, 16]}, "build": toy}
+    config = {
+        "trainer": {"accelerator": "cpu", "max_steps": 1, "enable_progress_bar": False},
+        "model": {
+            "backbone": {"name": "test_resnet", "pretrained": False},
+            "tasks": {"cut": {"class_path": "MedicalSegmentation", "init_args": {"datasets": ["seg"]}}},
+        },
+        "data": {"num_workers": 0, "datasets": {"seg": seg}},
+    }
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config))
+    entry = {"config": str(tmp_path / "toy.yaml"), "seeds": 1, "publishing": {"which": "last", "with_heads": True}}
+    document = {"root": str(tmp_path / "shards"), "pretraining": {"toy": entry}}
+    (address,) = pretrain(document, "toy", tmp_path / "out", sitting=Sitting())
+    assert create_segmenter(address, pretrained=True, head="seg").label_names[0] == "background"
+    assert pretrain(document, "toy", tmp_path / "out", sitting=Sitting()) == [address]
 
 
 @pytest.mark.slow

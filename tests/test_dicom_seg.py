@@ -75,6 +75,7 @@ def test_labels_names_and_the_model_are_read_back(tmp_path, highdicom):
     ("name", "category", "kind", "side"),
     [
         ("Kidney_right", "91723000", "64033007", "Right"),
+        ("left ventricle", "91723000", "87878005", None),  # a name of its own in the list
         ("white matter", "91723000", "389080008", None),
         ("tumour", "49755003", "108369006", None),
         ("Anterior", "85756007", "85756007", None),  # of what?

@@ -25,7 +25,8 @@ class Meaning:
 def meaning_of(name: str) -> Meaning:
     """Return the codes of a name that is an organ's or a finding's in these lists, word for word; else SNOMED's tissue.
 
-    `left` and `right`, in any place, are the side. Case, blanks, hyphens and underscores do not matter.
+    `left` and `right`, in any place, are the side, unless they belong to a name in the lists (`left ventricle`). Case,
+    blanks, hyphens and underscores do not matter.
     """
     from pydicom.sr.codedict import codes
 
@@ -33,17 +34,11 @@ def meaning_of(name: str) -> Meaning:
     sides = [word for word in words if word in ("Left", "Right")]
     rest = "".join(word for word in words if word not in sides)
     side = getattr(codes.SCT, sides[0]) if len(sides) == 1 else None
-    keyword = _ALSO.get(rest, rest)
-    for listed in _ANATOMY:
-        found = _in_list(getattr(codes, listed), keyword)
-        if found is not None:
-            return Meaning(codes.SCT.AnatomicalStructure, found, side)
-    found = _in_list(getattr(codes, _ABNORMAL), keyword)
-    if found is not None and keyword not in _NO_MEANING:
-        return Meaning(codes.SCT.MorphologicallyAbnormalStructure, found, side)
+    for keyword, side_of_it in (("".join(words), None), (_ALSO.get(rest, rest), side)):
+        for listed in _ANATOMY:
+            if keyword in dir(getattr(codes, listed)):
+                return Meaning(codes.SCT.AnatomicalStructure, getattr(getattr(codes, listed), keyword), side_of_it)
+        if keyword in dir(getattr(codes, _ABNORMAL)) and keyword not in _NO_MEANING:
+            found = getattr(getattr(codes, _ABNORMAL), keyword)
+            return Meaning(codes.SCT.MorphologicallyAbnormalStructure, found, side_of_it)
     return Meaning(codes.SCT.Tissue, codes.SCT.Tissue)
-
-
-def _in_list(listed: Any, keyword: str) -> Any:
-    """Return the code of a keyword, None where the list has none."""
-    return getattr(listed, keyword) if keyword in dir(listed) else None

@@ -20,7 +20,7 @@ from inflate3d.models.create import create_model
 from inflate3d.models.levels import Intermediates, distinct_levels
 from inflate3d.models.spec import NetSpec
 from inflate3d.nn.domain import NORMS, Domain, convert_norms
-from inflate3d.nn.stems import StemSwitch, adapt_channels, first_conv_path
+from inflate3d.nn.stems import COLOUR_PART, StemSwitch, adapt_channels, colour_part_of, first_conv_path
 
 _log = logging.getLogger("inflate3d")
 
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         assert not self.domain.names, "setup_domains comes once"
         stem_of = {name: self._stem_name(name, card) for name, card in cards.items()}
         if self.config.stems is not None:
-            StemSwitch.install(self.net, self.config.stems, stem_of, self.domain)
+            StemSwitch.install(self.net, self.config.stems, stem_of, self.domain, colour_part=self._colour_part())
         convert_norms(self.net, self.config.norm, self.domain)
         self.domain.names = list(cards)
         for module in self.net.modules():
@@ -125,6 +125,14 @@ class Backbone(nn.Module):
         like = next(self.parameters())
         maps = [like.new_zeros(batch_size, c, 2, 2, 2) for c in self.feature_info.channels()]
         return Features(maps, like.new_zeros(batch_size, self.feature_info.num_pooled), (2, 2, 2))
+
+    def _colour_part(self) -> Tensor | None:
+        """What pretrained weights tell apart between colours: as a publication has it, or the own stem of RGB."""
+        if not self.config.pretrained:
+            return None
+        if hasattr(self.net, COLOUR_PART):
+            return self.net.colour_part  # type: ignore[return-value]
+        return colour_part_of(self.net.get_submodule(first_conv_path(self.net)).weight)
 
     def frozen_copy(self) -> Backbone:
         """Return a copy, called as this one, in evaluation mode and without gradients; its statistics stay its own."""

@@ -14,24 +14,37 @@ from inflate3d.errors import InputError
 from inflate3d.inflation.layers import FoldedLayer
 from inflate3d.nn.domain import Domain
 
+COLOUR_PART = "colour_part"
+"""Name of the buffer, and of the attribute of a net that a publication gave one."""
+
 
 class StemSwitch(nn.ModuleDict):
     """Stands where the net's first convolution stood, and runs the stem of the active domain.
 
     In training every stem takes part in every batch, with weight 0, so that all ranks see the same parameters.
+    colour_part: what the net's own stem told apart between colours (see colour_part_of), where no stem here has three
+    channels; it is not trained, and goes along in checkpoints and publications, so that clips find it again.
     """
 
     stem_of_index: list[str]
     domain: Domain
+    colour_part: Tensor | None
 
     @classmethod
     def install(
-        cls, net: nn.Module, channels: Mapping[str, int], stem_of: Mapping[str, str], domain: Domain
+        cls,
+        net: nn.Module,
+        channels: Mapping[str, int],
+        stem_of: Mapping[str, str],
+        domain: Domain,
+        *,
+        colour_part: Tensor | None = None,
     ) -> StemSwitch:
         """Replace the first convolution of `net` by a switch over stems with these input channels."""
         path = first_conv_path(net)
         own = net.get_submodule(path)
-        switch = cls({name: adapted_stem(own, count) for name, count in channels.items()})
+        switch = cls({name: adapted_stem(own, count, colour_part) for name, count in channels.items()})
+        switch.register_buffer(COLOUR_PART, None if 3 in channels.values() else colour_part)
         switch.stem_of_index, switch.domain = list(stem_of.values()), domain
         switch.path = path  # type: ignore[assignment]
         net.set_submodule(path, switch)
@@ -43,6 +56,13 @@ class StemSwitch(nn.ModuleDict):
     def active(self) -> str:
         """The stem that serves the active domain."""
         return self.stem_of_index[self.domain.index]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the colour part of the checkpoint, or none from an older one."""
+        part = state_dict.get(prefix + COLOUR_PART)
+        device = next(self.parameters()).device
+        self.register_buffer(COLOUR_PART, None if part is None else part.detach().clone().to(device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the active stem: (N, C, H, W) -> (N', O, H', W')."""
@@ -72,22 +92,23 @@ def first_conv_path(net: nn.Module) -> str:
     return next(n for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
 
 
-def adapted_stem(stem: nn.Module, in_chans: int) -> nn.Module:
-    """Return a copy of a (folded) stem for another number of channels."""
+def adapted_stem(stem: nn.Module, in_chans: int, colour_part: Tensor | None = None) -> nn.Module:
+    """Return a copy of a (folded) stem for another number of channels, as adapt_channels has it."""
     fresh = copy.copy(stem)
     fresh._parameters, fresh._buffers = dict(stem._parameters), dict(stem._buffers)
     weight: Tensor = stem.weight.detach()  # type: ignore[assignment, union-attr, operator]
-    fresh.weight = nn.Parameter(adapt_channels(weight, in_chans).clone())
+    fresh.weight = nn.Parameter(adapt_channels(weight, in_chans, colour_part).clone())
     if fresh._parameters.get("bias") is not None:
         fresh.bias = nn.Parameter(stem.bias.detach().clone())  # type: ignore[union-attr, operator]
     fresh.in_channels = in_chans  # type: ignore[assignment]
     return fresh
 
 
-def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
+def adapt_channels(weight: Tensor, in_chans: int, colour_part: Tensor | None = None) -> Tensor:
     """Return a first kernel (O, I, [D,] H, W) for another number of channels, by timm's rule from RGB.
 
-    From another number than three, channels are summed for one, else repeated in turn and scaled to the same sum.
+    From another number than three, channels are summed for one, else repeated in turn and scaled to the same sum. A
+    kernel of grey becomes one of RGB with a colour part (O, 3, [D,] H, W), if given: grey clips are answered as before.
     """
     channels = weight.shape[1]
     if channels == in_chans:
@@ -98,7 +119,14 @@ def adapt_channels(weight: Tensor, in_chans: int) -> Tensor:
         return adapt_input_conv(in_chans, weight.flatten(2, -2)).unflatten(2, middle)
     if in_chans == 1:
         return weight.sum(1, keepdim=True)
+    if channels == 1 and in_chans == 3 and colour_part is not None:
+        return weight / 3 + colour_part.to(weight)
     return weight[:, torch.arange(in_chans, device=weight.device) % channels] * (channels / in_chans)
+
+
+def colour_part_of(weight: Tensor) -> Tensor | None:
+    """Return what a first kernel of RGB says beside grey: (O, 3, [D,] H, W), 0 in sum over channels; else None."""
+    return (weight - weight.mean(1, keepdim=True)).detach() if weight.shape[1] == 3 else None
 
 
 def stem_channels(stem: Any) -> int:

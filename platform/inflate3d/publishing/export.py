@@ -24,6 +24,7 @@ from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.publication.heads import is_per_voxel
 from inflate3d.models.publication.layout import (
     CARD,
+    COLOUR_KEY,
     CONFIG,
     EXAMPLE,
     FORMAT,
@@ -37,6 +38,7 @@ from inflate3d.models.publication.layout import (
 from inflate3d.models.publication.replay import replay_features
 from inflate3d.models.publication.schema import check_config
 from inflate3d.models.spec import NetSpec
+from inflate3d.nn.stems import COLOUR_PART
 from inflate3d.publishing.as_it_is import twin_of, unwrapped
 from inflate3d.publishing.card import render_card
 from inflate3d.publishing.contents import Contents
@@ -130,7 +132,7 @@ def export(
         private=is_private,
         training=training,
     )
-    tensors = stored({**twin.state_dict(), **contents.extra_tensors}, precision)
+    tensors = stored({**twin.state_dict(), **_colour_part(model), **contents.extra_tensors}, precision)
     as_loaded = rounded(twin, precision)
 
     def write(staging: Path) -> None:
@@ -166,6 +168,11 @@ def _config_of(model: Any, spec: NetSpec, **stated: Any) -> dict[str, Any]:
 def _before(model: Any) -> Mapping[str, Any]:
     """Return the config of the publication that a net was loaded from; {} where there was none."""
     return getattr(model, "published", None) or {}
+
+
+def _colour_part(model: Any) -> dict[str, Tensor]:
+    """Return what a net of grey was loaded with for clips of colours."""
+    return {COLOUR_KEY: model.colour_part} if hasattr(model, COLOUR_PART) else {}
 
 
 def _with_ancestors(training: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from inflate3d.errors import InputError, unknown_name
 from inflate3d.models import Backbone, BackboneConfig
 from inflate3d.models.create import build_net
 from inflate3d.models.input_contract import intensity_of
-from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
+from inflate3d.models.publication.layout import COLOUR_KEY, NORM_KEY, STEM_KEY
 from inflate3d.nn.domain import Domain, convert_norms
-from inflate3d.nn.stems import first_conv_path
+from inflate3d.nn.stems import COLOUR_PART, first_conv_path
 from inflate3d.publishing.additions import Additions
 from inflate3d.publishing.average import averaged
 from inflate3d.publishing.contents import Contents
@@ -219,6 +219,8 @@ def split_domains(backbone: Backbone, domain: str) -> tuple[nn.Module, dict[str,
             statistic = f"{base}.running_{leaf.removeprefix('domain_')}"
             plain[statistic] = value[own]
             extra.update({f"{NORM_KEY}{n}.{statistic}": value[i] for i, n in enumerate(names) if i != own})
+        elif key == f"{path}.{COLOUR_PART}":
+            extra[COLOUR_KEY] = value
         elif backbone.stem_switch is not None and base.startswith(f"{path}."):
             stem = base.removeprefix(f"{path}.")
             if stem == _stem_of(backbone, domain):

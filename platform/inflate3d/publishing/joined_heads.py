@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inflate3d.errors import InputError, unknown_name
-from inflate3d.models.publication.layout import NORM_KEY, STEM_KEY
+from inflate3d.models.publication.layout import COLOUR_KEY, NORM_KEY, STEM_KEY
 from inflate3d.models.publication.load import classifier_prefix, domain_keys
 from inflate3d.nn.stems import adapt_channels, first_conv_path
 from inflate3d.publishing.additions import Additions
@@ -131,8 +131,9 @@ def _as_domain(own: Contents, added: Contents, domain: str, names: tuple[str, st
     theirs, path = _tensors_of(added, domain), f"{first_conv_path(own.net)}."
     skipped = tuple(filter(None, (path, classifier_prefix(own.net))))
     mine = own.net.state_dict()
+    colour_part = own.extra_tensors.get(COLOUR_KEY)
     stems = {stem: _tensors_of(own, other) for other, stem in own.norm_domains.items()}
-    alike = [stem for stem, state in stems.items() if _is_stem_of(state, theirs, path)]
+    alike = [stem for stem, state in stems.items() if _is_stem_of(state, theirs, path, colour_part)]
     if not alike:
         raise _differs(names, f"{path}weight")
     extra = {}
@@ -146,12 +147,14 @@ def _as_domain(own: Contents, added: Contents, domain: str, names: tuple[str, st
     return alike[0], extra
 
 
-def _is_stem_of(one: Mapping[str, Tensor], other: Mapping[str, Tensor], prefix: str) -> bool:
+def _is_stem_of(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], prefix: str, colour_part: Tensor | None
+) -> bool:
     """Whether a stem is another's, or that for another number of channels."""
     for key in (key for key in other if key.startswith(prefix)):
         mine, theirs = one.get(key), other[key]
         if mine is not None and key == f"{prefix}weight" and mine.shape[1] != theirs.shape[1]:
-            mine = adapt_channels(mine, theirs.shape[1])
+            mine = adapt_channels(mine, theirs.shape[1], colour_part)
         if mine is None or not torch.equal(mine, theirs):
             return False
     return True

@@ -27,7 +27,9 @@ def resize_depth(weight_OIDHW: Tensor, depth: int) -> Tensor:
     return resized.index_add_(2, index, weight_OIDHW)
 
 
-def fit_tensors(net: nn.Module, state: dict[str, Tensor], stem: str, told: str) -> dict[str, Tensor]:
+def fit_tensors(
+    net: nn.Module, state: dict[str, Tensor], stem: str, told: str, colour_part: Tensor | None
+) -> dict[str, Tensor]:
     """Return the tensors as the net wants them, where another shape can be had soundly; the log says what was done."""
     own = net.state_dict()
     convolutions = {f"{n}.weight" for n, m in net.named_modules() if getattr(m, "tube", None) is False}
@@ -36,7 +38,7 @@ def fit_tensors(net: nn.Module, state: dict[str, Tensor], stem: str, told: str) 
     for key, value in state.items():
         wanted = own[key].shape
         if key == f"{stem}.weight" and value.ndim == len(wanted) and value.shape[1] != wanted[1]:
-            fitted[key] = value = adapt_channels(value, wanted[1])
+            fitted[key] = value = adapt_channels(value, wanted[1], colour_part)
             _log.warning("%s: first convolution taken from %d to %d channels", told, state[key].shape[1], wanted[1])
         same = value.shape[:2] + value.shape[3:] == wanted[:2] + wanted[3:]
         if key in convolutions and value.ndim == 5 and value.shape != wanted and same:

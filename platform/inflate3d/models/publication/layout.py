@@ -13,6 +13,8 @@ CONFIG, WEIGHTS, REPLAY, CARD, SUMS = (
 )
 HEADS, PICTURE, PRIVATE, EXAMPLE = "heads.safetensors", "conv1.png", "PRIVATE", "example.nii.gz"
 NORM_KEY, STEM_KEY = "norm_domains.", "stems."
+COLOUR_KEY = f"{STEM_KEY}colour_part"
+"""What the stem of RGB told apart that the stems of the file do not: inflate3d.nn.stems.colour_part_of."""
 
 GIB = 2**30
 LIMITS = {SUMS: 2**16, CONFIG: 2**22, CARD: 2**22, PRIVATE: 2**12, PICTURE: 2**24, REPLAY: GIB, HEADS: 16 * GIB}

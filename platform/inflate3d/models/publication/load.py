@@ -1,8 +1,8 @@
 """Published weights become a net: a directory without pickle, with its hashes, contract and replay checked.
 
 config.json (format, net, input contract, heads, data, versions), model.safetensors (timm's keys; other domains'
-statistics and stems as extra tensors), heads.safetensors (decoders and classifiers), replay.safetensors (an input and
-its pooled features), README.md, SHA256SUMS.
+statistics and stems as extra tensors, and what colours are to stems of grey), heads.safetensors (decoders and
+classifiers), replay.safetensors (an input and its pooled features), README.md, SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from inflate3d.inflation import Inflation, NetInput, resolve_plan
 from inflate3d.models.headed import HeadedNet
 from inflate3d.models.input_contract import contract_of_2d
 from inflate3d.models.levels import distinct_levels
-from inflate3d.models.publication.adaptation import describe_changes, fit_tensors
+from inflate3d.models.publication.adaptation import describe_changes, fit_tensors, resize_depth
 from inflate3d.models.publication.allocation import build_within
 from inflate3d.models.publication.fetch import check_directory
 from inflate3d.models.publication.heads import entry_of, head_tensors, is_per_voxel, load_head, target_of
 from inflate3d.models.publication.integrity import plain_file
-from inflate3d.models.publication.layout import CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
+from inflate3d.models.publication.layout import COLOUR_KEY, CONFIG, HEADS, NORM_KEY, STEM_KEY, WEIGHTS
 from inflate3d.models.publication.replay import check_replay
 from inflate3d.models.publication.schema import read_published_config
 from inflate3d.models.publication.tensor_file import FLOATS, Stored, read_header, read_tensors
@@ -57,7 +57,7 @@ def load_published(
     another one may have other strides, and other kernels, which are resized along D. input_size: with plan "auto",
     fewer strides along D where its D is too short for the net's own. head: a published one, with the stem and
     statistics of its dataset; one that is no classifier comes as a HeadedNet. options: as NetSpec's; another in_chans
-    adapts the stem as timm does, another num_classes brings a fresh classifier. The log tells what was adapted.
+    adapts the stem (see adapt_channels), another num_classes brings a fresh classifier. The log tells what was adapted.
     InputError where a file has changed, or `given` or spacing_mm is not what the weights carry.
     """
     plain_file(folder, CONFIG)
@@ -209,14 +209,23 @@ def _load(
             )
         if header[name].numbers > 64 * own[key].numel() + 4096:
             raise _misfit(folder, key, header[name].shape, own[key].shape)
-    tensors = read_tensors(folder / WEIGHTS, set(taken.values()))
+    beside = {COLOUR_KEY} & set(header)
+    kernel = header[taken[f"{stem}.weight"]].shape
+    for key in beside:
+        if tuple(header[key].shape) != (kernel[0], 3, *kernel[2:]) or header[key].dtype not in FLOATS:
+            raise _misfit(folder, key, header[key].shape, (kernel[0], 3, *kernel[2:]))
+    tensors = read_tensors(folder / WEIGHTS, {*taken.values(), *beside})
     # A file may hold halves; what adapts them reckons in the net's own precision.
     found_tensors = {key: tensors[name].to(own[key].dtype) for key, name in taken.items()}
-    state = fit_tensors(net, found_tensors, stem, str(folder))
+    colour_part = tensors[COLOUR_KEY].float() if beside else None
+    state = fit_tensors(net, found_tensors, stem, str(folder), colour_part)
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise _misfit(folder, key, value.shape, own[key].shape)
     net.load_state_dict(state, strict=False)
+    if colour_part is not None and state[f"{stem}.weight"].shape[1] == 1:
+        depth = state[f"{stem}.weight"].shape[2]
+        net.colour_part = resize_depth(colour_part, depth) if colour_part.ndim == 5 else colour_part  # type: ignore[assignment]
 
 
 def _check_all_taken(
@@ -225,7 +234,7 @@ def _check_all_taken(
     """Refuse tensors without a place: neither the net has one, nor a domain that the publication names."""
     domains = config["norm_domains"]
     known = tuple(f"{NORM_KEY}{name}." for name in domains) + tuple(f"{STEM_KEY}{stem}." for stem in domains.values())
-    left = [n for n in header if n not in places and not n.startswith(known)]
+    left = [n for n in header if n not in places and n != COLOUR_KEY and not n.startswith(known)]
     if norms := [n for n in left if n.startswith((NORM_KEY, STEM_KEY))] or (left if is_whole else []):
         raise InputError(f"{file}: the net has no place for {norms[:3]} ({len(norms)} in all); publish it again")
 

@@ -132,7 +132,7 @@ class Backbone(nn.Module):
             return None
         if hasattr(self.net, COLOUR_PART):
             return self.net.colour_part  # type: ignore[return-value]
-        return colour_part_of(self.net.get_submodule(first_conv_path(self.net)).weight)
+        return colour_part_of(self.net.get_submodule(first_conv_path(self.net)).weight)  # type: ignore[arg-type]
 
     def frozen_copy(self) -> Backbone:
         """Return a copy, called as this one, in evaluation mode and without gradients; its statistics stay its own."""

@@ -28,7 +28,7 @@ def resize_depth(weight_OIDHW: Tensor, depth: int) -> Tensor:
 
 
 def fit_tensors(
-    net: nn.Module, state: dict[str, Tensor], stem: str, told: str, colour_part: Tensor | None
+    net: nn.Module, state: dict[str, Tensor], stem: str, told: str, colour_part: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Return the tensors as the net wants them, where another shape can be had soundly; the log says what was done."""
     own = net.state_dict()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # loopback_servers and warm_process, which several test files use
 
 from warm_process import PLATFORM, WarmProcess  # noqa: E402
+
+if TYPE_CHECKING:
+    from trained_run import Made
 
 
 def pytest_collection_finish() -> None:
@@ -46,6 +50,29 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the project's root")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A finished run, trained once for all files that predict with it: half a minute."""
+    from trained_run import train
+
+    return train(tmp_path_factory.mktemp("predict"))
+
+
+@pytest.fixture
+def predict(made: Made, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `platform predict` on the finished run; return what it printed, after checking the exit code."""
+
+    from inflate3d.cli.main import main
+
+    def run(source: Path, output: Path, *options: str, code: int = 0) -> str:
+        words = ["predict", str(made.run), "--input", str(source), "--output", str(output), "--device", "cpu", *options]
+        assert main(words) == code
+        seen = capsys.readouterr()
+        return seen.err if code else seen.out
+
+    return run
 
 
 @pytest.fixture

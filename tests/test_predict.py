@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,153 +14,23 @@ import torch
 from inflate3d.cli.main import main
 from inflate3d.contracts import InputSpec
 from inflate3d.data.raw.readers import read_volume, write_nifti
-from inflate3d.data.shards.writer import build_shards
 from inflate3d.datasets.toy import Toy
-from inflate3d.datasets.volume_csv import VolumeCSV
 from inflate3d.errors import InputError
-from inflate3d.evaluation.prediction.answerers import answerer_of
 from inflate3d.evaluation.prediction.answers import onto_grid
 from inflate3d.evaluation.prediction.inputs import find_cases, media_in, read_case
 from inflate3d.evaluation.prediction.member import mixed_precision
 from inflate3d.models import BackboneConfig, create_model
 from inflate3d.nn.domain import Domain, convert_norms
 from inflate3d.publishing import publish
-from inflate3d.publishing.from_run import publish_run
 from inflate3d.targets import MaskTarget
 from inflate3d.tasks.volume_classification import VolumeClassification
 from inflate3d.training import MultiTaskModule, find_checkpoint, write_config
 from inflate3d.training.checkpoints.store import write_checkpoint
-from inflate3d.training.run.saved import choose_checkpoint, load_data, load_module
+from inflate3d.training.run.saved import choose_checkpoint, load_module
 from toy_batches import toy_card
+from trained_run import CODES, Made, affine_of, as_ras, dice, rows_of
 
 pytestmark = pytest.mark.slow  # its runs alone take half a minute to make
-
-SPACING_XYZ = (2.5, 0.9, 1.3)
-CODES = ["PIR", "LAS", "SRA", "ILP", "ASL", "RPI", "LPS", "PSR"]
-CONFIG = """
-seed_everything: 0
-trainer:
-  default_root_dir: run
-  accelerator: cpu
-  devices: 1
-  max_steps: 20
-  accumulate_grad_batches: 2
-  val_check_interval: 40
-model:
-  backbone: {name: test_resnet, stems: {rgb: 3, ct: 1}}
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
-  tasks:
-    cut: {class_path: MedicalSegmentation, init_args: {datasets: [stored, even]}}
-    tone: {class_path: VolumeClassification, init_args: {datasets: [scans]}}
-    motion: {class_path: VideoAction, init_args: {datasets: [clips]}}
-data:
-  root: shards
-  datasets:
-    stored: {weight: 3, batch_size: 2, sample: {patch_size: [16, 16, 16]}}
-    even: {weight: 3, batch_size: 2, sample: {patch_size: [12, 12, 10]}}
-    scans: {batch_size: 2, sample: {size: [12, 12, 12]}}
-    clips: {batch_size: 2, sample: {num_frames: 4, crop_size: 32}}
-"""
-
-
-@dataclass
-class Made:
-    """A finished run whose shards are gone, the raw files, what validation saw of them, and label maps in out/."""
-
-    run: Path
-    raw: Path
-    answers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
-
-
-def affine_of(codes: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The affine of a file whose axes grow to `codes`, slightly oblique."""
-    turn = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(codes)), shape)
-    tilt = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.05, -0.08, 0.1), (11.0, -7.5, 3.25))
-    return tilt @ np.array(turn) @ np.diag([*SPACING_XYZ, 1.0])
-
-
-def write_volumes(root: Path) -> None:
-    """Bright boxes in noise, each file with axes of its own; one is small along a patch. And masks.csv."""
-    generator = np.random.default_rng(0)
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    rows = ["image,mask,split"]
-    for i, codes in enumerate(CODES):
-        shape = (17 + i % 3, 24, 21)
-        mask = np.zeros(shape, np.uint8)
-        mask[:9, :, 6 + i % 5 :] = 1
-        mask[9:, 8 + i % 4 :, :12] = 2
-        image = (generator.normal(0, 40, shape) + np.array([-50, 400, 900])[mask]).astype(np.int16)
-        for folder, array in (("images", image), ("masks", mask)):
-            nib.save(nib.Nifti1Image(array, affine_of(codes, shape)), root / folder / f"case_{i}.nii.gz")
-        rows.append(f"images/case_{i}.nii.gz,masks/case_{i}.nii.gz,{'val' if i >= 5 else 'train'}")
-    (root / "masks.csv").write_text("\n".join(rows) + "\n")
-
-
-def write_clips(folder: Path) -> Toy:
-    """Toy clips as files, called as their cases."""
-    toy = Toy(kind="video_classification", num_train=4, num_val=3, size=32, num_frames=8)
-    folder.mkdir()
-    for case in toy.cases():
-        (folder / f"{case.key}.mp4").write_bytes(toy.read(case).video or b"")
-    return toy
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """Train for eight steps through the command, note what validation sees, and take the shards away."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("predict")
-    write_volumes(root / "raw")
-    given = {"csv": "masks.csv", "modality": "ct", "classes": "background,box,bar", "window": [-100, 1000]}
-    build_shards(VolumeCSV(root / "raw", **given), root / "shards/stored", progress=False)
-    build_shards(VolumeCSV(root / "raw", spacing_mm=[1.1, 1.6, 1.9], **given), root / "shards/even", progress=False)
-    scans = VolumeCSV(**{**VolumeCSV.write_example(root / "scans"), "csv": "cases.csv"})
-    build_shards(scans, root / "shards/scans", progress=False)
-    build_shards(write_clips(root / "clips"), root / "shards/clips", progress=False)
-    (root / "config.yaml").write_text(CONFIG)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("PL_GLOBAL_SEED", "0")  # so that what the run sets is taken back
-        assert main(["fit", "--config", "config.yaml"]) == 0
-        made = Made(root / "run", root)
-        module = load_module(made.run)
-        with torch.no_grad():
-            for batch in load_data(made.run).val_dataloader():
-                answers = module.predict(batch).tensor
-                made.answers.setdefault(batch.dataset, {}).update(zip(batch.keys, answers, strict=True))
-        shutil.rmtree(root / "shards")
-        for dataset in ("stored", "even"):
-            source, output = root / "raw/images", root / "out" / dataset
-            assert main(["predict", "run", "--input", str(source), "--output", str(output), "--dataset", dataset]) == 0
-        yield made
-
-
-@pytest.fixture
-def predict(made: Made, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `platform predict` on the finished run; return what it printed, after checking the exit code."""
-
-    def run(source: Path, output: Path, *options: str, code: int = 0) -> str:
-        words = ["predict", str(made.run), "--input", str(source), "--output", str(output), "--device", "cpu", *options]
-        assert main(words) == code
-        seen = capsys.readouterr()
-        return seen.err if code else seen.out
-
-    return run
-
-
-def rows_of(table: Path) -> dict[str, dict[str, str]]:
-    with table.open(newline="") as file:
-        return {row["key"]: row for row in csv.DictReader(file)}
-
-
-def as_ras(path: Path) -> np.ndarray:
-    return read_volume(path, is_mask=True).array[0]
-
-
-def dice(guess: np.ndarray, truth: np.ndarray, label: int) -> float:
-    return 2 * ((guess == label) & (truth == label)).sum() / ((guess == label).sum() + (truth == label).sum())
-
 
 # ------------------------------------------------------------------------------------------------------- segmentation
 
@@ -453,162 +322,3 @@ def test_a_run_on_a_published_net_needs_its_directory_no_more(tmp_path: Path, no
     with torch.no_grad():
         one, other = (m.backbone(image, domain="shapes").pooled for m in (module, again))
     assert torch.equal(one, other)
-
-
-# ---------------------------------------------------------------------------------------------------- published weights
-
-
-@pytest.fixture(scope="module")
-def weights(made: Made) -> Path:
-    outcome = publish_run(made.run, str(made.raw / "weights"), with_heads=True)
-    assert outcome.folder is not None
-    return outcome.folder
-
-
-def test_what_training_volumes_were_like_travels_with_a_run_and_its_weights(made: Made, weights: Path) -> None:
-    of_run, of_weights = ({n: h.seen for n, h in answerer_of(str(m)).heads.items()} for m in (made.run, weights))
-    assert of_run == of_weights
-    assert of_run["clips"] is None
-    stored, even = of_run["stored"], of_run["even"]
-    assert stored is not None
-    assert even is not None
-    assert (stored.volumes, even.volumes) == (5, 5)
-    low, high = np.multiply([(17, 24, 21), (19, 24, 21)], SPACING_XYZ)
-    assert (np.min(stored.field_of_view_mm), np.max(stored.field_of_view_mm)) == pytest.approx((low.min(), high.max()))
-    assert even.spacing_mm == ((1.1, 1.6, 1.9), (1.1, 1.6, 1.9))
-
-
-@pytest.mark.parametrize("dataset", ["stored", "even"])
-def test_published_weights_write_the_run_s_own_label_maps(
-    made: Made, weights: Path, tmp_path: Path, dataset: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = ["--input", str(made.raw / "raw/images"), "--dataset", dataset]
-    assert main(["predict", f"local-dir:{weights}", *source, "--output", str(tmp_path)]) == 0
-    assert f"head of {dataset} (volume, a mask of 3 classes" in capsys.readouterr().out
-    for path in sorted((made.raw / "out" / dataset).iterdir()):
-        ours, theirs = nib.load(path), nib.load(tmp_path / path.name)
-        assert np.array_equal(ours.affine, theirs.affine)
-        assert np.mean(np.asarray(ours.dataobj) != np.asarray(theirs.dataobj)) < 1e-3
-
-
-@pytest.mark.parametrize(("dataset", "folder"), [("clips", "clips"), ("scans", "scans/images")])
-def test_published_classifiers_write_what_validation_saw(
-    made: Made, weights: Path, tmp_path: Path, dataset: str, folder: str
-) -> None:
-    source = ["--input", str(made.raw / folder), "--dataset", dataset]
-    assert main(["predict", str(weights), *source, "--output", str(tmp_path / "a.csv")]) == 0
-    rows = rows_of(tmp_path / "a.csv")
-    for key, expected in made.answers[dataset].items():
-        found = [float(v) for k, v in rows[key].items() if k.startswith("probability_")]
-        assert found == pytest.approx(expected.tolist(), abs=1e-4)
-
-
-def test_features_of_a_run_and_of_its_published_weights_are_equal(
-    made: Made, weights: Path, predict: Callable[..., str], tmp_path: Path
-) -> None:
-    predict(made.raw / "clips", tmp_path / "run.npz", "--features")
-    source = ["--input", str(made.raw / "clips"), "--dataset", "clips", "--features"]
-    assert main(["predict", f"local-dir:{weights}", *source, "--output", str(tmp_path / "folder")]) == 0
-    ours, theirs = np.load(tmp_path / "run.npz"), np.load(tmp_path / "folder/features.npz")
-    assert ours["keys"].tolist() == theirs["keys"].tolist()
-    assert ours["features"].shape == (len(list((made.raw / "clips").iterdir())), 96)
-    np.testing.assert_allclose(ours["features"], theirs["features"], rtol=1e-4, atol=1e-5)
-
-
-def test_weights_without_heads_say_that_they_give_features_alone(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    publish_run(made.run, str(tmp_path / "w"), domain="clips")
-    words = ["predict", f"local-dir:{tmp_path / 'w'}", "--input", str(made.raw / "clips"), "--output"]
-    assert main([*words, str(tmp_path / "out.csv")]) == 2
-    assert "without heads; ask for its features: --features" in capsys.readouterr().err
-    assert main([*words, str(tmp_path / "out.npz"), "--features"]) == 0
-    assert np.load(tmp_path / "out.npz")["features"].shape[1] == 96
-
-
-HIPPOCAMPUS = """
-seed_everything: 0
-trainer:
-  {default_root_dir: run, accelerator: cpu, devices: 1, max_steps: 150, val_check_interval: 150}
-model:
-  backbone: {name: test_resnet, stems: {mri: 1}, plan: {kernels: [null], strides: [1, 1, 2, 2]}}
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 5.0e-3}}
-  tasks:
-    cut: {class_path: MedicalSegmentation, init_args: {datasets: [hippocampus]}}
-data:
-  root: shards
-  datasets:
-    hippocampus:
-      batch_size: 2
-      sample: {patch_size: [24, 32, 24], foreground: 0.7}
-      build: {class_path: MSD, init_args: {root: RAW, task: Task04_Hippocampus, val_count: 8}}
-"""
-
-
-def write_dicom(source: Path, folder: Path) -> None:
-    """One axial slice a file, as a scanner would; the values of `source` are whole numbers."""
-    import SimpleITK as sitk
-
-    image = sitk.ReadImage(str(source))
-    stored = sitk.Cast(image, sitk.sitkInt16)
-    folder.mkdir()
-    direction = image.GetDirection()
-    for z in range(image.GetDepth()):
-        slice_ = stored[:, :, z]
-        tags = {
-            "0008|0060": "MR",
-            "0020|000e": "1.2.826.0.1.3680043.2.1125.1",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.2",
-            "0020|0013": str(z + 1),
-            "0020|0032": "\\".join(f"{v:.8g}" for v in image.TransformIndexToPhysicalPoint((0, 0, z))),
-            "0020|0037": "\\".join(str(direction[i]) for i in (0, 3, 6, 1, 4, 7)),
-            "0018|0050": str(image.GetSpacing()[2]),
-        }
-        for tag, value in tags.items():
-            slice_.SetMetaData(tag, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{z:03d}.dcm"))
-        writer.Execute(slice_)
-
-
-@pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.timeout(1800)
-def test_published_weights_reach_the_validation_dice_on_real_mri_and_on_its_dicom(
-    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    (tmp_path / "config.yaml").write_text(HIPPOCAMPUS.replace("RAW", str(shared_data)))
-    assert main(["fit", "--config", "config.yaml"]) == 0
-    name = f"local-dir:{publish_run('run', 'weights', with_heads=True).folder}"
-    checkpoint = find_checkpoint(tmp_path / "run")
-    assert checkpoint is not None
-    keys = load_data("run").val_dataloader()
-    raw = shared_data / "Task04_Hippocampus"
-    (tmp_path / "in").mkdir()
-    cases = [key for batch in keys for key in batch.keys]
-    for key in cases:
-        (image,) = (p for p in (raw / "imagesTr").iterdir() if p.name.startswith(f"{key}.nii"))
-        (tmp_path / "in" / image.name).symlink_to(image)
-    assert main(["predict", name, "--input", "in", "--output", "out"]) == 0
-    for label, which in ((1, "anterior"), (2, "posterior")):
-        found = []
-        for path in sorted((tmp_path / "out").iterdir()):
-            guess, truth = nib.load(path), nib.load(raw / "labelsTr" / path.name)
-            given = nib.load(raw / "imagesTr" / path.name)
-            assert guess.shape == given.shape
-            assert np.array_equal(guess.affine, given.affine)
-            found.append(dice(np.asarray(guess.dataobj), np.asarray(truth.dataobj), label))
-        assert len(found) == len(cases)
-        (metric,) = (v for k, v in checkpoint.metrics.items() if k.lower().endswith(f"dice_{which}"))
-        print(which, np.mean(found), metric)
-        assert np.mean(found) == pytest.approx(metric, abs=1e-4)
-        assert metric > 0.2
-    case = sorted((tmp_path / "in").iterdir())[0]
-    write_dicom(case, tmp_path / "dicom")
-    assert main(["predict", name, "--input", "dicom", "--output", "dicom.nii.gz"]) == 0
-    one, other = as_ras(tmp_path / "out" / case.name), as_ras(tmp_path / "dicom.nii.gz")
-    assert one.shape == other.shape
-    assert np.mean(one != other) < 1e-3

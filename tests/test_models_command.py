@@ -111,3 +111,21 @@ def test_published_weights_show_their_own_plan_and_taps(tmp_path, capsys, recwar
     assert inflation.startswith("mean taps,")
     assert "plan slow:" in inflation
     assert list(recwarn) == []
+
+
+@pytest.mark.parametrize(
+    ("sample", "shown"),
+    [
+        ({"patch_size": [8, 48, 32]}, "8 x 48 x 32"),
+        ({"size": [32, 32, 32], "resize": [16, 24, 24]}, "16 x 24 x 24"),
+        ({"num_frames": 8, "crop_size": 96}, "8 x 96 x 96"),
+        (None, "64 x 224 x 224"),
+    ],
+)
+def test_sizes_are_those_of_what_published_weights_were_trained_on(sample, shown, tmp_path, capsys):
+    net = create_model("test_resnet", in_chans=1, plan="slow", num_classes=0)
+    contract = {key: net.input_spec[key] for key in ("axes", "channels", "spacing_mm", "orientation", "intensity")}
+    told = {} if sample is None else {"sample": sample}
+    publish(net, f"local-dir:{tmp_path / 'mine'}", input_spec={**contract, **told})
+    assert main(["models", "show", f"local-dir:{tmp_path / 'mine'}"]) == 0
+    assert f"input {shown} (D x H x W)" in capsys.readouterr().out

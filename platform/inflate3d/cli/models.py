@@ -6,7 +6,7 @@ import argparse
 from fnmatch import fnmatch
 from typing import Any
 
-from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_sizes, times
+from inflate3d.cli.plan_arguments import PLAN_HELP, add_size_arguments, planned_net, shown_size, times
 from inflate3d.cli.table import print_table
 from inflate3d.cli.timm_names import architectures, check_model_name
 from inflate3d.contracts import AbstractZoo, ZooNet, find_zoo, zoo_names
@@ -86,9 +86,9 @@ def _facts(row: Architecture | ZooNet) -> tuple[str, str, str]:
 
 
 def _show(args: argparse.Namespace) -> None:
-    shown: Any = read_sizes(args)[0] or SHOWN_SIZE
     check_model_name(args.name, where="platform models show")
     net = planned_net(args.plan, args)
+    shown: Any = shown_size(net, args)
 
     from inflate3d.models.outline import outline_of
 

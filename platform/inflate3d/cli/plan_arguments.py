@@ -13,12 +13,16 @@ from inflate3d.inflation.spec import Inflation
 
 PLAN_HELP = "auto, i3d, isotropic, slow or 2d; an explicit plan '{kernels: [1, 3], strides: [1, 2]}'; or a YAML file"
 
-SHOWN_SIZE = (64, 224, 224)  # the size shown unless --input_size is given
+_SIZE_OF_2D = (64, 224, 224)
 
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --input_size, --spacing_mm and --inflation."""
-    parser.add_argument("--input_size", metavar="D,H,W", help="D,H,W: plan auto uses it, and sizes are shown for it")
+    parser.add_argument(
+        "--input_size",
+        metavar="D,H,W",
+        help="D,H,W: plan auto uses it, and sizes are shown for it (default: as published weights saw, or 64,224,224)",
+    )
     parser.add_argument("--spacing_mm", metavar="Z,Y,X", help="z,y,x: plan auto uses it")
     parser.add_argument("--inflation", help="mean, center (default), overshoot or random; published weights: their own")
 
@@ -58,6 +62,13 @@ def planned_net(plan: str, args: argparse.Namespace) -> Any:
     from inflate3d.models.outline import empty_net
 
     return empty_net(args.name, plan=laid, input_size=size, spacing_mm=spacing_mm, **given)
+
+
+def shown_size(net: Any, args: argparse.Namespace) -> tuple[int, ...]:
+    """Return the (D, H, W) that sizes are shown for: as given, of the weights' own samples, or a common one."""
+    from inflate3d.models.input_contract import sample_size
+
+    return read_sizes(args)[0] or sample_size(getattr(net, "input_spec", None) or {}) or _SIZE_OF_2D
 
 
 def times(values: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inflate3d.cli.plan_arguments import PLAN_HELP, SHOWN_SIZE, add_size_arguments, planned_net, read_plan, read_sizes
+from inflate3d.cli.plan_arguments import PLAN_HELP, add_size_arguments, planned_net, read_plan, shown_size
 
 _FILTERS = """\
 MODEL     a run folder; published weights (a name from list_pretrained(), local-dir:PATH, hf-hub:ORG/NAME, ...);
@@ -101,8 +101,8 @@ def _plan(args: argparse.Namespace) -> None:
     from inflate3d.cli.timm_names import check_model_name
 
     check_model_name(args.name, where="platform plot plan")
-    size: Any = read_sizes(args)[0] or SHOWN_SIZE
     nets = [planned_net(plan, args) for plan in args.plan]
+    size: Any = shown_size(nets[0], args)
 
     from inflate3d.evaluation.pictures.plan_diagram import PlanRow, plot_plan
     from inflate3d.models.outline import outline_of

@@ -81,7 +81,7 @@ def test_grey_and_colours_make_the_kernel_of_rgb_again():
 
 
 @pytest.mark.parametrize("domain", ["mri", "ct"])
-def test_weights_of_volumes_answer_grey_clips_as_volumes_and_tell_colours_as_before(published, flat, domain):
+def test_weights_of_volumes_answer_grey_clips_as_volumes_and_tell_colours_as_before(published, flat, domain, caplog):
     grey = inflate3d.create_model(published, pretrained=True, norm_domain=domain).eval()
     rgb = inflate3d.create_model(published, pretrained=True, norm_domain=domain, in_chans=3).eval()
     before = inflate3d.create_model("test_resnet", pretrained=True, pretrained_cfg_overlay={"file": str(flat)})
@@ -90,6 +90,7 @@ def test_weights_of_volumes_answer_grey_clips_as_volumes_and_tell_colours_as_bef
         torch.testing.assert_close(rgb(clip.expand(-1, 3, -1, -1, -1)), grey(clip), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(colour_part_of(stem_of(rgb)), colour_part_of(stem_of(before)), rtol=1e-5, atol=1e-6)
     assert not torch.equal(stem_of(rgb).sum(1), stem_of(before).sum(1))
+    assert "taken from 1 to 3 channels, colours as in the 2D weights" in caplog.text
 
 
 def test_a_training_on_clips_begins_with_those_colours_beside_grey(published):

@@ -13,6 +13,8 @@ from inflate3d.nn.stems import adapt_channels
 
 _log = logging.getLogger("inflate3d")
 
+_COLOURS = ", colours as in the 2D weights"
+
 
 def resize_depth(weight_OIDHW: Tensor, depth: int) -> Tensor:
     """Return a kernel with another number of slices along D, and the same answer on a static clip.
@@ -38,8 +40,10 @@ def fit_tensors(
     for key, value in state.items():
         wanted = own[key].shape
         if key == f"{stem}.weight" and value.ndim == len(wanted) and value.shape[1] != wanted[1]:
-            fitted[key] = value = adapt_channels(value, wanted[1], colour_part)
-            _log.warning("%s: first convolution taken from %d to %d channels", told, state[key].shape[1], wanted[1])
+            before, after = value.shape[1], wanted[1]
+            fitted[key] = value = adapt_channels(value, after, colour_part)
+            told_more = _COLOURS if colour_part is not None and (before, after) == (1, 3) else ""
+            _log.warning("%s: first convolution taken from %d to %d channels%s", told, before, after, told_more)
         same = value.shape[:2] + value.shape[3:] == wanted[:2] + wanted[3:]
         if key in convolutions and value.ndim == 5 and value.shape != wanted and same:
             resized.add((value.shape[2], wanted[2]))

@@ -210,8 +210,8 @@ def _load(
         if header[name].numbers > 64 * own[key].numel() + 4096:
             raise _misfit(folder, key, header[name].shape, own[key].shape)
     beside = {COLOUR_KEY} & set(header)
-    kernel = header[taken[f"{stem}.weight"]].shape
     for key in beside:
+        kernel = header[taken[f"{stem}.weight"]].shape
         if tuple(header[key].shape) != (kernel[0], 3, *kernel[2:]) or header[key].dtype not in FLOATS:
             raise _misfit(folder, key, header[key].shape, (kernel[0], 3, *kernel[2:]))
     tensors = read_tensors(folder / WEIGHTS, {*taken.values(), *beside})

@@ -17,11 +17,23 @@ def test_a_class_that_is_not_found_twice_on_end_is_told_once_also_across_a_resum
     resumed = ScoreWatch()
     resumed.load_state_dict(watch.state_dict())
     (told,) = resumed.judge({ANTERIOR: 0.5, POSTERIOR: 0.0, **others})
-    assert told.startswith(f"{POSTERIOR} is 0 for the second time: the net finds none of this class")
+    assert told.startswith(f"{POSTERIOR} is below 0.01 for the second time: the net finds none of this class")
     assert resumed.judge({ANTERIOR: 0.5, POSTERIOR: 0.0}) == []
     assert resumed.judge({ANTERIOR: 0.0, POSTERIOR: 0.1}) == []
     assert [line.split()[0] for line in resumed.judge({ANTERIOR: 0.0, POSTERIOR: 0.0})] == [ANTERIOR]
     assert [line.split()[0] for line in resumed.judge({ANTERIOR: 0.1, POSTERIOR: 0.0})] == [POSTERIOR]
+
+
+def test_a_class_that_the_last_validation_does_not_find_is_told_at_the_end():
+    watch = ScoreWatch()
+    watch.judge({ANTERIOR: 0.0, POSTERIOR: 0.6})
+    watch.judge({ANTERIOR: 0.7, POSTERIOR: 0.004, "val/organ/brain/dice": 0.0})
+    resumed = ScoreWatch()
+    resumed.load_state_dict(watch.state_dict())
+    (told,) = resumed.left()
+    assert told.startswith(f"{POSTERIOR} ends below 0.01: the net finds none of this class, whatever the mean says")
+    resumed.judge({ANTERIOR: 0.7, POSTERIOR: 0.02})
+    assert resumed.left() == []
 
 
 def test_datasets_whose_few_cases_choose_the_best_checkpoint_are_named():

@@ -12,13 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 log = logging.getLogger(__name__)
 
 FEW = 30  # cases of which one changes an accuracy by more than .03
+NONE = 0.01  # a Dice below which a class is as good as not found
+_REMEDY = "lower the learning rate, raise sample.foreground, or begin with a published decoder (model.start_heads)"
 
 
 class ScoreWatch(pl.Callback):
-    """Warns where a class has Dice 0 in two validations in a row, once a class, and again if it comes and goes.
+    """Warns where a class has a Dice below .01 in two validations in a row, and where it does in the last one.
 
-    A mean over classes hides that: half of a score may be one class that the net has given up. And says once which
-    datasets have so few validation cases that the best checkpoint is chosen by chance.
+    A mean over classes hides that: half of a score may be one class that the net has given up. A class is told of once,
+    and again if it comes and goes. And says once which datasets have so few validation cases that the best checkpoint
+    is chosen by chance.
     """
 
     def __init__(self, few: int = FEW) -> None:
@@ -28,7 +31,7 @@ class ScoreWatch(pl.Callback):
         self._told_few = False
 
     def state_dict(self) -> dict[str, Any]:
-        """In how many validations on end each class had 0, and whether few cases were told of."""
+        """In how many validations on end each class was not found, and whether few cases were told of."""
         return {"zero": dict(self._zero), "told_few": self._told_few}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -42,10 +45,24 @@ class ScoreWatch(pl.Callback):
         scores = {key: float(value) for key, value in trainer.callback_metrics.items()}
         line = "" if self._told_few else few_cases(pl_module, trainer.datamodule, self.few)
         self._told_few = True
-        if line and trainer.is_global_zero:
-            log.warning("%s", line)
+        if line:
+            _tell(trainer, line)
         for line in self.judge(scores):
-            log.warning("step %d: %s", trainer.global_step, line)
+            _tell(trainer, f"step {trainer.global_step}: {line}")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Name the classes that the last validation did not find."""
+        for line in self.left():
+            _tell(trainer, line)
+
+    def left(self) -> list[str]:
+        """Return what is to be told of classes that were not found in the end."""
+        return [
+            f"{key} ends below {NONE:g}: the net finds none of this class, whatever the mean says. Train for more "
+            f"steps, {_REMEDY}"
+            for key, count in self._zero.items()
+            if count
+        ]
 
     def judge(self, scores: Mapping[str, float]) -> list[str]:
         """Take the scores of one validation, by metric; return what is to be told."""
@@ -54,14 +71,18 @@ class ScoreWatch(pl.Callback):
             _, _, metric = key.rpartition("/")
             if not key.startswith("val/") or not metric.startswith("dice_"):
                 continue
-            self._zero[key] = self._zero.get(key, 0) + 1 if value == 0 else 0
+            self._zero[key] = self._zero.get(key, 0) + 1 if value < NONE else 0
             if self._zero[key] == 2:
                 told.append(
-                    f"{key} is 0 for the second time: the net finds none of this class. It may still come; if it does "
-                    "not by half of the run, lower the learning rate, raise sample.foreground, or begin with a "
-                    "published decoder (model.start_heads)"
+                    f"{key} is below {NONE:g} for the second time: the net finds none of this class. It may still "
+                    f"come; if it does not by half of the run, {_REMEDY}"
                 )
         return told
+
+
+def _tell(trainer: Any, line: str) -> None:
+    if trainer.is_global_zero:
+        log.warning("%s", line)
 
 
 def few_cases(module: Any, data: Any, few: int) -> str:

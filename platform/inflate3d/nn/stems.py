@@ -120,7 +120,8 @@ def adapt_channels(weight: Tensor, in_chans: int, colour_part: Tensor | None = N
     if in_chans == 1:
         return weight.sum(1, keepdim=True)
     if channels == 1 and in_chans == 3 and colour_part is not None:
-        return weight / 3 + colour_part.to(weight)
+        part = colour_part.to(weight)
+        return weight / 3 + part - part.mean(1, keepdim=True)  # 0 in sum, also once it was rounded to halves
     return weight[:, torch.arange(in_chans, device=weight.device) % channels] * (channels / in_chans)
 
 

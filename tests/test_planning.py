@@ -21,6 +21,7 @@ from inflate3d.datasets.nifti_folder import NiftiFolder
 from inflate3d.discover import find
 from inflate3d.errors import InputError
 from inflate3d.inflation.plan import resolve_plan
+from inflate3d.planning import starts
 from inflate3d.planning.chosen import Chosen, as_yaml, values_of
 from inflate3d.planning.fingerprint import Fingerprint, measure
 from inflate3d.planning.geometry import median_shape, planned_patch, planned_spacing
@@ -314,12 +315,23 @@ def test_a_reason_stands_beside_its_value_or_above_it_where_the_line_is_full() -
     assert yaml.safe_load(text) == {"a": {"b": [1, 2], "c": "x: #"}, "d": None}
 
 
-def test_a_published_head_is_taken_for_the_same_classes_alone() -> None:
+def test_a_published_head_is_taken_for_the_same_classes_and_a_decoder_for_others_with_a_fresh_last_layer() -> None:
     names = ("background", "Anterior", "Posterior")
-    assert fitting_head(SHIPPED, MaskTarget(names)) == "hippocampus"
-    assert fitting_head(SHIPPED, MaskTarget((*names, "Tail"))) is None
+    same, other = (fitting_head(SHIPPED, MaskTarget(n)) for n in (names, (*names, "Tail")))
+    assert same == Chosen("hippocampus", "published for the same classes")
+    assert other == Chosen("hippocampus", "a published decoder of other classes; its last layer begins fresh")
     assert fitting_head(SHIPPED, ClassTarget(names)) is None
     assert fitting_head("resnet18", MaskTarget(names)) is None
+
+
+def test_a_decoder_of_unlike_shape_is_not_begun_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = {"type": "mask", **MaskTarget(("background", "knee")).to_dict()}
+    head = {"type": "unet", "head": {"num_classes": 2, "channels": [16, 32, 64, 99]}, "target": target}
+    monkeypatch.setattr(starts, "published_folder", Path)
+    monkeypatch.setattr(starts, "read_published_config", lambda folder: {"heads": {"knee": head}})
+    assert [fitting_head("any", MaskTarget(("background", name))) for name in ("hip", "knee")] == [None, None]
+    head["head"]["channels"][-1] = 128
+    assert [fitting_head("any", MaskTarget(("background", name))).value for name in ("hip", "knee")] == ["knee", "knee"]  # type: ignore[union-attr]
 
 
 def test_the_table_says_how_many_cases_each_class_has(tmp_path: Path) -> None:

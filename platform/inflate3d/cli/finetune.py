@@ -144,7 +144,7 @@ def _plan(found: Fingerprint, layout: Layout, asked: dict[str, Any], output: str
     budget = Budget(memory_at_hand(), asked["minutes"], len(os.sched_getaffinity(0)))
     head = fitting_head(asked["model"], targets[0]) if len(targets) == 1 else None
     if head:
-        print(f"the published head {head!r} tells the same classes apart: the run begins with it")
+        print(f"the run begins with the published head {head.value!r}: {head.reason}")
     return plan_run(found, layout, grid, cost, budget, model=asked["model"], start_head=head, output=output)
 
 

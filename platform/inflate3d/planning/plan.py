@@ -69,7 +69,7 @@ def plan_run(
     budget: Budget,
     *,
     model: str,
-    start_head: str | None,
+    start_head: Chosen | None,
     output: str,
 ) -> Tree:
     """Return the config of a run, each value with its reason. output: the run's folder; shards go to output/shards.
@@ -132,7 +132,14 @@ def _trainer(output: str, steps: Chosen, budget: Budget) -> Tree:
 
 
 def _model(
-    found: Fingerprint, net: NetCost, proposal: Proposal, steps: int, *, model: str, start_head: str | None, name: str
+    found: Fingerprint,
+    net: NetCost,
+    proposal: Proposal,
+    steps: int,
+    *,
+    model: str,
+    start_head: Chosen | None,
+    name: str,
 ) -> Tree:
     channels = found.card.input.channels
     stems = {found.card.modality: len(channels)}
@@ -147,7 +154,7 @@ def _model(
         backbone["timm_kwargs"] = Chosen(dict(net.timm_kwargs), "else the deepest map would be one voxel high or wide")
     if len(channels) != net.in_chans:
         backbone["stems"] = Chosen(stems, f"the net's own stem takes {net.in_chans}")
-    begun = {"start_heads": {name: Chosen(start_head, "published for the same classes")}} if start_head else {}
+    begun = {"start_heads": {name: start_head}} if start_head else {}
     return {
         "backbone": backbone,
         "optimizer": {

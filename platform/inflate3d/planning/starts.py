@@ -17,9 +17,9 @@ from inflate3d.planning.chosen import Chosen
 def fitting_head(model: str, target: AbstractTarget) -> Chosen | None:
     """Return the head of a publication to begin from, with the reason; None where none helps.
 
-    The first whose target is of this type and answers alike. For voxels, else the first decoder: all but its last layer
-    is taken, and so fewer fine-tunings find one class alone (docs/LOG.md). Decoders of another shape than a fresh one
-    has do not fit.
+    The first whose target is of this type and answers alike. For voxels, else the first decoder, of which all but the
+    last layer is taken: that helps much where organs are alike, and harmed where they are not by nothing that was
+    measured (docs/LOG.md, 2026-11-29). Decoders of another shape than a fresh one has do not fit.
     """
     folder = published_folder(model)
     found = {} if folder is None else read_published_config(folder).get("heads", {})

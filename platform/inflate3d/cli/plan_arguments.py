@@ -66,9 +66,11 @@ def planned_net(plan: str, args: argparse.Namespace) -> Any:
 
 def shown_size(net: Any, args: argparse.Namespace) -> tuple[int, ...]:
     """Return the (D, H, W) that sizes are shown for: as given, of the weights' own samples, or a common one."""
-    from inflate3d.models.input_contract import sample_size
+    from inflate3d.data.samples.options import VideoSample, VolumeSample
 
-    return read_sizes(args)[0] or sample_size(getattr(net, "input_spec", None) or {}) or _SIZE_OF_2D
+    sample = (getattr(net, "input_spec", None) or {}).get("sample") or {}
+    kind = VideoSample if "num_frames" in sample else VolumeSample
+    return read_sizes(args)[0] or kind(**sample).input_size or _SIZE_OF_2D
 
 
 def times(values: Sequence[int]) -> str:

@@ -27,17 +27,6 @@ def contract_of_2d(net: nn.Module, in_chans: int) -> dict[str, Any]:
     return {**contract, "intensity": {"mode": "window", "window": window, "mean": list(mean), "std": list(std)}}
 
 
-def sample_size(contract: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Return the (D, H, W) of the samples that weights were trained on; None where the contract does not tell."""
-    sample = contract.get("sample") or {}
-    if size := sample.get("resize") or sample.get("patch_size") or sample.get("size"):
-        depth, height, width = size
-        return int(depth), int(height), int(width)
-    if sample.get("num_frames") and sample.get("crop_size"):
-        return int(sample["num_frames"]), int(sample["crop_size"]), int(sample["crop_size"])
-    return None
-
-
 def intensity_of(contract: Mapping[str, Any]) -> Intensity | None:
     """Read a contract's intensity back, with the mean and std that its sample puts in place; None where it has none."""
     if contract.get("intensity") is None:

@@ -125,7 +125,8 @@ def test_published_weights_show_their_own_plan_and_taps(tmp_path, capsys, recwar
 def test_sizes_are_those_of_what_published_weights_were_trained_on(sample, shown, tmp_path, capsys):
     net = create_model("test_resnet", in_chans=1, plan="slow", num_classes=0)
     contract = {key: net.input_spec[key] for key in ("axes", "channels", "spacing_mm", "orientation", "intensity")}
-    told = {} if sample is None else {"sample": sample}
+    media = "video" if "num_frames" in (sample or {}) else "volume"
+    told = {} if sample is None else {"sample": sample, "media": media}
     publish(net, f"local-dir:{tmp_path / 'mine'}", input_spec={**contract, **told})
     assert main(["models", "show", f"local-dir:{tmp_path / 'mine'}"]) == 0
     assert f"input {shown} (D x H x W)" in capsys.readouterr().out

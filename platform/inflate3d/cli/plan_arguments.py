@@ -66,11 +66,13 @@ def planned_net(plan: str, args: argparse.Namespace) -> Any:
 
 def shown_size(net: Any, args: argparse.Namespace) -> tuple[int, ...]:
     """Return the (D, H, W) that sizes are shown for: as given, of the weights' own samples, or a common one."""
-    from inflate3d.data.samples.options import VideoSample, VolumeSample
+    contract = getattr(net, "input_spec", None) or {}
+    if (given := read_sizes(args)[0]) or not contract.get("sample") or not contract.get("media"):
+        return given or _SIZE_OF_2D
+    from inflate3d.data.samples.options import options_of
 
-    sample = (getattr(net, "input_spec", None) or {}).get("sample") or {}
-    kind = VideoSample if "num_frames" in sample else VolumeSample
-    return read_sizes(args)[0] or kind(**sample).input_size or _SIZE_OF_2D
+    size = options_of(contract["media"], contract["sample"], where=f"{args.name}: sample").input_size
+    return size or _SIZE_OF_2D
 
 
 def times(values: Sequence[int]) -> str:

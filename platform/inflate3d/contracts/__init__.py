@@ -21,6 +21,7 @@ from inflate3d.contracts.medium import AbstractMedium as AbstractMedium
 from inflate3d.contracts.medium import Plane as Plane
 from inflate3d.contracts.medium import SampleOptions as SampleOptions
 from inflate3d.contracts.medium import Stage as Stage
+from inflate3d.contracts.medium import medium_named as medium_named
 from inflate3d.contracts.medium import medium_of as medium_of
 from inflate3d.contracts.prediction import Features as Features
 from inflate3d.contracts.prediction import Images as Images

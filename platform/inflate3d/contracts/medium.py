@@ -161,11 +161,12 @@ class AbstractMedium(ABC):
 
 
 @cache
-def _medium(name: str) -> AbstractMedium:
+def medium_named(name: str) -> AbstractMedium:
+    """Return the medium of this name, one for the process. InputError with close names if none is installed."""
     medium: AbstractMedium = find("media", name).load()()
     return medium
 
 
 def medium_of(card: DatasetCard) -> AbstractMedium:
     """Return the medium of a card's samples. InputError with close names if none of that name is installed."""
-    return _medium(card.media)
+    return medium_named(card.media)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from inflate3d.contracts import DatasetCard, medium_of
+from inflate3d.contracts import DatasetCard, medium_named
 from inflate3d.errors import InputError, unknown_name
 from inflate3d.sample import IMAGE, Triple
 
@@ -95,18 +95,20 @@ class VideoSample:
 
 
 def sample_options(card: DatasetCard, options: Mapping[str, Any], *, where: str = "sample") -> Any:
-    """Return the checked options of a card's medium (see contracts.SampleOptions).
+    """Return the checked options of a card's medium (see contracts.SampleOptions), as options_of does."""
+    return options_of(card.media, options, where=where)
 
-    InputError begins with `where` and names the key.
-    """
-    cls = medium_of(card).options
+
+def options_of(media: str, options: Mapping[str, Any], *, where: str = "sample") -> Any:
+    """Return the checked options of the medium of this name. InputError begins with `where` and names the key."""
+    cls = medium_named(media).options
     known = {f.name: f for f in fields(cls)}
     for name in options:
         if name not in known:
             raise unknown_name("key", name, known, where=f"{where}.{name}")
     missing = [name for name, f in known.items() if f.default is MISSING and name not in options]
     if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing; {card.media} needs it. Keys: {', '.join(known)}")
+        raise InputError(f"{where}: {', '.join(missing)} missing; {media} needs it. Keys: {', '.join(known)}")
     try:
         return cls(**options)
     except InputError as fault:
